@@ -1,0 +1,72 @@
+// Owns: how logits, targets and class ids are read from and written to memory on the CPU.
+// Must not know: losses. No standard library in here: these files are compiled once per instruction set, and an inline function of
+// the library compiled for AVX-512 must not be the one the linker keeps for every machine.
+#pragma once
+#include <stdint.h>
+
+#include "../problem.h"
+
+namespace focal_ext {
+
+struct BFloat16 { uint16_t bits; };
+struct Float16 { uint16_t bits; };
+
+inline uint32_t bits_of(float a) { uint32_t b; __builtin_memcpy(&b, &a, 4); return b; }
+inline float float_of(uint32_t b) { float a; __builtin_memcpy(&a, &b, 4); return a; }
+
+inline float load(const float& a) { return a; }
+inline double load(const double& a) { return a; }
+inline float load(const uint8_t& a) { return float(a); }
+inline float load(const BFloat16& a) { return float_of(uint32_t(a.bits) << 16); }
+inline float load(const Float16& a) {
+  const uint32_t magnitude = uint32_t(a.bits & 0x7fff) << 13, sign = uint32_t(a.bits & 0x8000) << 16;
+  const uint32_t finite = bits_of(float_of(magnitude) * 5.192296858534828e33f);  // 2^112 moves the exponent's bias, subnormals included
+  return float_of(sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite));
+}
+
+// Round to nearest even, without a branch so that the loops around them vectorise.
+inline void store(float& to, float a) { to = a; }
+inline void store(double& to, double a) { to = a; }
+inline void store(BFloat16& to, float a) {
+  const uint32_t b = bits_of(a);
+  const uint32_t rounded = (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
+  to.bits = uint16_t((b & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+inline void store(Float16& to, float a) {
+  const uint32_t b = bits_of(a), magnitude = b & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds at 2^-24, fp16's last place
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  to.bits = uint16_t((b >> 16 & 0x8000u) | (magnitude >= 0x477ff000u ? special : finite));
+}
+
+template <class scalar_t> struct accumulate { using type = float; };
+template <> struct accumulate<double> { using type = double; };
+
+// A class id widened before any comparison. A uint64 beyond int64 stays outside every range instead of wrapping to background.
+inline int64_t label_at(const Problem& p, int64_t row) {
+  switch (p.target) {
+    case Target::u8: return static_cast<const uint8_t*>(p.targets)[row];
+    case Target::i8: return static_cast<const int8_t*>(p.targets)[row];
+    case Target::u16: return static_cast<const uint16_t*>(p.targets)[row];
+    case Target::i16: return static_cast<const int16_t*>(p.targets)[row];
+    case Target::u32: return static_cast<const uint32_t*>(p.targets)[row];
+    case Target::i32: return static_cast<const int32_t*>(p.targets)[row];
+    case Target::u64: {
+      const uint64_t id = static_cast<const uint64_t*>(p.targets)[row];
+      return id > uint64_t(INT64_MAX) ? INT64_MAX : int64_t(id);
+    }
+    default: return static_cast<const int64_t*>(p.targets)[row];
+  }
+}
+
+enum class Row { background, positive, ignored, bad };
+
+inline Row row_kind(const Problem& p, int64_t label) {
+  if (p.has_ignore_index && label == p.ignore_index) return Row::ignored;
+  if (label >= 0 && label < p.classes) return Row::positive;
+  return label == -1 || label == p.classes ? Row::background : Row::bad;
+}
+
+}  // namespace focal_ext

@@ -1,0 +1,168 @@
+// Owns: the arithmetic every loss formula is written in, one policy per number type and device.
+// Must not know: any loss, any tensor, any loop.
+//
+// A policy `Math` supplies: value_t, limit(), abs, min, max, fma, select_positive(z, a, b) = z > 0 ? a : b, exp_neg(y) = exp(-y)
+// for 0 <= y <= limit(), reciprocal, log1p_exp(e, w) = log(1 + e) given w = e / (1 + e), pow_exp(gamma, a, b) = exp(gamma (a - b))
+// and pow(u, gamma). Beyond limit() exp(-y) rounds to 0, so clamping there changes no result. min and max keep the second
+// argument when it is NaN.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#define FOCAL_EXT_INLINE __host__ __device__ __forceinline__
+#else
+#define FOCAL_EXT_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace focal_ext {
+
+// An exponent in two floats: float(1.7) alone costs 28 ULP in the tail. Saturates where p^gamma is 0 or 1 to rounding anyway,
+// so that gamma * q cannot overflow.
+struct Exponent {
+  float high, low;
+  double full;
+  explicit Exponent(double gamma) : high(float(gamma < 1e36 ? gamma : 1e36)), low(gamma < 1e36 ? float(gamma - double(high)) : 0.f), full(gamma) {}
+};
+
+// log(1+e) / w with w = e/(1+e), i.e. -log(1-w)/w on [0, 1/2]; minimax, relative error 2^-25.4.
+template <class Math>
+FOCAL_EXT_INLINE typename Math::value_t log1p_polynomial(typename Math::value_t w) {
+  typename Math::value_t q = Math::constant(1.44110689f);
+  q = Math::fma(q, w, Math::constant(-1.69580998f));
+  q = Math::fma(q, w, Math::constant(1.25766826f));
+  q = Math::fma(q, w, Math::constant(-0.203538359f));
+  q = Math::fma(q, w, Math::constant(0.269612631f));
+  q = Math::fma(q, w, Math::constant(0.242805092f));
+  q = Math::fma(q, w, Math::constant(0.333700614f));
+  q = Math::fma(q, w, Math::constant(0.499992853f));
+  return Math::fma(q, w, Math::constant(1.00000002f));
+}
+
+// float on the host. Plain C++ without branch or call, so that a simd loop over it vectorises at every instruction-set level.
+struct HostFloat {
+  using value_t = float;
+  static constexpr float limit() { return 105.f; }
+  static constexpr float constant(float c) { return c; }
+  static FOCAL_EXT_INLINE float constant(Exponent gamma) { return gamma.high; }
+
+  static FOCAL_EXT_INLINE float abs(float a) { return from_bits(bits(a) & 0x7fffffffu); }
+  static FOCAL_EXT_INLINE float min(float a, float b) { return a < b ? a : b; }
+  static FOCAL_EXT_INLINE float max(float a, float b) { return a > b ? a : b; }
+  static FOCAL_EXT_INLINE float select_positive(float z, float a, float b) { return z > 0.f ? a : b; }
+  // Contraction is off for the whole library: a product and a sum fuse here or nowhere, so AVX2 and AVX-512 agree to the bit.
+  static FOCAL_EXT_INLINE float fma(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+  }
+  static FOCAL_EXT_INLINE float reciprocal(float a) { return 1.f / a; }
+  static FOCAL_EXT_INLINE float exp_neg(float y) { return exp_sum(-y, 0.f); }
+  static FOCAL_EXT_INLINE float log1p_exp(float, float w) { return w * log1p_polynomial<HostFloat>(w); }
+
+  static FOCAL_EXT_INLINE float pow_exp(Exponent gamma, float a, float b) {
+    const float high = gamma.high * a;
+    const float low = residual(gamma.high, a, high) + (gamma.low * a - gamma.high * b);
+    return exp_sum(max(-limit(), high), high < -limit() ? 0.f : low);
+  }
+
+  // u^gamma = 2^(gamma (k + log2 m)), u = 2^k m; the integer part times gamma stays exact in two floats.
+  static FOCAL_EXT_INLINE float pow(float u, Exponent gamma) {
+    const bool subnormal = u < 1.17549435e-38f;
+    const float v = subnormal ? u * 4294967296.f : u;
+    const int32_t shifted = int32_t(bits(v) - 0x3f3504f3u) >> 23;  // m in [sqrt(1/2), sqrt(2))
+    const float m = from_bits(bits(v) - (uint32_t(shifted) << 23)) - 1.f;
+    const float k = float(shifted) - (subnormal ? 32.f : 0.f);
+    const float high = gamma.high * k;
+    const float low = residual(gamma.high, k, high) + (gamma.low * k + gamma.high * (m * log2_polynomial(m)));
+    const float power = exp2_sum(max(-152.f, high), high < -152.f ? 0.f : low);
+    return u < 0.f ? __builtin_nanf("") : power;
+  }
+
+  static FOCAL_EXT_INLINE uint32_t bits(float a) { uint32_t b; __builtin_memcpy(&b, &a, 4); return b; }
+  static FOCAL_EXT_INLINE float from_bits(uint32_t b) { float a; __builtin_memcpy(&a, &b, 4); return a; }
+
+ private:
+  // a * b - product, exactly with a fused multiply-add, else by Dekker's splitting.
+  static FOCAL_EXT_INLINE float residual(float a, float b, float product) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, -product);
+#else
+    const float a_high = from_bits(bits(a) & 0xfffff000u), b_high = from_bits(bits(b) & 0xfffff000u);
+    const float a_low = a - a_high, b_low = b - b_high;
+    return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+#endif
+  }
+
+  // 2^n p without a second rounding before the last product: n + 64 is built as an exponent, so the scale is a normal number
+  // for all n >= -190 and subnormal results round once.
+  static FOCAL_EXT_INLINE float scale(float p, float shifted) { return (p * from_bits(bits(shifted) << 23)) * 5.42101086e-20f; }
+  static constexpr float kRound = 12582912.f + 191.f;  // 1.5 * 2^23: adding it rounds to an integer; 191 = 127 + 64
+
+  // exp(a + b), -105 <= a <= 0, |b| small. Cody-Waite reduction; relative error of the polynomial 2^-29.
+  static FOCAL_EXT_INLINE float exp_sum(float a, float b) {
+    const float shifted = fma(a, 1.44269504f, kRound);
+    const float n = shifted - kRound;
+    const float r = fma(n, 2.12194440e-4f, fma(n, -0.693359375f, a)) + b;
+    float p = 1.38368353e-3f;
+    p = fma(p, r, 8.37482416e-3f);
+    p = fma(p, r, 4.16682262e-2f);
+    p = fma(p, r, 0.166664201f);
+    p = fma(p, r, 0.499999921f);
+    p = fma(p, r, 1.00000004f);
+    p = fma(p, r, 1.f);
+    return scale(p, shifted);
+  }
+
+  // 2^(a + b), -152 <= a, |a + b| < 160.
+  static FOCAL_EXT_INLINE float exp2_sum(float a, float b) {
+    const float sum = max(-152.f, a + b);
+    const float shifted = sum + kRound;
+    const float f = (a - (shifted - kRound)) + b;
+    float p = 1.53457886e-4f;
+    p = fma(p, f, 1.33999578e-3f);
+    p = fma(p, f, 9.61848925e-3f);
+    p = fma(p, f, 5.55032871e-2f);
+    p = fma(p, f, 0.240226469f);
+    p = fma(p, f, 0.693147206f);
+    p = fma(p, f, 1.f);
+    return scale(p, shifted);
+  }
+
+  // log2(1 + m) / m on [sqrt(1/2) - 1, sqrt(2) - 1]; relative error 2^-27.9.
+  static FOCAL_EXT_INLINE float log2_polynomial(float m) {
+    float p = -0.109949824f;
+    p = fma(p, m, 0.186175092f);
+    p = fma(p, m, -0.191062699f);
+    p = fma(p, m, 0.204600594f);
+    p = fma(p, m, -0.239617408f);
+    p = fma(p, m, 0.28856741f);
+    p = fma(p, m, -0.360696649f);
+    p = fma(p, m, 0.480898241f);
+    p = fma(p, m, -0.721347352f);
+    return fma(p, m, 1.44269504f);
+  }
+};
+
+// double on host and device, through libm: the accurate path, not the fast one.
+struct Double {
+  using value_t = double;
+  static constexpr FOCAL_EXT_INLINE double limit() { return 750.; }
+  static constexpr FOCAL_EXT_INLINE double constant(double c) { return c; }
+  static FOCAL_EXT_INLINE double constant(Exponent gamma) { return gamma.full; }
+  static FOCAL_EXT_INLINE double abs(double a) { return ::fabs(a); }
+  static FOCAL_EXT_INLINE double min(double a, double b) { return a < b ? a : b; }
+  static FOCAL_EXT_INLINE double max(double a, double b) { return a > b ? a : b; }
+  static FOCAL_EXT_INLINE double select_positive(double z, double a, double b) { return z > 0. ? a : b; }
+  static FOCAL_EXT_INLINE double fma(double a, double b, double c) { return a * b + c; }
+  static FOCAL_EXT_INLINE double reciprocal(double a) { return 1. / a; }
+  static FOCAL_EXT_INLINE double exp_neg(double y) { return ::exp(-y); }
+  static FOCAL_EXT_INLINE double log1p_exp(double e, double) { return ::log1p(e); }
+  static FOCAL_EXT_INLINE double pow_exp(Exponent gamma, double a, double b) { return ::exp(gamma.full * (a - b)); }
+  static FOCAL_EXT_INLINE double pow(double u, Exponent gamma) { return ::pow(u, gamma.full); }
+};
+
+}  // namespace focal_ext

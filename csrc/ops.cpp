@@ -1,0 +1,268 @@
+// Owns: the ops' schemas, their registration, and the step from tensors to the plain Problem.
+// Must not know: formulas, loops, kernels. Arguments are checked in Python (focal_ext/_arguments.py), where an error can be a
+// ValueError; here only what would corrupt memory is checked again.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "cpu/run.h"
+#include "problem.h"
+
+#ifdef FOCAL_EXT_WITH_CUDA
+#include "cuda/launch.h"
+// Present in a CUDA build of torch only; weak, so that one library loads into both.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#endif
+
+namespace focal_ext {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+Scalar scalar_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double: return Scalar::f64;
+    case ScalarType::BFloat16: return Scalar::bf16;
+    case ScalarType::Half: return Scalar::f16;
+    default: STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "inputs: unsupported dtype"); return Scalar::f32;
+  }
+}
+
+ScalarType accumulation_type(const Tensor& t) { return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+
+Target id_target(const Tensor& ids) {
+  switch (ids.scalar_type()) {
+    case ScalarType::Byte: return Target::u8;
+    case ScalarType::Char: return Target::i8;
+    case ScalarType::UInt16: return Target::u16;
+    case ScalarType::Short: return Target::i16;
+    case ScalarType::UInt32: return Target::u32;
+    case ScalarType::Int: return Target::i32;
+    case ScalarType::UInt64: return Target::u64;
+    default: STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Long, "targets: class ids must be integers"); return Target::i64;
+  }
+}
+
+Target dense_target(const Tensor& inputs, const Tensor& targets) {
+  const ScalarType type = targets.scalar_type();
+  if (type == ScalarType::Bool || type == ScalarType::Byte) return Target::dense_u8;
+  if (type == inputs.scalar_type()) return Target::dense_scalar;
+  STD_TORCH_CHECK(type == accumulation_type(inputs), "targets: unsupported dtype of dense targets");
+  return Target::dense_acc;
+}
+
+Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// A tensor of the accumulation dtype and the given number of elements, or null. `name` leads the error.
+const void* checked_data(const OptionalTensor& t, const Tensor& inputs, int64_t numel, const char* name) {
+  if (!t) return nullptr;
+  STD_TORCH_CHECK(t->is_contiguous() && t->numel() == numel && t->scalar_type() == accumulation_type(inputs) &&
+                      t->get_device_index() == inputs.get_device_index() && t->is_cuda() == inputs.is_cuda(),
+                  name, ": must be contiguous, of the accumulation dtype and on the device of inputs");
+  return t->const_data_ptr();
+}
+
+// The arguments every op begins with, owning what the Problem points to.
+struct Arguments {
+  Tensor inputs, targets;
+  OptionalTensor weight, alpha, normalizer;
+  double gamma, alpha_positive, alpha_negative;
+  std::optional<int64_t> ignore_index;
+  int64_t divisor;
+  double divisor_value;
+
+  Problem problem() {
+    inputs = as_contiguous(inputs);
+    targets = as_contiguous(targets);
+    Problem p{};
+    p.classes = inputs.size(-1);
+    p.rows = 1;
+    for (int64_t d = 0; d + 1 < inputs.dim(); ++d) p.rows *= inputs.size(d);
+    p.inputs = inputs.const_data_ptr();
+    p.scalar = scalar_of(inputs);
+    p.target = targets.dim() == inputs.dim() ? dense_target(inputs, targets) : id_target(targets);
+    STD_TORCH_CHECK(targets.numel() == (is_dense(p.target) ? inputs.numel() : p.rows) && targets.is_cuda() == inputs.is_cuda(),
+                    "targets: must be on the device of inputs and hold one id a row or one value a logit");
+    p.targets = targets.const_data_ptr();
+    p.has_ignore_index = ignore_index.has_value();
+    p.ignore_index = ignore_index.value_or(0);
+    p.gamma = gamma;
+    p.alpha_positive = alpha_positive;
+    p.alpha_negative = alpha_negative;
+    p.alpha = checked_data(alpha, inputs, p.classes, "alpha");
+    if (weight) {
+      STD_TORCH_CHECK(weight->dim() == 2, "weight: must be [rows or 1, classes or 1]");
+      const int64_t rows = weight->size(0), classes = weight->size(1);
+      STD_TORCH_CHECK((rows == 1 || rows == p.rows) && (classes == 1 || classes == p.classes), "weight: must be [rows or 1, classes or 1]");
+      p.weight = checked_data(weight, inputs, rows * classes, "weight");
+      p.weight_row_stride = rows == 1 ? 0 : classes;
+      p.weight_class_stride = classes == 1 ? 0 : 1;
+    }
+    p.divisor = Divisor(divisor);
+    p.divisor_value = divisor_value;
+    p.divisor_tensor = checked_data(normalizer, inputs, 1, "normalizer");
+    STD_TORCH_CHECK(divisor >= 0 && divisor <= int64_t(Divisor::positives) && (p.divisor != Divisor::tensor || p.divisor_tensor) &&
+                        (divisor < int64_t(Divisor::kept) || !is_dense(p.target)),
+                    "divisor: does not fit the other arguments");
+    return p;
+  }
+};
+
+#define FOCAL_EXT_ARGUMENTS                                                                                                  \
+  Tensor inputs, Tensor targets, OptionalTensor weight, OptionalTensor alpha, OptionalTensor normalizer, double gamma,       \
+      double alpha_positive, double alpha_negative, std::optional<int64_t> ignore_index, int64_t divisor, double divisor_value
+#define FOCAL_EXT_PASS \
+  Arguments { inputs, targets, weight, alpha, normalizer, gamma, alpha_positive, alpha_negative, ignore_index, divisor, divisor_value }
+#define FOCAL_EXT_SCHEMA                                                                                                 \
+  " inputs, Tensor targets, Tensor? weight, Tensor? alpha, Tensor? normalizer, float gamma, float alpha_positive, "      \
+  "float alpha_negative, int? ignore_index, int divisor, float divisor_value"
+
+void on_torch_threads(int64_t n, void (*body)(void*, int64_t), void* context) {
+  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(context, i);
+  });
+}
+
+#ifdef FOCAL_EXT_WITH_CUDA
+void* current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "focal_ext: this torch has no CUDA");
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == AOTI_TORCH_SUCCESS, "focal_ext: no CUDA stream");
+  return stream;
+}
+
+void check_launch(const char* error) { STD_TORCH_CHECK(error == nullptr, "focal_ext: a CUDA launch failed: ", error ? error : ""); }
+#endif
+
+void run(const Problem& problem, const Tensor& inputs) {
+#ifdef FOCAL_EXT_WITH_CUDA
+  if (inputs.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(inputs.get_device_index());
+    const int64_t bytes = int64_t(cuda::workspace_bytes(problem));
+    const Tensor workspace = torch::stable::new_empty(inputs, {bytes}, ScalarType::Byte);
+    return check_launch(cuda::run(problem, workspace.mutable_data_ptr(), current_stream(inputs)));
+  }
+#endif
+  STD_TORCH_CHECK(inputs.is_cpu(), "focal_ext: no kernel for this device");
+  cpu::run(problem, on_torch_threads);
+}
+
+Tensor empty_logits(const Tensor& like) { return torch::stable::new_empty(like, like.sizes()); }
+
+Tensor loss(FOCAL_EXT_ARGUMENTS) {
+  Arguments a = FOCAL_EXT_PASS;
+  Problem p = a.problem();
+  Tensor result = torch::stable::new_empty(a.inputs, {}, accumulation_type(a.inputs));
+  p.loss = result.mutable_data_ptr();
+  run(p, a.inputs);
+  return result;
+}
+
+std::tuple<Tensor, Tensor> loss_and_gradient(FOCAL_EXT_ARGUMENTS) {
+  Arguments a = FOCAL_EXT_PASS;
+  Problem p = a.problem();
+  Tensor result = torch::stable::new_empty(a.inputs, {}, accumulation_type(a.inputs)), gradient = empty_logits(a.inputs);
+  p.loss = result.mutable_data_ptr();
+  p.gradient = gradient.mutable_data_ptr();
+  run(p, a.inputs);
+  return {result, gradient};
+}
+
+Tensor loss_map(FOCAL_EXT_ARGUMENTS) {
+  Arguments a = FOCAL_EXT_PASS;
+  Problem p = a.problem();
+  Tensor result = empty_logits(a.inputs);
+  p.loss_map = result.mutable_data_ptr();
+  run(p, a.inputs);
+  return result;
+}
+
+// Writes the gradient for an upstream factor (0-d, accumulation dtype) or map (the logits' shape and dtype).
+void write_gradient(Arguments& a, const Tensor& grad_output, void* to) {
+  Problem p = a.problem();
+  const Tensor upstream = as_contiguous(grad_output);
+  p.grad_output_per_element = grad_output.dim() > 0;
+  STD_TORCH_CHECK(upstream.is_cuda() == a.inputs.is_cuda() &&
+                      (p.grad_output_per_element ? upstream.numel() == a.inputs.numel() && upstream.scalar_type() == a.inputs.scalar_type()
+                                                 : upstream.scalar_type() == accumulation_type(a.inputs)),
+                  "grad_output: must be 0-d of the accumulation dtype, or of the shape and dtype of inputs");
+  p.grad_output = upstream.const_data_ptr();
+  p.gradient = to;
+  run(p, a.inputs);
+}
+
+Tensor gradient(FOCAL_EXT_ARGUMENTS, Tensor grad_output) {
+  Arguments a = FOCAL_EXT_PASS;
+  Tensor result = empty_logits(inputs);
+  write_gradient(a, grad_output, result.mutable_data_ptr());
+  return result;
+}
+
+void gradient_(FOCAL_EXT_ARGUMENTS, Tensor grad_output) {
+  STD_TORCH_CHECK(inputs.is_contiguous(), "inputs: must be contiguous to be overwritten");
+  Arguments a = FOCAL_EXT_PASS;
+  write_gradient(a, grad_output, inputs.mutable_data_ptr());
+}
+
+void scale_(Tensor gradient, Tensor factor) {
+  STD_TORCH_CHECK(gradient.is_contiguous() && factor.numel() == 1 && factor.scalar_type() == accumulation_type(gradient) &&
+                      factor.is_cuda() == gradient.is_cuda(),
+                  "factor: must be one number of the accumulation dtype, for a contiguous gradient on the same device");
+#ifdef FOCAL_EXT_WITH_CUDA
+  if (gradient.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(gradient.get_device_index());
+    return check_launch(cuda::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), factor.const_data_ptr(), current_stream(gradient)));
+  }
+#endif
+  const double value = gradient.scalar_type() == ScalarType::Double ? *static_cast<const double*>(factor.const_data_ptr())
+                                                                    : *static_cast<const float*>(factor.const_data_ptr());
+  cpu::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), value, on_torch_threads);
+}
+
+int64_t first_bad_id(Tensor targets, int64_t classes, std::optional<int64_t> ignore_index) {
+  const Tensor ids = as_contiguous(targets);
+  Problem p{};
+  p.targets = ids.const_data_ptr();
+  p.rows = ids.numel();
+  p.classes = classes;
+  p.has_ignore_index = ignore_index.has_value();
+  p.ignore_index = ignore_index.value_or(0);
+  p.target = id_target(ids);
+  return cpu::first_bad_id(p, on_torch_threads);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(focal_ext, m) {
+  m.def("loss(Tensor" FOCAL_EXT_SCHEMA ") -> Tensor");
+  m.def("loss_and_gradient(Tensor" FOCAL_EXT_SCHEMA ") -> (Tensor, Tensor)");
+  m.def("loss_map(Tensor" FOCAL_EXT_SCHEMA ") -> Tensor");
+  m.def("gradient(Tensor" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> Tensor");
+  m.def("gradient_(Tensor(a!)" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> ()");
+  m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
+  m.def("first_bad_id(Tensor targets, int classes, int? ignore_index) -> int");
+}
+
+#define FOCAL_EXT_REGISTER(m)                                 \
+  m.impl("loss", TORCH_BOX(&loss));                           \
+  m.impl("loss_and_gradient", TORCH_BOX(&loss_and_gradient)); \
+  m.impl("loss_map", TORCH_BOX(&loss_map));                   \
+  m.impl("gradient", TORCH_BOX(&gradient));                   \
+  m.impl("gradient_", TORCH_BOX(&gradient_));                 \
+  m.impl("scale_", TORCH_BOX(&scale_))
+
+STABLE_TORCH_LIBRARY_IMPL(focal_ext, CPU, m) {
+  FOCAL_EXT_REGISTER(m);
+  m.impl("first_bad_id", TORCH_BOX(&first_bad_id));
+}
+
+#ifdef FOCAL_EXT_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(focal_ext, CUDA, m) { FOCAL_EXT_REGISTER(m); }
+#endif
+
+}  // namespace focal_ext

@@ -1,0 +1,56 @@
+// Owns: the plain description of one call, the only thing that passes between the op registration and the CPU and CUDA kernels.
+// Must not know: torch. Everything is checked before it gets here; kernels do not validate.
+#pragma once
+#include <stdint.h>
+
+namespace focal_ext {
+
+enum class Scalar : int { f32, f64, bf16, f16 };  // logits; acc_t is double for f64, float for the others
+
+// How targets are stored. Class ids: one integer a row. Dense: one number a logit.
+enum class Target : int { u8, i8, u16, i16, u32, i32, u64, i64, dense_u8, dense_scalar, dense_acc };
+
+inline bool is_dense(Target target) { return target >= Target::dense_u8; }
+
+// What the reduced loss and the gradient are divided by.
+enum class Divisor : int {
+  value,     // divisor_value
+  tensor,    // *divisor_tensor, an acc_t on the device of the logits
+  kept,      // class ids: rows not ignored times classes, at least 1 ("mean")
+  positives  // class ids: positive rows, at least 1
+};
+
+struct Problem {
+  // Logits [rows, classes], contiguous, at any alignment of their own type.
+  const void* inputs;
+  Scalar scalar;
+  int64_t rows, classes;
+
+  const void* targets;  // [rows] ids or [rows, classes] dense, contiguous
+  Target target;
+  bool has_ignore_index;
+  int64_t ignore_index;  // tested first; then [0, classes) is positive, -1 or classes background, anything else gives NaN
+
+  double gamma;
+  double alpha_positive, alpha_negative;  // (alpha, 1 - alpha), or (1, 1) when alpha is off; unused with `alpha`
+  const void* alpha;                      // acc_t[classes] or null: alpha_c for positives of class c, 1 - alpha_c for negatives
+  const void* weight;                     // acc_t or null; element (row, c) at row * row_stride + c * class_stride
+  int64_t weight_row_stride, weight_class_stride;
+
+  Divisor divisor;
+  double divisor_value;
+  const void* divisor_tensor;
+
+  // Upstream factor of the gradient: null means 1; one acc_t, or with grad_output_per_element a scalar_t per logit.
+  const void* grad_output;
+  bool grad_output_per_element;
+
+  // Results wanted; null means not wanted.
+  void* loss;      // one acc_t: the sum divided by the divisor
+  void* loss_map;  // scalar_t per logit, undivided
+  void* gradient;  // scalar_t per logit, divided; may be `inputs` itself
+};
+
+inline int64_t numel(const Problem& p) { return p.rows * p.classes; }
+
+}  // namespace focal_ext

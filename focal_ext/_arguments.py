@@ -1,0 +1,231 @@
+# Owns: what the arguments of a loss may be, and the plain form in which kernels and reference take them.
+# Must not know: formulas, autograd, the native library.
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Union
+
+import torch
+from torch import Tensor
+
+Alpha = Union[float, Sequence[float], Tensor, None]
+Normalizer = Union[float, str, Tensor, None]
+
+LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+# What the reduced loss is divided by; the numbers are those of csrc/problem.h.
+BY_VALUE, BY_TENSOR, BY_KEPT, BY_POSITIVES = range(4)
+
+
+class Call(NamedTuple):
+    """The checked arguments of one call in the order of the native ops; only what autograd may save is a tensor."""
+
+    targets: Tensor  # contiguous; class ids of shape inputs.shape[:-1], or dense of shape inputs.shape
+    weight: Tensor | None  # [rows or 1, classes or 1] in the accumulation dtype
+    alpha: Tensor | None  # [classes] in the accumulation dtype
+    normalizer: Tensor | None  # 0-d in the accumulation dtype
+    gamma: float
+    alpha_positive: float
+    alpha_negative: float
+    ignore_index: int | None
+    divisor: int
+    divisor_value: float
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Call:
+        return Call(*tensors, *self[4:])  # type: ignore[arg-type]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def values_are_readable(*tensors: Tensor | None) -> bool:
+    """Whether looking at values is possible and free: not on a device, in a compiled graph, under a transform or for a subclass."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(t is None or (t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter)) for t in tensors)
+
+
+def check_inputs(inputs: Tensor) -> None:
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs: logits must be a torch.Tensor, got {type(inputs).__name__}")
+    if inputs.dtype not in LOGIT_DTYPES:
+        raise TypeError(f"inputs: logits must be float32, bfloat16, float16 or float64, got {inputs.dtype}; convert with inputs.float()")
+    if inputs.dim() == 0:
+        raise ValueError("inputs: logits need shape (..., classes), got a 0-d tensor; use inputs[None]")
+
+
+def is_dense(inputs: Tensor, targets: Tensor) -> bool:
+    """Reads the kind of targets from their rank, never from their values."""
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets: must be a torch.Tensor, got {type(targets).__name__}")
+    if targets.device != inputs.device:
+        raise ValueError(f"targets: must be on the device of inputs, {inputs.device}, got {targets.device}; use targets.to(inputs.device)")
+    if targets.shape == inputs.shape:
+        if targets.is_complex() or targets.is_quantized:
+            raise TypeError(f"targets: dense targets must be float, bool or 0/1 integers, got {targets.dtype}")
+        return True
+    if targets.shape == inputs.shape[:-1]:
+        if targets.dtype not in ID_DTYPES:
+            raise TypeError(
+                f"targets: of shape inputs.shape[:-1] they are class ids and must be integers, got {targets.dtype}; use targets.long()"
+            )
+        return False
+    raise ValueError(
+        f"targets: shape must be {tuple(inputs.shape[:-1])} for class ids or {tuple(inputs.shape)} for dense targets,"
+        f" got {tuple(targets.shape)}"
+    )
+
+
+def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int | None) -> None:
+    """Raises for the class id at flat position first_bad unless that is -1."""
+    if first_bad >= 0:
+        skip = "" if ignore_index is None else f", ignore_index={ignore_index} to skip an anchor"
+        raise ValueError(
+            f"targets: class id {int(targets.flatten()[first_bad])} at anchor {first_bad} is outside [0, {classes});"
+            f" use {classes} or -1 for background{skip}"
+        )
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_gamma(gamma: float) -> float:
+    if not is_number(gamma):
+        raise TypeError(f"gamma: must be a number, got {type(gamma).__name__}; a learnable gamma is not supported")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma: must be finite and >= 0, got {gamma}; 0 is cross entropy, 2 the paper's choice")
+    return float(gamma)
+
+
+def check_alpha(alpha: Alpha, inputs: Tensor) -> tuple[float, float, Tensor | None]:
+    """Returns the factors of positives and negatives, and the tensor of per-class alphas if there is one."""
+    if alpha is None or (is_number(alpha) and alpha == -1):
+        return 1.0, 1.0, None
+    if is_number(alpha):
+        if not 0 <= alpha <= 1:  # type: ignore[operator]
+            raise ValueError(f"alpha: must be in [0, 1], or None or -1 to switch it off, got {alpha}")
+        return float(alpha), 1.0 - float(alpha), None  # type: ignore[arg-type]
+    classes, dtype = inputs.shape[-1], accumulation_dtype(inputs.dtype)
+    if not isinstance(alpha, Tensor):
+        if isinstance(alpha, (str, bytes, bool)) or not isinstance(alpha, Sequence) or not all(map(is_number, alpha)):
+            raise TypeError(f"alpha: must be None, a float, or a tensor or sequence of {classes} floats, got {type(alpha).__name__}")
+        alpha = torch.tensor(alpha, dtype=dtype, device=inputs.device)
+    if alpha.is_complex() or alpha.is_quantized or alpha.dtype is torch.bool:
+        raise TypeError(f"alpha: must be real numbers, got {alpha.dtype}")
+    if alpha.shape != (classes,):
+        raise ValueError(f"alpha: a tensor or sequence must hold one value per class, shape ({classes},), got {tuple(alpha.shape)}")
+    if alpha.device != inputs.device:
+        raise ValueError(f"alpha: must be on the device of inputs, {inputs.device}, got {alpha.device}")
+    if values_are_readable(alpha) and not bool(((alpha >= 0) & (alpha <= 1)).all()):
+        raise ValueError(f"alpha: every value must be in [0, 1], got {alpha.tolist()}")
+    return 1.0, 1.0, alpha.to(dtype).contiguous()
+
+
+def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
+    """Brings a weight that broadcasts to inputs to [rows or 1, classes or 1], copying only where its layout is neither."""
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: must be a torch.Tensor or None, got {type(weight).__name__}")
+    if weight.is_complex() or weight.is_quantized:
+        raise TypeError(f"weight: must be real numbers, got {weight.dtype}")
+    if weight.device != inputs.device:
+        raise ValueError(f"weight: must be on the device of inputs, {inputs.device}, got {weight.device}")
+    shape, classes = inputs.shape, inputs.shape[-1]
+    if weight.dim() > len(shape) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(shape))):
+        column = "weight[:, None]" if len(shape) == 2 else "weight[..., None]"
+        hint = f"; one value per row must be a column, use {column}" if weight.shape == shape[:-1] else ""
+        raise ValueError(f"weight: must broadcast to inputs of shape {tuple(shape)}, got {tuple(weight.shape)}{hint}")
+    weight = weight.to(accumulation_dtype(inputs.dtype))
+    last = weight.shape[-1] if weight.dim() else 1
+    if weight.numel() == last:
+        return weight.reshape(1, last)
+    return weight.expand(*shape[:-1], last).reshape(math.prod(shape[:-1]), last).contiguous()
+
+
+def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool) -> tuple[int, float, Tensor | None]:
+    """Returns the divisor's kind, its value and its tensor."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction: must be 'none', 'mean' or 'sum', got {reduction!r}")
+    if normalizer is None:
+        if reduction != "mean":
+            return BY_VALUE, 1.0, None
+        return (BY_VALUE, float(max(inputs.numel(), 1)), None) if dense else (BY_KEPT, 1.0, None)
+    if reduction != "sum":
+        raise ValueError(f"normalizer: goes with reduction='sum', got reduction={reduction!r}")
+    if isinstance(normalizer, str):
+        if normalizer != "positives":
+            raise ValueError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {normalizer!r}")
+        if dense:
+            raise ValueError("normalizer: 'positives' counts class ids, got dense targets; pass a float or a 0-d tensor")
+        return BY_POSITIVES, 1.0, None
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() != 0:
+            raise ValueError(f"normalizer: a tensor must be 0-d, got shape {tuple(normalizer.shape)}; use normalizer.sum() or .squeeze()")
+        if normalizer.is_complex() or normalizer.dtype is torch.bool:
+            raise TypeError(f"normalizer: must be a real number, got {normalizer.dtype}")
+        if normalizer.device != inputs.device:
+            raise ValueError(f"normalizer: must be on the device of inputs, {inputs.device}, got {normalizer.device}")
+        return BY_TENSOR, 1.0, normalizer.to(accumulation_dtype(inputs.dtype))
+    if not is_number(normalizer):
+        raise TypeError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {type(normalizer).__name__}")
+    if not 0 < normalizer < math.inf:
+        raise ValueError(f"normalizer: must be finite and > 0, got {normalizer}; clamp a count of positives with max(n, 1)")
+    return BY_VALUE, float(normalizer), None
+
+
+def check_ignore_index(ignore_index: int | None) -> int | None:
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise TypeError(f"ignore_index: must be an integer or None, got {type(ignore_index).__name__}")
+    return ignore_index
+
+
+def is_overlapping(inputs: Tensor) -> bool:
+    """Whether two elements may share memory: an expanded or otherwise overlapping view."""
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(inputs.stride(), inputs.shape) if n > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def check_overwrite(inputs: Tensor) -> None:
+    if inputs.is_inference():
+        raise ValueError("overwrite_inputs: an inference tensor cannot take a gradient; compute the logits outside torch.inference_mode()")
+    if inputs.requires_grad and inputs.is_leaf:
+        raise ValueError("overwrite_inputs: inputs is a leaf that requires grad, its values must survive backward; pass logits that a layer computed")
+    if is_overlapping(inputs):
+        raise ValueError(f"overwrite_inputs: elements of inputs share memory (strides {inputs.stride()}); use inputs.contiguous()")
+
+
+def check(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: Alpha,
+    gamma: float,
+    reduction: str,
+    normalizer: Normalizer,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    overwrite_inputs: bool,
+) -> Call:
+    """Checks every argument before anything is computed and returns the plain form of the call."""
+    check_inputs(inputs)
+    dense = is_dense(inputs, targets)
+    gamma = check_gamma(gamma)
+    positive, negative, alpha_tensor = check_alpha(alpha, inputs)
+    divisor, divisor_value, divisor_tensor = check_normalizer(normalizer, reduction, inputs, dense)
+    plain_weight = check_weight(weight, inputs)
+    ignore_index = check_ignore_index(ignore_index)
+    if overwrite_inputs:
+        check_overwrite(inputs)
+    if dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):
+        targets = targets.to(accumulation_dtype(inputs.dtype))
+    return Call(
+        targets.contiguous(), plain_weight, alpha_tensor, divisor_tensor, gamma, positive, negative, ignore_index, divisor, divisor_value
+    )

@@ -1,0 +1,174 @@
+# Owns: which implementation a call takes, and what autograd keeps and does for it.
+# Must not know: formulas, argument rules.
+#
+#   eager, plain backward            fused: the Functions below
+#   torch.compile, torch.export      fused: ops with registered formulas (focal_ext._native)
+#   torch.func, forward mode, create_graph, other devices and subclasses, and
+#   targets, weight, alpha or normalizer that require grad     reference: right to any order, not fast
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from . import _arguments as arguments
+from . import _native as native
+from . import reference
+from ._arguments import Call
+from ._native import ops
+
+# Whether backward keeps the graph; absent in some torch versions, where the saved gradient is then never scaled in place.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tensor) -> Tensor:
+    """The gradient as a differentiable graph, for create_graph=True. No second derivative is written by hand."""
+    loss = reference.compute(inputs, call, ctx.reduction)
+    return torch.autograd.grad(loss, inputs, grad_output, create_graph=True)[0]
+
+
+def _save(ctx: Any, inputs: Tensor, call: Call, reduction: str, *results: Tensor) -> None:
+    """Saves tensors through autograd, so that hooks see them and a change in place is an error, never a wrong gradient."""
+    ctx.save_for_backward(inputs, *call[:4], *results)
+    ctx.call, ctx.reduction = call._replace(targets=None, weight=None, alpha=None, normalizer=None), reduction
+
+
+class _OnePass(torch.autograd.Function):
+    """Sum or mean with the gradient computed beside the loss; backward only scales it."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, gradient = ops.loss_and_gradient(inputs, *call)
+        _save(ctx, inputs, call, reduction, gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        inputs, *tensors, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _reference_gradient(ctx, inputs, ctx.call.with_tensors(tensors), grad_output), None, None
+        if _keeps_graph():
+            return gradient * grad_output, None, None
+        ops.scale_(gradient, grad_output)  # decided on the device: no read, no write when the factor is 1
+        return gradient, None, None
+
+
+class _Recompute(torch.autograd.Function):
+    """Unreduced losses, and fp16: an easy negative's unscaled fp16 gradient underflows before a GradScaler's factor reaches it."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str) -> Tensor:
+        _save(ctx, inputs, call, reduction)
+        return loss_only(inputs, call, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        inputs, *tensors = ctx.saved_tensors
+        call = ctx.call.with_tensors(tensors)
+        if torch.is_grad_enabled():
+            return _reference_gradient(ctx, inputs, call, grad_output), None, None
+        return ops.gradient(inputs, *call, _upstream(inputs, grad_output)), None, None
+
+
+class _Overwrite(torch.autograd.Function):
+    """Backward writes the gradient over the logits: no memory beside them."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str) -> Tensor:
+        _save(ctx, inputs, call, reduction)
+        return loss_only(inputs, call, reduction)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("overwrite_inputs=True is once differentiable: its backward replaces the logits; use overwrite_inputs=False")
+        if getattr(ctx, "overwritten", False):
+            raise RuntimeError("overwrite_inputs=True: the logits were replaced by the first backward; a second needs overwrite_inputs=False")
+        inputs, *tensors = ctx.saved_tensors
+        ctx.overwritten = True
+        target = inputs.detach()
+        call, upstream = ctx.call.with_tensors(tensors), _upstream(inputs, grad_output)
+        if target.is_contiguous():
+            ops.gradient_(target, *call, upstream)
+        else:
+            target.copy_(ops.gradient(target, *call, upstream))
+        torch.autograd.graph.increment_version(inputs)  # whoever else saved the logits gets autograd's error
+        return target, None, None
+
+
+def _upstream(inputs: Tensor, grad_output: Tensor) -> Tensor:
+    """grad_output as the ops take it: one number of the accumulation dtype, or one of the inputs' dtype per logit.
+
+    The gradient of ``loss.sum()`` is an expanded number, which is not worth a tensor of the size of the logits.
+    """
+    if grad_output.dim() and grad_output.numel() and not any(grad_output.stride()):
+        grad_output = grad_output[(0,) * grad_output.dim()]
+    if grad_output.dim() == 0 and inputs.dim():
+        return grad_output.to(arguments.accumulation_dtype(inputs.dtype))
+    return grad_output.contiguous()
+
+
+def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        return ops.loss_map(inputs, *call) if reduction == "none" else ops.loss(inputs, *call)
+
+
+def _needs_reference(inputs: Tensor, call: Call) -> bool:
+    if not native.runs_on(inputs.device) or torch._C._are_functorch_transforms_active():
+        return True
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call[:4])
+
+
+def _is_plain(*tensors: Tensor | None) -> bool:
+    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
+def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:
+    """The route of torch.compile and torch.export: plain op calls that a graph can hold."""
+    if reduction == "none":
+        return ops.loss_map(inputs, *call)
+    if inputs.requires_grad and torch.is_grad_enabled() and inputs.dtype is not torch.float16:
+        return ops.loss_and_gradient(inputs, *call)[0]
+    return ops.loss(inputs, *call)
+
+
+def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None]:
+    """Contiguous logits without a copy where the memory holds rows in another order (a permuted batch), else with one copy.
+
+    Returns the permutation that was applied, to be undone on an unreduced loss.
+    """
+    order = sorted(range(inputs.dim() - 1), key=lambda d: -inputs.stride(d)) + [inputs.dim() - 1]
+    rows = inputs.permute(order)
+    weight_is_simple = call.weight is None or call.weight.shape[0] == 1
+    if not rows.is_contiguous() or not weight_is_simple:
+        return inputs.contiguous(), call, None
+    targets = call.targets.permute(order if call.targets.dim() == inputs.dim() else order[:-1]).contiguous()
+    return rows, call._replace(targets=targets), order
+
+
+def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
+    """The loss of checked arguments by the fastest implementation that is right for them."""
+    if _needs_reference(inputs, call) or not (torch.compiler.is_compiling() or _is_plain(inputs, *call[:4])):
+        return reference.compute(inputs, call, reduction)
+    overwrite = overwrite_inputs and inputs.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    order = None
+    if not inputs.is_contiguous() and not overwrite:
+        inputs, call, order = _as_rows(inputs, call)
+    if torch.compiler.is_compiling():
+        loss = _compiled(inputs, call, reduction)
+    elif not (inputs.requires_grad and torch.is_grad_enabled()):
+        loss = loss_only(inputs, call, reduction)
+    elif overwrite:
+        loss = _Overwrite.apply(inputs, call, reduction)
+    elif reduction == "none" or inputs.dtype is torch.float16:
+        loss = _Recompute.apply(inputs, call, reduction)
+    else:
+        loss = _OnePass.apply(inputs, call, reduction)
+    if order is not None and reduction == "none":
+        loss = loss.permute([order.index(d) for d in range(len(order))])
+    return loss
