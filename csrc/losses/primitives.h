@@ -3,8 +3,8 @@
 //
 // A policy `Math` supplies: value_t, limit(), abs, min, max, fma, select_positive(z, a, b) = z > 0 ? a : b, exp_neg(y) = exp(-y)
 // for 0 <= y <= limit(), reciprocal, log1p_exp(e, w) = log(1 + e) given w = e / (1 + e), pow_exp(gamma, a, b) = exp(gamma (a - b))
-// and pow(u, gamma). Beyond limit() exp(-y) rounds to 0, so clamping there changes no result. min and max keep the second
-// argument when it is NaN.
+// pow(u, gamma), and bounded(y) = min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond limit() exp(-y) rounds
+// to 0, so clamping there changes no result. min and max keep the second argument when it is NaN.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -25,6 +25,10 @@ struct Exponent {
   double full;
   explicit Exponent(double gamma) : high(float(gamma < 1e36 ? gamma : 1e36)), low(gamma < 1e36 ? float(gamma - double(high)) : 0.f), full(gamma) {}
 };
+
+// p = sigmoid(z), q = sigmoid(-z) and their logarithms, from one exponential. A policy with a cheaper way specialises it.
+template <class Math>
+struct Sigmoid;
 
 // log(1+e) / w with w = e/(1+e), i.e. -log(1-w)/w on [0, 1/2]; minimax, relative error 2^-25.4.
 template <class Math>
@@ -51,6 +55,8 @@ struct HostFloat {
   static FOCAL_EXT_INLINE float min(float a, float b) { return a < b ? a : b; }
   static FOCAL_EXT_INLINE float max(float a, float b) { return a > b ? a : b; }
   static FOCAL_EXT_INLINE float select_positive(float z, float a, float b) { return z > 0.f ? a : b; }
+  // On the bits, where positive floats are ordered like integers: one instruction instead of a compare and a blend.
+  static FOCAL_EXT_INLINE float bounded(float y) { return from_bits(bits(y) < 0x7f000000u ? bits(y) : 0x7f000000u); }
   // Contraction is off for the whole library: a product and a sum fuse here or nowhere, so AVX2 and AVX-512 agree to the bit.
   static FOCAL_EXT_INLINE float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
@@ -60,13 +66,19 @@ struct HostFloat {
 #endif
   }
   static FOCAL_EXT_INLINE float reciprocal(float a) { return 1.f / a; }
-  static FOCAL_EXT_INLINE float exp_neg(float y) { return exp_sum(-y, 0.f); }
+  static FOCAL_EXT_INLINE float exp_neg(float y) {
+    const float shifted = fma(y, -1.44269504f, kRound);
+    return scale(exp_polynomial(reduce(y, shifted)), shifted);
+  }
   static FOCAL_EXT_INLINE float log1p_exp(float, float w) { return w * log1p_polynomial<HostFloat>(w); }
 
   static FOCAL_EXT_INLINE float pow_exp(Exponent gamma, float a, float b) {
     const float high = gamma.high * a;
     const float low = residual(gamma.high, a, high) + (gamma.low * a - gamma.high * b);
-    return exp_sum(max(-limit(), high), high < -limit() ? 0.f : low);
+    const bool underflows = high + low < -limit();  // near z = 0 low is the larger part: p^gamma there is exp(-gamma b)
+    const float y = underflows ? limit() : -high, tail = underflows ? 0.f : low;
+    const float shifted = fma(y - tail, -1.44269504f, kRound);
+    return scale(exp_polynomial(reduce(y, shifted) - tail), shifted);
   }
 
   // u^gamma = 2^(gamma (k + log2 m)), u = 2^k m; the integer part times gamma stays exact in two floats.
@@ -102,19 +114,21 @@ struct HostFloat {
   static FOCAL_EXT_INLINE float scale(float p, float shifted) { return (p * from_bits(bits(shifted) << 23)) * 5.42101086e-20f; }
   static constexpr float kRound = 12582912.f + 191.f;  // 1.5 * 2^23: adding it rounds to an integer; 191 = 127 + 64
 
-  // exp(a + b), -105 <= a <= 0, |b| small. Cody-Waite reduction; relative error of the polynomial 2^-29.
-  static FOCAL_EXT_INLINE float exp_sum(float a, float b) {
-    const float shifted = fma(a, 1.44269504f, kRound);
+  // Cody-Waite: y = -n ln 2 + (result), n = shifted - kRound; the first product is exact.
+  static FOCAL_EXT_INLINE float reduce(float y, float shifted) {
     const float n = shifted - kRound;
-    const float r = fma(n, 2.12194440e-4f, fma(n, -0.693359375f, a)) + b;
+    return fma(n, -2.12194440e-4f, fma(n, 0.693359375f, y));
+  }
+
+  // exp(-r) for |r| <= 0.35; minimax, relative error 2^-29.
+  static FOCAL_EXT_INLINE float exp_polynomial(float r) {
     float p = 1.38368353e-3f;
-    p = fma(p, r, 8.37482416e-3f);
+    p = fma(p, r, -8.37482416e-3f);
     p = fma(p, r, 4.16682262e-2f);
-    p = fma(p, r, 0.166664201f);
+    p = fma(p, r, -0.166664201f);
     p = fma(p, r, 0.499999921f);
-    p = fma(p, r, 1.00000004f);
-    p = fma(p, r, 1.f);
-    return scale(p, shifted);
+    p = fma(p, r, -1.00000004f);
+    return fma(p, r, 1.f);
   }
 
   // 2^(a + b), -152 <= a, |a + b| < 160.
@@ -157,6 +171,7 @@ struct Double {
   static FOCAL_EXT_INLINE double min(double a, double b) { return a < b ? a : b; }
   static FOCAL_EXT_INLINE double max(double a, double b) { return a > b ? a : b; }
   static FOCAL_EXT_INLINE double select_positive(double z, double a, double b) { return z > 0. ? a : b; }
+  static FOCAL_EXT_INLINE double bounded(double a) { return a < 1e300 ? a : 1e300; }
   static FOCAL_EXT_INLINE double fma(double a, double b, double c) { return a * b + c; }
   static FOCAL_EXT_INLINE double reciprocal(double a) { return 1. / a; }
   static FOCAL_EXT_INLINE double exp_neg(double y) { return ::exp(-y); }

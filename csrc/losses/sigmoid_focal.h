@@ -64,6 +64,8 @@ struct Sigmoid {
     p = Math::select_positive(z, r, w);
     q = Math::select_positive(z, w, r);
   }
+  FOCAL_EXT_INLINE T softplus(T z) const { return Math::max(z, Math::constant(0)) + log1p_e; }
+  FOCAL_EXT_INLINE T negative_part(T z) const { return Math::select_positive(z, Math::constant(0), Math::constant(0) - size); }
 };
 
 // Focal loss of a logit z that should be low (z = x for a negative, -x for a positive).
@@ -72,12 +74,11 @@ struct Sigmoid {
 template <class Math, class Modulator, class T = typename Math::value_t>
 FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_hard(T z, const Modulator& modulator) {
   const Sigmoid<Math> s(z);
-  const T zero = Math::constant(0);
-  const T softplus = Math::max(z, zero) + s.log1p_e;
+  const T softplus = s.softplus(z);
   if constexpr (Modulator::is_one) return {softplus, s.p};
-  const T power = modulator.template of_probability<Math>(s.p, Math::select_positive(z, zero, zero - s.size), s.log1p_e);
+  const T power = modulator.template of_probability<Math>(s.p, s.negative_part(z), s.log1p_e);
   // q is 0 beyond the limit: the clamp only keeps 0 * inf from an infinite logit's gradient.
-  const T bounded = Math::min(softplus, Math::constant(2 * Math::limit()));
+  const T bounded = Math::bounded(softplus);
   return {power * softplus, power * Math::fma(modulator.template gamma<Math>() * s.q, bounded, s.p)};
 }
 
@@ -97,7 +98,7 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, const Modulato
   const T u = Math::fma(s.p, not_t, s.q * t);
   const T h = t == zero ? s.q : t == one ? s.p : s.p * s.q / u;  // the limits where u underflows
   const T power = modulator.template of<Math>(u);
-  const T bounded = Math::min(ce, Math::constant(2 * Math::limit()));
+  const T bounded = Math::min(ce, Math::constant(2 * Math::limit()));  // ce may be negative: t is unchecked
   return {power * ce, power * Math::fma(modulator.template gamma<Math>() * (not_t - t) * h, bounded, slope)};
 }
 

@@ -1,0 +1,78 @@
+# Owns: the clock and the memory meter; all alternatives run interleaved in one process.
+# Must not know: which loss is measured.
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+
+@dataclass
+class Step:
+    """One forward and backward of `loss` on `logits`. `prepare` runs before it, outside the clock."""
+
+    loss: Callable[[Tensor], Tensor]
+    logits: Tensor
+    prepare: Callable[[], object] = lambda: None
+
+    def ready(self) -> None:
+        self.logits.grad = None
+        self.prepare()
+
+    def run(self) -> None:
+        self.loss(self.logits).backward()
+
+    def gradient(self) -> Tensor:
+        self.ready()
+        self.run()
+        assert self.logits.grad is not None
+        return self.logits.grad
+
+
+@dataclass
+class Timing:
+    median: float  # seconds
+    p20: float
+    p80: float
+    rounds: int
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return sorted(values)[round(share * (len(values) - 1))]
+
+
+def interleaved(steps: dict[str, Step], seconds: float, least: int = 5, most: int = 200) -> dict[str, Timing]:
+    """Times the steps in turn, round after round, so that a busy machine slows all of them alike.
+
+    Each is warmed twice; then rounds run until `seconds` have passed for all together, at least `least` and at most `most`.
+    """
+    for step in steps.values():
+        step.gradient()
+        step.gradient()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    begin, rounds = time.perf_counter(), 0
+    while rounds < least or (rounds < most and time.perf_counter() - begin < seconds):
+        for name, step in steps.items():
+            step.ready()
+            start = time.perf_counter()
+            step.run()
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return {name: Timing(_quantile(t, 0.5), _quantile(t, 0.2), _quantile(t, 0.8), rounds) for name, t in times.items()}
+
+
+def peak_bytes(step: Step) -> int:
+    """The most memory a step holds beyond the logits: the running sum of the allocator's events, to the byte."""
+    step.ready()
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        step.run()
+    now = peak = 0
+    for event in sorted((e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak

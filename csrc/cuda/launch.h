@@ -1,0 +1,20 @@
+// Owns: the CUDA kernels' host interface, in plain pointers.
+// Must not know: torch. The caller owns every byte: outputs and workspace come from its allocator, the stream is its own.
+#pragma once
+#include <stddef.h>
+
+#include "../problem.h"
+
+namespace focal_ext::cuda {
+
+// Bytes of device memory `run` needs beside the results; alignment 256.
+size_t workspace_bytes(const Problem& problem);
+
+// Launches everything on `stream` (a cudaStream_t) and returns without waiting: nullptr, or the CUDA error's text.
+// grad_output, divisor_tensor and every other pointer of the problem are device pointers.
+const char* run(const Problem& problem, void* workspace, void* stream);
+
+// gradient[i] *= *factor unless *factor is 1, decided on the device. `factor` is one acc_t.
+const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, void* stream);
+
+}  // namespace focal_ext::cuda
