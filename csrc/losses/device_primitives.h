@@ -171,10 +171,10 @@ struct DeviceFloat {
     const int32_t shifted = int32_t(bits(v) - 0x3f3504f3u) >> 23;  // 1 + m in [sqrt(1/2), sqrt(2))
     const float m = from_bits(bits(v) - (uint32_t(shifted) << 23)) - 1.f;
     const float k = float(shifted) - (subnormal ? 32.f : 0.f);
-    const float fraction = m * log2_polynomial(m);
+    const float fraction = m * log2_polynomial<DeviceFloat>(m);
     const float logarithm = k + fraction;
     const float power = exp2_product(gamma.high, gamma.low, logarithm, (k - logarithm) + fraction);
-    return u < 0.f ? u - u / 0.f : u == 0.f ? 0.f : power;
+    return u < 0.f ? from_bits(0x7fc00000u) : u == 0.f ? 0.f : power;
   }
 
  private:

@@ -44,11 +44,26 @@ FOCAL_EXT_INLINE typename Math::value_t log1p_polynomial(typename Math::value_t 
   return Math::fma(q, w, Math::constant(1.00000002f));
 }
 
+// log2(1 + m) / m on [sqrt(1/2) - 1, sqrt(2) - 1]; relative error 2^-27.9.
+template <class Math>
+FOCAL_EXT_INLINE typename Math::value_t log2_polynomial(typename Math::value_t m) {
+  typename Math::value_t p = Math::constant(-0.109949824f);
+  p = Math::fma(p, m, Math::constant(0.186175092f));
+  p = Math::fma(p, m, Math::constant(-0.191062699f));
+  p = Math::fma(p, m, Math::constant(0.204600594f));
+  p = Math::fma(p, m, Math::constant(-0.239617408f));
+  p = Math::fma(p, m, Math::constant(0.28856741f));
+  p = Math::fma(p, m, Math::constant(-0.360696649f));
+  p = Math::fma(p, m, Math::constant(0.480898241f));
+  p = Math::fma(p, m, Math::constant(-0.721347352f));
+  return Math::fma(p, m, Math::constant(1.44269504f));
+}
+
 // float on the host. Plain C++ without branch or call, so that a simd loop over it vectorises at every instruction-set level.
 struct HostFloat {
   using value_t = float;
-  static constexpr float limit() { return 105.f; }
-  static constexpr float constant(float c) { return c; }
+  static constexpr FOCAL_EXT_INLINE float limit() { return 105.f; }
+  static constexpr FOCAL_EXT_INLINE float constant(float c) { return c; }
   static FOCAL_EXT_INLINE float constant(Exponent gamma) { return gamma.high; }
 
   static FOCAL_EXT_INLINE float abs(float a) { return from_bits(bits(a) & 0x7fffffffu); }
@@ -89,7 +104,7 @@ struct HostFloat {
     const float m = from_bits(bits(v) - (uint32_t(shifted) << 23)) - 1.f;
     const float k = float(shifted) - (subnormal ? 32.f : 0.f);
     const float high = gamma.high * k;
-    const float low = residual(gamma.high, k, high) + (gamma.low * k + gamma.high * (m * log2_polynomial(m)));
+    const float low = residual(gamma.high, k, high) + (gamma.low * k + gamma.high * (m * log2_polynomial<HostFloat>(m)));
     const float power = exp2_sum(max(-152.f, high), high < -152.f ? 0.f : low);
     return u < 0.f ? __builtin_nanf("") : power;
   }
@@ -144,20 +159,6 @@ struct HostFloat {
     p = fma(p, f, 0.693147206f);
     p = fma(p, f, 1.f);
     return scale(p, shifted);
-  }
-
-  // log2(1 + m) / m on [sqrt(1/2) - 1, sqrt(2) - 1]; relative error 2^-27.9.
-  static FOCAL_EXT_INLINE float log2_polynomial(float m) {
-    float p = -0.109949824f;
-    p = fma(p, m, 0.186175092f);
-    p = fma(p, m, -0.191062699f);
-    p = fma(p, m, 0.204600594f);
-    p = fma(p, m, -0.239617408f);
-    p = fma(p, m, 0.28856741f);
-    p = fma(p, m, -0.360696649f);
-    p = fma(p, m, 0.480898241f);
-    p = fma(p, m, -0.721347352f);
-    return fma(p, m, 1.44269504f);
   }
 };
 

@@ -1,0 +1,52 @@
+# Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
+.DELETE_ON_ERROR:
+.PHONY: demo test bench wheel exhaustive readme clean
+
+BASE_PYTHON ?= python3
+PYTHON := .venv/bin/python
+SOURCES := setup.py pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard csrc/*.* csrc/*/*.*)
+# The build of torch that is fetched when .venv has none. A CUDA build: make demo TORCH=torch==2.14.1
+TORCH ?= torch==2.13.0
+
+demo: .venv/.native .venv/.examples
+	$(PYTHON) -m examples.retinanet.demo --out out/demo
+	$(PYTHON) -m bench.compare --quick --logits out/demo/logits.pt --csv out/demo/compare.csv
+	@echo out/demo
+
+test: .venv/.native .venv/.examples .venv/.tests
+	$(PYTHON) -m pytest
+
+bench: .venv/.native .venv/.examples
+	$(PYTHON) -m bench.compare --csv bench/results/cpu.csv
+	$(PYTHON) -m bench.compare --keep-memory --csv bench/results/cpu_kept_memory.csv
+
+exhaustive: .venv/.native .venv/.tests
+	$(PYTHON) -m tests.exhaustive
+
+wheel: .venv/.tools
+	$(PYTHON) -m pip wheel --no-build-isolation --no-deps -w dist .
+
+readme: .venv/.examples
+	$(PYTHON) -m bench.readme
+
+clean:
+	rm -rf build dist out focal_ext/*.so
+
+.venv/.tools:
+	$(BASE_PYTHON) -m venv .venv
+	$(PYTHON) -m pip install -q "$(TORCH)" "setuptools>=77" wheel "cmake>=3.25" ninja "pybind11>=2.13" numpy
+	touch $@
+
+.venv/.native: .venv/.tools $(SOURCES)
+	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+	@$(PYTHON) -c "import focal_ext as f; i = f.build_info(); \
+	  print('focal_ext', i['version'], '|', i['backend'], '|', 'CPU', i['cpu_level'], '|', f\"CUDA {i['cuda']} for {' '.join(i['archs'])}\" if i['cuda'] else 'no CUDA kernels (no nvcc found)', '| torch', i['torch'])"
+	touch $@
+
+.venv/.examples: .venv/.tools examples/requirements.txt bench/requirements.txt
+	$(PYTHON) -m pip install -q -r examples/requirements.txt -r bench/requirements.txt
+	touch $@
+
+.venv/.tests: .venv/.tools tests/requirements.txt
+	$(PYTHON) -m pip install -q -r tests/requirements.txt
+	touch $@
