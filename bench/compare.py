@@ -53,7 +53,7 @@ def synthetic(name: str, anchors: int, classes: int, dtype: torch.dtype = torch.
 def cases(quick: bool, trained: Path | None) -> Iterator[Case]:
     if trained is not None:
         saved = torch.load(trained, weights_only=True)
-        yield Case("logits of this training", saved["inputs"].float().flatten(0, -2), saved["targets"].flatten())
+        yield Case("logits of this training", saved["logits"].float().flatten(0, -2), saved["targets"].flatten())
     yield synthetic("200,000 x 80 fp32", 200_000, 80)
     if not quick:
         yield synthetic("200,000 x 80 bf16", 200_000, 80, torch.bfloat16)

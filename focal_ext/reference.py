@@ -18,6 +18,11 @@ from ._arguments import Alpha, Call, Normalizer
 LIMIT = 800.0
 
 
+def _bounded(x: Tensor, limit: float) -> Tensor:
+    """x.clamp(-limit, limit), but the gradient of NaN is NaN and not 0."""
+    return torch.where(x > limit, limit, torch.where(x < -limit, -limit, x))
+
+
 def _power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
     """u ** gamma for u = 1 - p_t; below gamma 1 its derivative is infinite at u = 0, where hard targets go through log u."""
     if gamma >= 1 or t.requires_grad:
@@ -29,10 +34,11 @@ def _power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
 
 def _focal(x: Tensor, t: Tensor, gamma: float) -> Tensor:
     """u^gamma ce with u = p (1-t) + q t = 1 - p_t, of logits x and targets t in [0, 1] (Lin et al. 2017, eq. 5, without alpha_t)."""
-    bounded = x.clamp(-LIMIT, LIMIT)
+    bounded = _bounded(x, LIMIT)
     ce = -(F.logsigmoid(-bounded) * (1 - t)) - F.logsigmoid(bounded) * t
-    beyond = torch.where(t < 1, (x - LIMIT).clamp(min=0) * (1 - t), 0.0) + torch.where(t > 0, (-x - LIMIT).clamp(min=0) * t, 0.0)
-    ce = ce + beyond
+    above = torch.where((x > LIMIT) & (t != 1), (x - LIMIT) * (1 - t), 0.0)  # strictly: at the limit itself bounded has the gradient
+    below = torch.where((x < -LIMIT) & (t != 0), (-x - LIMIT) * t, 0.0)
+    ce = ce + above + below
     if gamma == 0:
         return ce
     u = torch.sigmoid(bounded) * (1 - t) + torch.sigmoid(-bounded) * t
@@ -75,7 +81,7 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         x = torch.where(ignored[:, None], 0.0, x)  # an ignored logit contributes exactly 0, NaN and inf included
     positive, negative = (call.alpha, 1 - call.alpha) if call.alpha is not None else (call.alpha_positive, call.alpha_negative)
     factor = positive * t + negative * (1 - t)
-    x = torch.where(factor == 0, x.clamp(-3e38, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
+    x = torch.where(factor == 0, _bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
     loss = factor * _focal(x, t, call.gamma)
     if call.weight is not None:
         loss = loss * call.weight

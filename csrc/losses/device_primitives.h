@@ -97,7 +97,17 @@ FOCAL_EXT_INLINE Pair operator+(Pair a, Pair b) {
   return {a.low + b.low, a.high + b.high};
 #endif
 }
-FOCAL_EXT_INLINE Pair operator-(Pair a, Pair b) { return fused(b, Pair{-1.f, -1.f}, a); }
+FOCAL_EXT_INLINE Pair operator-(Pair a, Pair b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  Pair d;
+  asm("{ .reg .b64 a, b, d; mov.b64 a, {%2, %3}; mov.b64 b, {%4, %5}; sub.rn.f32x2 d, a, b; mov.b64 {%0, %1}, d; }"
+      : "=f"(d.low), "=f"(d.high)
+      : "f"(a.low), "f"(a.high), "f"(b.low), "f"(b.high));
+  return d;
+#else
+  return {a.low - b.low, a.high - b.high};
+#endif
+}
 
 // What differs between one float and two: how a constant spreads, and what has no packed instruction.
 template <class T>
@@ -229,7 +239,7 @@ struct Sigmoid<Stream<T, grade>> {
       polynomial_ = log1p_polynomial<Math>(w_);
     } else {
       p = Math::each(reciprocal, one + Math::each(exp2, z * Math::constant(-kLog2E)));
-      q = Math::fma(p, Math::constant(-1), one);
+      q = one - p;
       w_ = Math::each([](float a, float b) { return ::fminf(a, b); }, p, q);
       polynomial_ = log1p_polynomial_half<Math>(w_);
     }

@@ -105,7 +105,8 @@ struct HostFloat {
     const float k = float(shifted) - (subnormal ? 32.f : 0.f);
     const float high = gamma.high * k;
     const float low = residual(gamma.high, k, high) + (gamma.low * k + gamma.high * (m * log2_polynomial<HostFloat>(m)));
-    const float power = exp2_sum(max(-152.f, high), high < -152.f ? 0.f : low);
+    const bool underflows = high + low < -152.f;
+    const float power = exp2_sum(underflows ? -152.f : high, underflows ? 0.f : low);
     return u < 0.f ? __builtin_nanf("") : power;
   }
 
@@ -146,10 +147,9 @@ struct HostFloat {
     return fma(p, r, 1.f);
   }
 
-  // 2^(a + b), -152 <= a, |a + b| < 160.
+  // 2^(a + b), -152 <= a + b < 64.
   static FOCAL_EXT_INLINE float exp2_sum(float a, float b) {
-    const float sum = max(-152.f, a + b);
-    const float shifted = sum + kRound;
+    const float shifted = a + b + kRound;
     const float f = (a - (shifted - kRound)) + b;
     float p = 1.53457886e-4f;
     p = fma(p, f, 1.33999578e-3f);
