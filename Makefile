@@ -43,8 +43,8 @@ clean:
 	  print('focal_ext', i['version'], '|', i['backend'], '|', 'CPU', i['cpu_level'], '|', f\"CUDA {i['cuda']} for {' '.join(i['archs'])}\" if i['cuda'] else 'no CUDA kernels (no nvcc found)', '| torch', i['torch'])"
 	touch $@
 
-.venv/.examples: .venv/.tools examples/requirements.txt bench/requirements.txt
-	$(PYTHON) -m pip install -q -r examples/requirements.txt -r bench/requirements.txt
+.venv/.examples: .venv/.tools examples/retinanet/requirements.txt bench/requirements.txt
+	$(PYTHON) -m pip install -q -r examples/retinanet/requirements.txt -r bench/requirements.txt
 	touch $@
 
 .venv/.tests: .venv/.tools tests/requirements.txt

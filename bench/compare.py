@@ -1,6 +1,6 @@
 # Owns: the comparison of the fused op with eager PyTorch, torch.compile and the reference: speed, memory and error in one table.
 # Must not know: how any of them works.
-"""python -m bench.compare [--quick] [--logits out/demo/logits.pt] [--csv bench/results/cpu.csv]"""
+"""python -m bench.compare [--quick] [--device cuda] [--logits out/demo/logits.pt] [--csv bench/results/cpu.csv]"""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ class Case:
     gamma: float = 2.0
     compiled: bool = True
 
+    def to(self, device: str) -> Case:
+        return Case(self.name, self.logits.to(device), self.ids.to(device), self.gamma, self.compiled)
+
 
 def synthetic(name: str, anchors: int, classes: int, dtype: torch.dtype = torch.float32, gamma: float = 2.0, compiled: bool = True) -> Case:
     """Logits as a detector has them early in training: N(-6, 1.5), 1 % of anchors positive, 1 % ignored."""
@@ -76,6 +79,8 @@ def alternatives(case: Case) -> dict[str, Step]:
         for formulation in (baselines.masked, baselines.selected):
             compiled = torch.compile(formulation, dynamic=False)
             steps[f"torch.compile, {formulation.__name__}"] = step(lambda x, f=compiled: f(x, case.ids, case.gamma))
+    for name, peer in (baselines.installed_peers() if case.logits.is_cuda else {}).items():
+        steps[name] = step(lambda x, f=peer: f(x, case.ids, case.gamma))
     steps[OURS] = step(fused(case))
     leaf = case.logits.clone().requires_grad_()
     overwrite = fused(case, overwrite_inputs=True)
@@ -118,12 +123,18 @@ def rows_of(case: Case, seconds: float) -> list[dict[str, object]]:
     return rows
 
 
-def provenance() -> dict[str, object]:
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), platform.machine())
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
+
+
+def provenance(device: str) -> dict[str, object]:
+    cpu = f"{processor()}, {torch.get_num_threads()} threads, {focal_ext.build_info()['cpu_level']}"
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "machine": f"{cpu}, {torch.get_num_threads()} threads, {focal_ext.build_info()['cpu_level']}", "torch": torch.__version__,
-        "allocator": os.environ.get("GLIBC_TUNABLES", "default"), "focal_ext": focal_ext.__version__, "commit": commit, "date": time.strftime("%Y-%m-%d"), "command": "python -m bench.compare " + " ".join(sys.argv[1:]),
+        "machine": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if device == "cuda" else cpu, "torch": torch.__version__,
+        "allocator": os.environ.get("GLIBC_TUNABLES", "default"), "focal_ext": focal_ext.__version__, "commit": commit,
+        "date": time.strftime("%Y-%m-%d"), "command": " ".join(["python -m bench.compare", *sys.argv[1:]]),
     }  # fmt: skip
 
 
@@ -143,6 +154,7 @@ def main() -> None:
     parser.add_argument("--logits", type=Path, help="a file of logits and class ids that `make demo` wrote")
     parser.add_argument("--csv", type=Path, help="also write the rows here")
     parser.add_argument("--keep-memory", action="store_true", help="run under the recommended allocator settings")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=12.0, help="timed seconds per case, all implementations together")
     options = parser.parse_args()
@@ -150,15 +162,16 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, "-m", "bench.compare", *sys.argv[1:]], {**os.environ, "GLIBC_TUNABLES": KEEP_MEMORY})
     torch.set_num_threads(options.threads)
     trained = options.logits if options.logits and options.logits.exists() else None
-    rows = [row for case in tqdm(list(cases(options.quick, trained)), desc="comparing", unit="case") for row in rows_of(case, options.seconds)]
-    print(f"\n{provenance()['machine']}; torch {torch.__version__}; allocator: {provenance()['allocator']}; interleaved in one process; compile time not included")
+    rows = [row for case in tqdm(list(cases(options.quick, trained)), desc="comparing", unit="case") for row in rows_of(case.to(options.device), options.seconds)]
+    origin = provenance(options.device)
+    print(f"\n{origin['machine']}; torch {torch.__version__}; allocator: {origin['allocator']}; interleaved in one process; compile time not included")
     print_table(rows)
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
         with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *provenance()])
+            writer = csv.DictWriter(file, [*rows[0], *origin])
             writer.writeheader()
-            writer.writerows({**{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}, **provenance()} for row in rows)
+            writer.writerows({**{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}, **origin} for row in rows)
         print(options.csv)
 
 

@@ -59,6 +59,19 @@ def _quantile(values: list[float], share: float) -> float:
     return sorted(values)[round(share * (len(values) - 1))]
 
 
+def _seconds(step: Step) -> float:
+    if step.logits.is_cuda:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        step.run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+    start = time.perf_counter()
+    step.run()
+    return time.perf_counter() - start
+
+
 def interleaved(steps: dict[str, Step], seconds: float, least: int = 5, most: int = 200) -> dict[str, Timing]:
     """Times the steps in turn, round after round, so that a busy machine slows all of them alike.
 
@@ -72,9 +85,7 @@ def interleaved(steps: dict[str, Step], seconds: float, least: int = 5, most: in
     while rounds < least or (rounds < most and time.perf_counter() - begin < seconds):
         for name, step in steps.items():
             step.ready()
-            start = time.perf_counter()
-            step.run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(_seconds(step))
         rounds += 1
     return {name: Timing(_quantile(t, 0.5), _quantile(t, 0.2), _quantile(t, 0.8), rounds) for name, t in times.items()}
 
@@ -83,6 +94,11 @@ def peak_bytes(step: Step) -> int:
     """The most memory a step holds beyond the logits: the running sum of the allocator's events, to the byte."""
     step.ready()
     gc.collect()
+    if step.logits.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step.run()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         step.run()
     now = peak = 0

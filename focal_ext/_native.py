@@ -18,6 +18,7 @@ LIBRARY = Path(__file__).with_name("libfocal_ext.so")
 REINSTALL = "reinstall with a C++ compiler on the PATH: pip install --force-reinstall --no-deps focal_ext"
 
 ops = torch.ops.focal_ext  # resolves names lazily: empty until the library is loaded
+OPS = ("loss", "loss_and_gradient", "loss_map", "gradient", "gradient_", "scale_", "first_bad_id")
 
 
 def _load() -> str | None:
@@ -30,7 +31,8 @@ def _load() -> str | None:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:
         return f"{LIBRARY.name} does not load into torch {torch.__version__} (needs torch >= 2.10): {error}; {REINSTALL}"
-    return None
+    missing = [name for name in OPS if not hasattr(ops, name)]
+    return f"{LIBRARY.name} has no op {missing[0]}: it is not of version {__version__}; {REINSTALL}" if missing else None
 
 
 reason = _load()
@@ -44,7 +46,7 @@ def _facts() -> dict[str, Any]:
         module = importlib.import_module("focal_ext._C")
     except ImportError:
         return {"cuda": None, "archs": [], "cpu_level": None}
-    return {"cuda": module.cuda or None, "archs": module.archs.split(";") if module.archs else [], "cpu_level": module.cpu_level()}
+    return {"cuda": module.cuda or None, "archs": module.archs.split(), "cpu_level": module.cpu_level()}
 
 
 def build_info() -> dict[str, Any]:

@@ -1,0 +1,162 @@
+# Owns: reading compiled CUDA kernels: which there are, what they use, and what each pass of their hot loops issues.
+# Must not know: budgets, chips, tables (bench/kernels.py).
+from __future__ import annotations
+
+import heapq
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# A kernel's mangled name: type of the logits, kind of targets, modulator.
+NAME = re.compile(r"focal_kernelI(f|d|13__nv_bfloat16|6__half)\w*?(9IdTargets|12DenseTargetsI(?:h|f|d|13__nv_bfloat16|6__half)E)\w*?(WholeModulatorILi(\d)E|AnyModulator)")
+TYPES = {"f": "fp32", "d": "fp64", "13__nv_bfloat16": "bf16", "6__half": "fp16", "h": "uint8"}
+INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][\w.]*)(.*?);?\s*$")
+
+
+def tool(name: str) -> str:
+    """cuobjdump or nvdisasm: from the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or from the PATH."""
+    packaged = sorted(Path(sysconfig.get_path("purelib")).glob(f"nvidia/*/bin/{name}"))
+    found = str(packaged[-1]) if packaged else shutil.which(name)
+    if not found:
+        raise FileNotFoundError(f"{name} not found: pip install nvidia-cuda-{name}")
+    return found
+
+
+@dataclass
+class Loop:
+    """One pass of a loop by the path that leaves rare branches out."""
+
+    instructions: Counter[str]
+
+    @property
+    def issued(self) -> int:
+        return sum(self.instructions.values())
+
+    def count(self, *prefixes: str) -> int:
+        return sum(n for opcode, n in self.instructions.items() if opcode.startswith(prefixes))
+
+    @property
+    def vector_loads(self) -> int:
+        return self.count("LDG.E.128", "LD.E.128")
+
+    @property
+    def vector_stores(self) -> int:
+        return self.count("STG.E.128", "ST.E.128")
+
+
+@dataclass
+class Kernel:
+    arch: str
+    name: str
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    loops: list[Loop] = field(default_factory=list)
+
+    @property
+    def identity(self) -> tuple[str, str, str] | None:
+        """(type of the logits, targets, gamma) of a focal kernel."""
+        match = NAME.search(self.name)
+        if not match:
+            return None
+        inner = re.search(r"DenseTargetsI(\w+)E", match[2])
+        return TYPES[match[1]], f"dense {TYPES[inner[1]]}" if inner else "ids", match[4] or "any"
+
+
+def resources(library: Path) -> dict[tuple[str, str], Kernel]:
+    """Every kernel of the library with its registers, stack (spills live there), local and shared bytes."""
+    kernels: dict[tuple[str, str], Kernel] = {}
+    arch = name = ""
+    for line in subprocess.run([tool("cuobjdump"), "-res-usage", str(library)], capture_output=True, text=True, check=True).stdout.splitlines():
+        if found := re.match(r"arch = (sm_\w+)", line):
+            arch = found[1]
+        elif found := re.match(r"\s*Function (\S+?):$", line):
+            name = found[1]
+        elif name and (found := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line)):
+            registers, stack, shared, local = map(int, found.groups())
+            kernels[arch, name] = Kernel(arch, name, registers, stack, local, shared)
+            name = ""
+    return kernels
+
+
+def read(library: Path, archs: set[str] | None = None) -> list[Kernel]:
+    """The library's kernels with their loops; `archs` ("sm_90", ...) limits the disassembly, which takes seconds per architecture."""
+    kernels = resources(library)
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([tool("cuobjdump"), "-xelf", "all", str(library.resolve())], cwd=folder, capture_output=True, check=True)
+        for cubin in Path(folder).glob("*.cubin"):
+            arch = re.search(r"sm_\w+?(?=\.)", cubin.name)
+            if not arch or (archs and arch[0] not in archs):
+                continue
+            text = subprocess.run([tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
+            for name, body in functions(text):
+                if (arch[0], name) in kernels:
+                    kernels[arch[0], name].loops = loops(body)
+    return list(kernels.values())
+
+
+def functions(text: str) -> list[tuple[str, list[str]]]:
+    parts = re.split(r"^\.text\.(\S+):$", text, flags=re.MULTILINE)
+    return [(name, body.split("\n.section", 1)[0].splitlines()) for name, body in zip(parts[1::2], parts[2::2])]
+
+
+def blocks(lines: list[str]) -> tuple[list[list[str]], list[list[int]]]:
+    """Basic blocks as lists of opcodes, and the successors of each."""
+    opcodes: list[list[str]] = [[]]
+    labels: dict[str, int] = {}
+    jumps: list[list[str]] = [[]]
+    falls: list[bool] = [True]
+    for line in lines:
+        if label := re.match(r"^(\.L_x_\d+):", line):
+            if opcodes[-1]:
+                opcodes.append([]), jumps.append([]), falls.append(True)
+            labels[label[1]] = len(opcodes) - 1
+        elif instruction := INSTRUCTION.match(line):
+            opcode, rest = instruction[2], instruction[3]
+            if opcode == "NOP":
+                continue
+            opcodes[-1].append(opcode)
+            if opcode.startswith(("BRA", "BRX", "EXIT", "RET", "JMP", "CALL")):
+                jumps[-1] = re.findall(r"\.L_x_\d+", rest) if not opcode.startswith("CALL") else []
+                unconditional = "@" not in line and not (opcode == "BRA" and re.search(r"\bU?P\d", rest))
+                falls[-1] = opcode.startswith("CALL") or not unconditional
+                opcodes.append([]), jumps.append([]), falls.append(True)
+    successors = [[labels[j] for j in jump if j in labels] + ([i + 1] if fall and i + 1 < len(opcodes) else []) for i, (jump, fall) in enumerate(zip(jumps, falls))]
+    return opcodes, successors
+
+
+def loops(lines: list[str]) -> list[Loop]:
+    """Each loop with 16-byte loads, by its cheapest pass that holds them: rare branches are left out, the work is not."""
+    opcodes, successors = blocks(lines)
+    found = []
+    for latch, targets in enumerate(successors):
+        for header in targets:
+            if header > latch:
+                continue  # not a back edge
+            path = cheapest(opcodes, successors, header, latch)
+            if path and Loop(Counter(op for block in path for op in opcodes[block])).vector_loads:
+                found.append(Loop(Counter(op for block in path for op in opcodes[block])))
+    return found
+
+
+def cheapest(opcodes: list[list[str]], successors: list[list[int]], header: int, latch: int) -> list[int] | None:
+    """Blocks of the path from header to latch, forward edges only, that issues least."""
+    queue = [(len(opcodes[header]), header, [header])]
+    seen = set()
+    while queue:
+        cost, block, path = heapq.heappop(queue)
+        if block == latch:
+            return path
+        if block in seen:
+            continue
+        seen.add(block)
+        for following in successors[block]:
+            if block < following <= latch:
+                heapq.heappush(queue, (cost + len(opcodes[following]), following, [*path, following]))
+    return None
