@@ -126,7 +126,7 @@ def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
             found.append(f"{where}: {row.registers} registers, at most {REGISTERS}")
         if row.mufu > MUFU[row.gamma]:
             found.append(f"{where}: {row.mufu} MUFU per logit, at most {MUFU[row.gamma]}")
-        if row.loop.count("CALL", "LDL", "STL", "I2F", "F2I"):
+        if row.loop.calls or row.loop.count("LDL", "STL", "I2F", "F2I."):
             found.append(f"{where}: a call, local memory or an integer division in the loop")
         budget = BUDGET.get((row.arch, row.dtype))
         if budget and row.targets == "ids" and row.gamma == "2" and row.flow == "loss and gradient" and row.per_logit() > budget:

@@ -37,6 +37,10 @@ class Loop:
     def issued(self) -> int:
         return sum(self.instructions.values())
 
+    @property
+    def calls(self) -> int:
+        return self.count("CALL") - self.count("CALL.REL.NOINC")
+
     def count(self, *prefixes: str) -> int:
         return sum(n for opcode, n in self.instructions.items() if opcode.startswith(prefixes))
 
@@ -122,10 +126,10 @@ def blocks(lines: list[str]) -> tuple[list[list[str]], list[list[int]]]:
             if opcode == "NOP":
                 continue
             opcodes[-1].append(opcode)
-            if opcode.startswith(("BRA", "BRX", "EXIT", "RET", "JMP", "CALL")):
-                jumps[-1] = re.findall(r"\.L_x_\d+", rest) if not opcode.startswith("CALL") else []
-                unconditional = "@" not in line and not (opcode == "BRA" and re.search(r"\bU?P\d", rest))
-                falls[-1] = opcode.startswith("CALL") or not unconditional
+            # CALL.REL.NOINC is a jump: it leaves no way back.
+            if opcode.startswith(("BRA", "BRX", "EXIT", "RET", "JMP", "CALL.REL.NOINC")):
+                jumps[-1] = re.findall(r"\.L_x_\d+", rest)
+                falls[-1] = "@" in line or bool(opcode == "BRA" and re.search(r"\bU?P\d", rest))
                 opcodes.append([]), jumps.append([]), falls.append(True)
     successors = [[labels[j] for j in jump if j in labels] + ([i + 1] if fall and i + 1 < len(opcodes) else []) for i, (jump, fall) in enumerate(zip(jumps, falls))]
     return opcodes, successors
