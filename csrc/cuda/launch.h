@@ -7,14 +7,18 @@
 
 namespace focal_ext::cuda {
 
+// Of the main kernel: about four rounds on the largest chips, so that slow tiles even out, and few enough partial sums for one
+// block to add. A constant, not the chip's size: equal inputs give equal bits on every GPU.
+constexpr uint32_t kMaxBlocks = 4096;
+
 // Bytes of device memory `run` needs beside the results; alignment 256.
 size_t workspace_bytes(const Problem& problem);
 
-// Launches everything on `stream` (a cudaStream_t) and returns without waiting: nullptr, or the CUDA error's text.
+// Launches everything on `stream` (a cudaStream_t) and returns without waiting: nullptr, or the error's text.
 // grad_output, divisor_tensor and every other pointer of the problem are device pointers.
-const char* run(const Problem& problem, void* workspace, void* stream);
+const char* run(const Problem& problem, void* workspace, void* stream, uint32_t max_blocks = kMaxBlocks);
 
 // gradient[i] *= *factor unless *factor is 1, decided on the device. `factor` is one acc_t.
-const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, void* stream);
+const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, void* stream, uint32_t max_blocks = kMaxBlocks);
 
 }  // namespace focal_ext::cuda

@@ -21,7 +21,7 @@
 
 namespace focal_ext {
 
-constexpr float kLog2E = 1.44269504f, kLog2ELow = 1.92596299e-8f, kLn2 = 0.693147181f;
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
 // 2^a, relative error 2 units of 2^-23; results below 2^-126 are 0.
 FOCAL_EXT_INLINE float exp2_approx(float a) {
@@ -146,10 +146,8 @@ FOCAL_EXT_INLINE T exp2_product(float scale, float scale_low, T a, T b) {
 // exp(gamma (a - b)) for -limit <= a <= 0 <= b. The difference is kept in two floats: gamma multiplies its rounding error.
 template <class T>
 FOCAL_EXT_INLINE T exp_product(Exponent gamma, T a, T b) {
-  const float scale = gamma.high * kLog2E;
-  const float scale_low = ::fmaf(gamma.high, kLog2E, -scale) + ::fmaf(gamma.high, kLog2ELow, gamma.low * kLog2E);
   const T difference = a - b;
-  return exp2_product(scale, scale_low, difference, (a - difference) - b);
+  return exp2_product(gamma.high2, gamma.low2, difference, (a - difference) - b);
 }
 
 struct DeviceFloat {

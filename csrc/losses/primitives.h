@@ -22,8 +22,19 @@ namespace focal_ext {
 // so that gamma * q cannot overflow.
 struct Exponent {
   float high, low;
+  float high2, low2;  // gamma / ln 2, for 2^x
   double full;
-  explicit Exponent(double gamma) : high(float(gamma < 1e36 ? gamma : 1e36)), low(gamma < 1e36 ? float(gamma - double(high)) : 0.f), full(gamma) {}
+  explicit Exponent(double gamma) : full(gamma) {
+    const double saturated = gamma < 1e36 ? gamma : 1e36;
+    split(saturated, high, low);
+    split(saturated * 1.4426950408889634, high2, low2);
+  }
+
+ private:
+  static void split(double a, float& high, float& low) {
+    high = float(a);
+    low = float(a - double(high));
+  }
 };
 
 // p = sigmoid(z), q = sigmoid(-z) and their logarithms, from one exponential. A policy with a cheaper way specialises it.
@@ -88,12 +99,14 @@ struct HostFloat {
   static FOCAL_EXT_INLINE float log1p_exp(float, float w) { return w * log1p_polynomial<HostFloat>(w); }
 
   static FOCAL_EXT_INLINE float pow_exp(Exponent gamma, float a, float b) {
-    const float high = gamma.high * a;
-    const float low = residual(gamma.high, a, high) + (gamma.low * a - gamma.high * b);
-    const bool underflows = high + low < -limit();  // near z = 0 low is the larger part: p^gamma there is exp(-gamma b)
-    const float y = underflows ? limit() : -high, tail = underflows ? 0.f : low;
-    const float shifted = fma(y - tail, -1.44269504f, kRound);
-    return scale(exp_polynomial(reduce(y, shifted) - tail), shifted);
+    // gamma multiplies the rounding error of a - b, so the difference is kept in two floats (Knuth's sum).
+    const float difference = a - b, minus_b = difference - a;
+    const float rest = (a - (difference - minus_b)) - (b + minus_b);
+    const float high = gamma.high * difference;
+    const float low = residual(gamma.high, difference, high) + (gamma.low * difference + gamma.high * rest);
+    const float y = min(limit(), -high);
+    const float shifted = fma(y, -1.44269504f, kRound);
+    return scale(exp_polynomial(reduce(y, shifted) - (y < limit() ? low : 0.f)), shifted);
   }
 
   // u^gamma = 2^(gamma (k + log2 m)), u = 2^k m; the integer part times gamma stays exact in two floats.

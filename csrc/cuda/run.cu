@@ -1,0 +1,141 @@
+// Owns: the plan of one call: tiles, blocks, flow, workspace, and the order of its launches.
+// Must not know: what the kernels compute, and torch.
+#include "launch.h"
+
+#include "launch.cuh"
+#include "scale.cuh"
+#include "start.cuh"
+
+namespace focal_ext::cuda {
+
+extern template const char* start_focal<float>(const Problem&, const Arguments<float>&, uint32_t, void*);
+extern template const char* start_focal<double>(const Problem&, const Arguments<double>&, uint32_t, void*);
+extern template const char* start_focal<__nv_bfloat16>(const Problem&, const Arguments<__nv_bfloat16>&, uint32_t, void*);
+extern template const char* start_focal<__half>(const Problem&, const Arguments<__half>&, uint32_t, void*);
+
+namespace {
+
+// Workspace: the counts of the label scan, then one partial sum per block.
+constexpr size_t kCountsBytes = kScanBlocks * sizeof(uint32_t);
+static_assert(kScanBlocks == 128 && kCountsBytes % 256 == 0);
+
+// An index inside a tile has 32 bits, of which the smallest tile may use 30; so has a tile's index, plus one step of the grid.
+constexpr int64_t kMaxClasses = int64_t(1) << 27, kMaxTiles = (int64_t(1) << 32) - kMaxBlocks * kWarps;
+
+template <class F>
+const char* with_scalar(Scalar scalar, F&& f) {
+  switch (scalar) {
+    case Scalar::f32: return f(float());
+    case Scalar::f64: return f(double());
+    case Scalar::bf16: return f(__nv_bfloat16());
+    default: return f(__half());
+  }
+}
+
+// Small enough to feed every warp of a large chip when there are few rows, and to even out slow tiles when classes are many.
+uint32_t choose_tile_rows(int64_t rows, int64_t classes) {
+  constexpr int64_t kElements = 4096, kTiles = 4096;
+  uint32_t tile_rows = kMaxTileRows;
+  while (tile_rows > kMinTileRows && (tile_rows * classes > kElements || rows / tile_rows < kTiles)) tile_rows /= 2;
+  return tile_rows;
+}
+
+int64_t tiles_of(const Problem& p) {
+  const uint32_t tile_rows = choose_tile_rows(p.rows, p.classes);
+  return (p.rows + tile_rows - 1) / tile_rows;
+}
+
+Flow choose_flow(const Problem& p) {
+  const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) &&
+                       (!is_dense(p.target) || is_aligned(p.targets)) && (!p.grad_output_per_element || is_aligned(p.grad_output));
+  const bool plain = !p.weight && !p.alpha && p.alpha_negative != 0 && !(p.gradient && p.loss_map);
+  if (!aligned || !plain || p.scalar == Scalar::f64) return Flow::careful;
+  if (p.loss_map) return Flow::loss_map;
+  if (!p.gradient) return Flow::loss;
+  return p.grad_output_per_element ? Flow::chain : Flow::gradient;
+}
+
+bool needs_counts(const Problem& p) {
+  return (p.loss || p.gradient) && (p.divisor == Divisor::kept || p.divisor == Divisor::positives);
+}
+
+const char* count_rows(const Problem& p, uint32_t* counts, void* stream) {
+  const auto kernel = p.divisor == Divisor::positives ? count_rows_kernel<true> : count_rows_kernel<false>;
+  return launch(kernel, kScanBlocks, kScanThreads, stream, ids_of(p), p.rows, counts);
+}
+
+template <class acc_t>
+Normaliser<acc_t> normaliser_of(const Problem& p, const uint32_t* counts) {
+  return {p.divisor, acc_t(p.divisor_value), static_cast<const acc_t*>(p.divisor_tensor), counts, p.classes};
+}
+
+template <class scalar_t>
+Arguments<scalar_t> arguments_of(const Problem& p, const uint32_t* counts, acc_of<scalar_t>* partials) {
+  using acc_t = acc_of<scalar_t>;
+  Arguments<scalar_t> a = {};
+  a.inputs = static_cast<const scalar_t*>(p.inputs);
+  a.gradient = static_cast<scalar_t*>(p.gradient);
+  a.loss_map = static_cast<scalar_t*>(p.loss_map);
+  a.partials = p.loss ? partials : nullptr;
+  a.rows = p.rows;
+  a.tile_rows = choose_tile_rows(p.rows, p.classes);
+  a.tiles = uint32_t(tiles_of(p));
+  a.classes = uint32_t(p.classes);
+  a.classes_reciprocal = 0xffffffffu / a.classes;
+  a.flow = choose_flow(p);
+  a.alpha_positive = acc_t(p.alpha_positive);
+  a.alpha_negative = acc_t(p.alpha_negative);
+  a.alpha = static_cast<const acc_t*>(p.alpha);
+  a.weight = static_cast<const acc_t*>(p.weight);
+  a.weight_row_stride = p.weight_row_stride;
+  a.weight_class_stride = p.weight_class_stride;
+  a.normaliser = normaliser_of<acc_t>(p, counts);
+  if (p.grad_output_per_element) a.upstream_per_element = static_cast<const scalar_t*>(p.grad_output);
+  else a.upstream = static_cast<const acc_t*>(p.grad_output);
+  return a;
+}
+
+template <class scalar_t>
+const char* run_as(const Problem& p, void* workspace, void* stream, uint32_t max_blocks) {
+  using acc_t = acc_of<scalar_t>;
+  uint32_t* const counts = static_cast<uint32_t*>(workspace);
+  acc_t* const partials = reinterpret_cast<acc_t*>(static_cast<char*>(workspace) + kCountsBytes);
+  uint32_t blocks = 0;
+  if (numel(p) > 0) {
+    if (needs_counts(p))
+      if (const char* error = count_rows(p, counts, stream)) return error;
+    const Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, counts, partials);
+    const uint32_t wanted = (arguments.tiles + kWarps - 1) / kWarps;
+    blocks = wanted < max_blocks ? wanted : max_blocks;
+    if (const char* error = start_focal<scalar_t>(p, arguments, blocks, stream)) return error;
+  }
+  if (!p.loss) return nullptr;
+  return launch(finish_kernel<acc_t>, 1, kFinishThreads, stream, partials, blocks, normaliser_of<acc_t>(p, counts),
+                static_cast<acc_t*>(p.loss));
+}
+
+}  // namespace
+
+size_t workspace_bytes(const Problem&) { return kCountsBytes + kMaxBlocks * sizeof(double); }
+
+const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_blocks) {
+  if (p.classes > kMaxClasses) return "focal_ext: more than 2^27 classes";
+  if (tiles_of(p) > kMaxTiles) return "focal_ext: more than 2^39 rows";
+  if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
+  return with_scalar(p.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
+}
+
+const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, void* stream, uint32_t max_blocks) {
+  if (numel == 0) return nullptr;
+  return with_scalar(scalar, [&](auto s) {
+    using scalar_t = decltype(s);
+    const int64_t misaligned = int64_t(reinterpret_cast<uintptr_t>(gradient) % 16 / sizeof(scalar_t));
+    const int64_t before = misaligned ? kVector<scalar_t> - misaligned : 0, head = before < numel ? before : numel;
+    const int64_t wanted = numel / (kVector<scalar_t> * kScaleThreads) + 1;
+    const uint32_t blocks = wanted < max_blocks ? uint32_t(wanted) : max_blocks;
+    return launch(scale_kernel<scalar_t>, blocks, kScaleThreads, stream, static_cast<scalar_t*>(gradient), head, numel,
+                  static_cast<const acc_of<scalar_t>*>(factor));
+  });
+}
+
+}  // namespace focal_ext::cuda
