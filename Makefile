@@ -1,6 +1,6 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 .DELETE_ON_ERROR:
-.PHONY: demo test bench wheel exhaustive readme clean
+.PHONY: demo test test-kernels gpu bench kernels wheel exhaustive readme clean
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
@@ -15,6 +15,18 @@ demo: .venv/.native .venv/.examples
 
 test: .venv/.native .venv/.examples .venv/.tests
 	$(PYTHON) -m pytest
+
+# Sanitizers and planted defects over the CUDA kernels, executed on the CPU.
+test-kernels: .venv/.native .venv/.examples .venv/.tests
+	$(PYTHON) -m pytest tests/kernels
+
+# On a machine with a GPU: the suite on device cuda, then the benchmark. Without one it says so.
+gpu: .venv/.native .venv/.examples .venv/.tests
+	$(PYTHON) -m bench.gpu
+
+# docs/kernels.md and docs/kernel_certificate.md from the built library.
+kernels: .venv/.native .venv/.examples .venv/.tests
+	$(PYTHON) -m bench.kernels --write
 
 bench: .venv/.native .venv/.examples
 	$(PYTHON) -m bench.compare --csv bench/results/cpu.csv
