@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Union
 
@@ -41,9 +42,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def is_traced() -> bool:
+    """Whether torch.compile, torch.export or a torch.func transform runs the call."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def values_are_readable(*tensors: Tensor | None) -> bool:
     """Whether looking at values is possible and free: not on a device, in a compiled graph, under a transform or for a subclass."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if is_traced():
         return False
     return all(t is None or (t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter)) for t in tensors)
 
@@ -84,7 +90,7 @@ def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int |
     if first_bad >= 0:
         skip = "" if ignore_index is None else f", ignore_index={ignore_index} to skip an anchor"
         raise ValueError(
-            f"targets: class id {int(targets.flatten()[first_bad])} at anchor {first_bad} is outside [0, {classes});"
+            f"targets: class id {targets.flatten()[first_bad].numpy()} at anchor {first_bad} is outside [0, {classes});"
             f" use {classes} or -1 for background{skip}"
         )
 
@@ -96,7 +102,7 @@ def is_number(value: object) -> bool:
 def check_gamma(gamma: float) -> float:
     if not is_number(gamma):
         raise TypeError(f"gamma: must be a number, got {type(gamma).__name__}; a learnable gamma is not supported")
-    if not 0 <= gamma < math.inf:
+    if not 0 <= gamma <= sys.float_info.max:
         raise ValueError(f"gamma: must be finite and >= 0, got {gamma}; 0 is cross entropy, 2 the paper's choice")
     return float(gamma)
 
@@ -143,7 +149,7 @@ def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
     weight = weight.to(accumulation_dtype(inputs.dtype))
     last = weight.shape[-1] if weight.dim() else 1
     if weight.numel() == last:
-        return weight.reshape(1, last)
+        return weight.reshape(1, last).contiguous()
     return weight.expand(*shape[:-1], last).reshape(math.prod(shape[:-1]), last).contiguous()
 
 
@@ -173,7 +179,7 @@ def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, den
         return BY_TENSOR, 1.0, normalizer.to(accumulation_dtype(inputs.dtype))
     if not is_number(normalizer):
         raise TypeError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {type(normalizer).__name__}")
-    if not 0 < normalizer < math.inf:
+    if not 0 < normalizer <= sys.float_info.max:
         raise ValueError(f"normalizer: must be finite and > 0, got {normalizer}; clamp a count of positives with max(n, 1)")
     return BY_VALUE, float(normalizer), None
 
@@ -181,6 +187,8 @@ def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, den
 def check_ignore_index(ignore_index: int | None) -> int | None:
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
         raise TypeError(f"ignore_index: must be an integer or None, got {type(ignore_index).__name__}")
+    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: must fit int64, got {ignore_index}; None skips no class id")
     return ignore_index
 
 
@@ -222,7 +230,7 @@ def check(
     divisor, divisor_value, divisor_tensor = check_normalizer(normalizer, reduction, inputs, dense)
     plain_weight = check_weight(weight, inputs)
     ignore_index = check_ignore_index(ignore_index)
-    if overwrite_inputs:
+    if overwrite_inputs and not is_traced():
         check_overwrite(inputs)
     if dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):
         targets = targets.to(accumulation_dtype(inputs.dtype))

@@ -50,7 +50,7 @@ class _OnePass(torch.autograd.Function):
         inputs, *tensors, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _reference_gradient(ctx, inputs, ctx.call.with_tensors(tensors), grad_output), None, None
-        if _keeps_graph():
+        if _keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
             return gradient * grad_output, None, None
         ops.scale_(gradient, grad_output)  # decided on the device: no read, no write when the factor is 1
         return gradient, None, None
@@ -137,12 +137,23 @@ def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     return ops.loss(inputs, *call)
 
 
+def _by_falling_stride(strides: tuple[int, ...]) -> list[int]:
+    """Dimensions in the order of memory. An insertion sort: torch.compile cannot trace sorted() over the strides of dynamic shapes."""
+    order: list[int] = []
+    for d, stride in enumerate(strides):
+        at = len(order)
+        while at > 0 and strides[order[at - 1]] < stride:
+            at -= 1
+        order.insert(at, d)
+    return order
+
+
 def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None]:
     """Contiguous logits without a copy where the memory holds rows in another order (a permuted batch), else with one copy.
 
     Returns the permutation that was applied, to be undone on an unreduced loss.
     """
-    order = sorted(range(inputs.dim() - 1), key=lambda d: -inputs.stride(d)) + [inputs.dim() - 1]
+    order = [*_by_falling_stride(inputs.stride()[:-1]), inputs.dim() - 1]
     rows = inputs.permute(order)
     weight_is_simple = call.weight is None or call.weight.shape[0] == 1
     if not rows.is_contiguous() or not weight_is_simple:

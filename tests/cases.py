@@ -1,0 +1,217 @@
+# Owns: the table of cases: every axis a call can vary on, the rows made from them, the implementations that must pass all rows.
+# Must not know: what the right answers are (oracle.py), how far off an answer may be (tolerances.py).
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+import zlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import focal_ext
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+REFERENCE_ONLY = os.environ.get("FOCAL_EXT_TEST_BACKEND") == "reference"
+
+
+class Implementation(NamedTuple):
+    """A module that has the losses as functions, and where it runs them. `name` finds its row in tolerances.py."""
+
+    name: str
+    module: ModuleType
+    device: str = "cpu"
+
+
+IMPLEMENTATIONS = [
+    Implementation("reference" if REFERENCE_ONLY else "native", focal_ext),  # the public functions, whatever they use
+    Implementation("reference", focal_ext.reference),
+]
+PUBLIC = IMPLEMENTATIONS[0]
+GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0)
+ID_DTYPES = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
+
+# Memory that holds the same values in another way. Sizes below cross the block of 512 and the chunk of 16384 elements.
+LAYOUTS = {
+    "contiguous": lambda v: v,
+    "unaligned": lambda v: torch.cat([v.new_zeros(1), v.flatten()])[1:].view(v.shape),
+    "rows permuted": lambda v: v.transpose(0, -2).contiguous().transpose(0, -2),
+    "rows cycled": lambda v: v.movedim(0, -2).contiguous().movedim(-2, 0),
+    "classes slowest": lambda v: v.transpose(0, -1).contiguous().transpose(0, -1),
+    "columns sliced": lambda v: F.pad(v, (1, 2))[..., 1:-2],
+    "every second row": lambda v: v.repeat_interleave(2, 0)[::2],
+    "one row expanded": lambda v: v[:1].expand(v.shape),
+}
+RANK_NEEDED = {"rows permuted": 3, "rows cycled": 4, "classes slowest": 2, "every second row": 2, "one row expanded": 2}
+
+# One value of each axis makes a row; the first of each is the detector's everyday call. A later loss brings its own axes.
+AXES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "sigmoid_focal_loss": {
+        "shape": ((7, 80), (137, 91), (600, 80), (5461, 3), (5462, 3), (33, 512), (2, 17, 80), (2, 3, 5, 7), (37,), (4, 1), (1, 1), (0, 80), (5, 0), (2, 0, 4)),
+        "dtype": ("float32", "bfloat16", "float16", "float64"),
+        "layout": tuple(LAYOUTS),
+        "gamma": (2.0, 0.0, 0.5, 1.0, 1.7, 5.0),
+        "targets": (*(f"ids {d}" for d in ID_DTYPES), "ids rare", "dense soft", "dense float32", "dense 0/1", "dense bool", "dense uint8", "dense int64"),
+        "weight": (None, "classes", "rows", "full", "scalar", "first axis", "zeros", "classes strided", "classes expanded", "full strided"),
+        "alpha": (0.25, None, -1, 0, 1, 0.999, "list", "tensor"),
+        "reduction": ("none", "sum", "mean", "sum / float", "sum / tensor", "sum / positives"),
+        "ignore_index": (-2, -1, None, 0, 255),
+        "upstream": ("ones", "half", "three", "map", "map transposed", "map of rows", "map of classes"),
+    }
+}
+
+
+class Case(NamedTuple):
+    loss: str
+    axes: tuple[tuple[str, Any], ...]
+
+    def __getattr__(self, axis: str) -> Any:
+        values = dict(self.axes)
+        if axis not in values:
+            raise AttributeError(axis)
+        return values[axis]
+
+    def __str__(self) -> str:
+        """The axes that differ from the everyday call."""
+        usual = {axis: values[0] for axis, values in AXES[self.loss].items()}
+        return ", ".join(f"{axis} {value}" for axis, value in self.axes if value != usual[axis]) or "everyday call"
+
+    @property
+    def is_dense(self) -> bool:
+        return self.targets.startswith("dense")
+
+    @property
+    def id_dtype(self) -> torch.dtype:
+        return torch.int64 if "rare" in self.targets else getattr(torch, self.targets.split()[1])
+
+    def is_possible(self) -> bool:
+        if self.is_dense and ("positives" in self.reduction or self.ignore_index != -2):
+            return False
+        if len(self.shape) < RANK_NEEDED.get(self.layout, 1):
+            return False
+        if not self.is_dense and self.shape[-1] > torch.iinfo(self.id_dtype).max:
+            return False
+        return self.reduction == "none" or not self.upstream.startswith("map")
+
+
+def single_axis_cases(loss: str) -> list[Case]:
+    """The everyday call with one axis moved, every value of every axis, in both reductions that take different routes."""
+    usual = {axis: values[0] for axis, values in AXES[loss].items()}
+    moved = [{**usual, "reduction": reduction, axis: value} for reduction in ("none", "sum") for axis, values in AXES[loss].items() for value in values]
+    return [case for case in (Case(loss, tuple(axes.items())) for axes in moved) if case.is_possible()]
+
+
+def pair_cases(loss: str, seed: int = 0) -> list[Case]:
+    """Rows that contain every possible pair of values of two axes: greedy, the best of 40 random rows that hold a pair still missing."""
+    rng, axes = random.Random(seed), AXES[loss]
+
+    def pairs(case: Case) -> set[Any]:
+        return set(itertools.combinations(case.axes, 2))
+
+    missing = {((a, x), (b, y)) for a, b in itertools.combinations(axes, 2) for x in axes[a] for y in axes[b]}
+    rows, tries = [], 0
+    while missing and tries < 400:
+        wanted = dict(rng.choice(sorted(missing, key=repr)))
+        rolled = (Case(loss, tuple((axis, wanted.get(axis, rng.choice(values))) for axis, values in axes.items())) for _ in range(40))
+        best = max((case for case in rolled if case.is_possible()), key=lambda case: len(pairs(case) & missing), default=None)
+        if best is None or not pairs(best) & missing:
+            tries += 1  # most likely an impossible pair
+            continue
+        missing -= pairs(best)
+        rows.append(best)
+    return rows
+
+
+CASES = list(dict.fromkeys(case for loss in AXES for case in single_axis_cases(loss) + pair_cases(loss)))
+
+
+class Call(NamedTuple):
+    """The arguments of one call."""
+
+    inputs: Tensor
+    targets: Tensor
+    options: dict[str, Any]  # keyword arguments
+    upstream: Tensor  # grad_output
+
+    def run(self, implementation: Implementation, loss: str) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of the logits, a leaf that keeps its strides."""
+        leaf = self.inputs.detach().requires_grad_()
+        value = getattr(implementation.module, loss)(leaf, self.targets, **self.options)
+        return value.detach(), torch.autograd.grad(value, leaf, self.upstream.to(value.dtype))[0]
+
+    def in_float64(self) -> Call:
+        """The same call on float64 copies of what this one computes with."""
+        accumulation = torch.float64 if self.inputs.dtype == torch.float64 else torch.float32
+
+        def widen(value: Any) -> Any:
+            value = torch.tensor(value, dtype=accumulation) if isinstance(value, list) else value
+            return value.double() if isinstance(value, Tensor) else value
+
+        targets = self.targets.double() if self.targets.dim() == self.inputs.dim() else self.targets
+        return Call(self.inputs.double(), targets, {k: widen(v) for k, v in self.options.items()}, self.upstream.double())
+
+
+def class_ids(case: Case, rng: torch.Generator) -> Tensor:
+    dtype, ignored = case.id_dtype, case.ignore_index
+    rows, classes = case.shape[:-1], case.shape[-1]
+    limits = torch.iinfo(dtype)
+    positive = torch.randint(0, max(classes, 1), rows, generator=rng) if classes else torch.full(rows, classes)
+    chance = torch.rand(rows, generator=rng)
+    often = 0.003 if "rare" in case.targets else 0.3
+    ids = torch.where(chance < often, positive, classes)
+    if limits.min < 0:
+        ids = torch.where(chance > 0.5, -1, ids)
+    if ignored is not None and limits.min <= ignored <= limits.max:
+        ids = torch.where((chance > often) & (chance < 1.4 * often), ignored, ids)
+    return ids.to(dtype)
+
+
+def dense_targets(case: Case, rng: torch.Generator) -> Tensor:
+    kind, hard = case.targets.split()[1], (torch.rand(case.shape, generator=rng) < 0.1)
+    if kind in ("soft", "float32"):
+        soft = torch.rand(case.shape, generator=rng).where(torch.rand(case.shape, generator=rng) < 0.7, hard.float())
+        return soft.to(torch.float32 if kind == "float32" else getattr(torch, case.dtype))
+    return hard.to(getattr(torch, case.dtype if kind == "0/1" else kind))
+
+
+def weights(case: Case, rng: torch.Generator, dtype: torch.dtype) -> Tensor | None:
+    if case.weight is None:
+        return None
+    shape = {"classes": case.shape[-1:], "rows": (*case.shape[:-1], 1), "classes strided": (2 * case.shape[-1],), "full strided": (*case.shape[:-1], 2 * case.shape[-1]), "scalar": (), "first axis": (*case.shape[:1], *[1] * (len(case.shape) - 1))}.get(case.weight, case.shape)
+    values = (torch.rand(shape, generator=rng) * 2).to(dtype)
+    if case.weight == "classes expanded":
+        return torch.rand((), generator=rng).to(dtype).expand(case.shape[-1:])
+    if "strided" in case.weight:
+        return values[..., ::2]
+    return values * (values > 1) if case.weight == "zeros" else values
+
+
+def build(case: Case, device: str = "cpu") -> Call:
+    """The call of a row: logits mostly of N(0, 4), some of the tails to +-100, the same at every run."""
+    rng, dtype, numel = torch.Generator().manual_seed(zlib.crc32(repr(case).encode())), getattr(torch, case.dtype), math.prod(case.shape)
+    tails = torch.rand(case.shape, generator=rng) * 200 - 100
+    logits = (torch.randn(case.shape, generator=rng) * 4).where(torch.rand(case.shape, generator=rng) < 0.9, tails).to(dtype)
+    targets = dense_targets(case, rng) if case.is_dense else class_ids(case, rng)
+    if case.layout != "contiguous" and targets.dim():
+        targets = LAYOUTS["every second row"](targets.long() if targets.dtype.is_signed is False and not case.is_dense else targets).to(targets.dtype)
+    per_class = torch.rand(case.shape[-1], generator=rng)
+    options = {
+        "alpha": {"list": per_class.tolist(), "tensor": per_class}.get(case.alpha, case.alpha) if isinstance(case.alpha, str) else case.alpha,
+        "gamma": case.gamma,
+        "reduction": case.reduction.split()[0],
+        "normalizer": {"float": 7.3, "tensor": torch.tensor(7.3).to(device), "positives": "positives"}.get(case.reduction.split(" / ")[-1]),
+        "weight": weights(case, rng, dtype),
+        "ignore_index": case.ignore_index,
+    }
+    upstream = torch.tensor({"half": 0.5, "three": 3.0}.get(case.upstream, 1.0), dtype=dtype)
+    if case.upstream.startswith("map"):
+        parts = {"map of rows": (*case.shape[:-1], 1), "map of classes": case.shape[-1:]}
+        upstream = (torch.rand(parts.get(case.upstream, case.shape), generator=rng) * 2).to(dtype).expand(case.shape)
+        upstream = LAYOUTS["classes slowest"](upstream) if "transposed" in case.upstream else upstream
+    elif case.reduction == "none":
+        upstream = upstream.expand(case.shape)
+    options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    return Call(LAYOUTS[case.layout](logits.to(device)), targets.to(device), options, upstream.to(device))

@@ -1,0 +1,83 @@
+// Owns: the CUDA kernels on the device made of a CPU as a Python module, for tests only.
+// Must not know: torch: buffers come as addresses.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <stdexcept>
+
+#include "../../csrc/cuda/launch.h"
+#include "device.h"
+
+namespace py = pybind11;
+using namespace focal_ext;
+
+namespace {
+
+const void* address(const py::dict& d, const char* name) { return d.contains(name) ? reinterpret_cast<const void*>(d[name].cast<uintptr_t>()) : nullptr; }
+
+void check(const char* error) {
+  if (error) throw std::runtime_error(error);
+}
+
+// Keys are the fields of Problem, pointers are addresses, what is missing is null.
+Problem problem_of(const py::dict& d) {
+  Problem p = {};
+  p.inputs = address(d, "inputs");
+  p.scalar = Scalar(d["scalar"].cast<int>());
+  p.rows = d["rows"].cast<int64_t>();
+  p.classes = d["classes"].cast<int64_t>();
+  p.targets = address(d, "targets");
+  p.target = Target(d["target"].cast<int>());
+  p.has_ignore_index = d["has_ignore_index"].cast<bool>();
+  p.ignore_index = d["ignore_index"].cast<int64_t>();
+  p.gamma = d["gamma"].cast<double>();
+  p.alpha_positive = d["alpha_positive"].cast<double>();
+  p.alpha_negative = d["alpha_negative"].cast<double>();
+  p.alpha = address(d, "alpha");
+  p.weight = address(d, "weight");
+  p.weight_row_stride = d["weight_row_stride"].cast<int64_t>();
+  p.weight_class_stride = d["weight_class_stride"].cast<int64_t>();
+  p.divisor = Divisor(d["divisor"].cast<int>());
+  p.divisor_value = d["divisor_value"].cast<double>();
+  p.divisor_tensor = address(d, "divisor_tensor");
+  p.grad_output = address(d, "grad_output");
+  p.grad_output_per_element = d["grad_output_per_element"].cast<bool>();
+  p.loss = const_cast<void*>(address(d, "loss"));
+  p.loss_map = const_cast<void*>(address(d, "loss_map"));
+  p.gradient = const_cast<void*>(address(d, "gradient"));
+  return p;
+}
+
+void run(const py::dict& fields, uint32_t max_blocks) {
+  const Problem p = problem_of(fields);
+  const size_t bytes = (cuda::workspace_bytes(p) + 255) / 256 * 256;
+  const std::unique_ptr<void, void (*)(void*)> workspace(aligned_alloc(256, bytes), free);
+  cuda_host::poison(workspace.get(), bytes);
+  check(cuda::run(p, workspace.get(), nullptr, max_blocks));
+}
+
+void scale(uintptr_t gradient, int scalar, int64_t numel, uintptr_t factor, uint32_t max_blocks) {
+  check(cuda::scale(reinterpret_cast<void*>(gradient), Scalar(scalar), numel, reinterpret_cast<const void*>(factor), nullptr, max_blocks));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(focal_ext_cuda_host, m) {
+  m.def("run", run, py::arg("fields"), py::arg("max_blocks"));
+  m.def("scale", scale, py::arg("gradient"), py::arg("scalar"), py::arg("numel"), py::arg("factor"), py::arg("max_blocks"));
+  m.def("set_seed", cuda_host::set_seed);
+  m.def("set_only_blocks", cuda_host::set_only_blocks);
+  m.attr("MAX_BLOCKS") = cuda::kMaxBlocks;
+  using enum cuda_host::Defect;
+  py::enum_<cuda_host::Defect>(m, "Defect")
+      .value("none", none)
+      .value("missing_barrier", missing_barrier)
+      .value("unordered_labels", unordered_labels)
+      .value("overwritten_labels", overwritten_labels)
+      .value("tail_read", tail_read)
+      .value("shuffle_distance", shuffle_distance)
+      .value("index_32", index_32)
+      .value("unwritten_slot", unwritten_slot);
+  m.def("plant", [](cuda_host::Defect defect) { cuda_host::planted = defect; });
+}

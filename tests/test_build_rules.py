@@ -1,0 +1,81 @@
+# Owns: rules about the source that a search can check: who may include, launch, call and switch what.
+# Must not know: what the code computes.
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+C_PLUS_PLUS = ("*.h", "*.cuh", "*.cu", "*.cpp")
+
+
+class Rule(NamedTuple):
+    """A pattern that may occur only in the allowed files, of those under `folders` that match `names`."""
+
+    why: str
+    pattern: str
+    folders: tuple[str, ...]
+    names: tuple[str, ...]
+    allowed: tuple[str, ...] = ()
+
+
+RULES = {
+    "formulas see no torch": Rule("a loss header compiles for any device, with any compiler", r'#include\s*[<"](torch|ATen|c10)/', ("csrc/losses",), C_PLUS_PLUS),
+    "kernels see no torch": Rule("the same text runs on the host in the tests", r'#include\s*[<"](torch|ATen|c10)/', ("csrc/cuda", "csrc/cpu"), C_PLUS_PLUS),
+    "only the binding sees torch": Rule("tensors exist only at the binding", r'#include\s*[<"](torch|ATen|c10)/', ("csrc",), C_PLUS_PLUS, ("csrc/ops.cpp",)),
+    "stable ABI only": Rule("one library serves every later torch", r'#include\s*[<"](ATen/|c10/|torch/(extension|library|types)\.h|torch/torch\.h)', ("csrc",), C_PLUS_PLUS),
+    "one launch helper": Rule("stream, error check and grid are in one place", r"<<<", ("csrc",), C_PLUS_PLUS, ("csrc/cuda/launch.cuh",)),
+    "one door to the ops": Rule("the rest of the package works without the library", r"torch\.ops\b", ("focal_ext",), ("*.py",), ("focal_ext/_native.py",)),
+    "no fast math": Rule(
+        "-ffast-math sets flush-to-zero for the whole process and drops NaN; --use_fast_math drops subnormals",
+        r"(?<!No )(?<!no )-ffast-math|-Ofast|-funsafe-math|-ffinite-math-only|--?use_fast_math|-ftz=true",
+        ("CMakeLists.txt", "setup.py", "csrc"),
+        (*C_PLUS_PLUS, "CMakeLists.txt", "setup.py"),
+    ),
+    "no build paths in binaries": Rule("-lineinfo writes the builder's folders into the wheel", r"-lineinfo", ("CMakeLists.txt", "setup.py"), ("*",)),
+    "no standard library in kernels per instruction set": Rule(
+        "an inline function compiled for AVX-512 must not be the one the linker keeps for every machine",
+        r"#include\s*<(?!stdint\.h|math\.h|string\.h)",
+        ("csrc/losses/primitives.h", "csrc/losses/sigmoid_focal.h", "csrc/cpu/storage.h", "csrc/cpu/kernels.h", "csrc/cpu/kernels.cpp", "csrc/problem.h"),
+        C_PLUS_PLUS,
+    ),
+    "the reference does not know the library": Rule("it is the oracle", r"_native|torch\.ops|_autograd", ("focal_ext/reference.py",), ("*.py",)),
+    "no threshold of softplus": Rule("F.softplus is linear above 20, wrong by 9e-11 in float64", r"(?<!, never )(?<!no ``)F\.softplus\(", ("focal_ext",), ("*.py",)),
+    "no junk drawers": Rule("a file's name says what it owns", r"^", ("csrc", "focal_ext", "tests"), ("*utils*", "*common*", "*helpers*", "*_v2*", "*_fast*")),
+    "no synchronisation": Rule("reading a device value in a step stalls it", r"\.item\(\)", ("focal_ext",), ("*.py",)),
+}
+
+
+def files(rule: Rule) -> list[Path]:
+    places = [ROOT / folder for folder in rule.folders if (ROOT / folder).exists()]
+    found = [place for place in places if place.is_file()]
+    return sorted({*found, *(path for place in places if place.is_dir() for name in rule.names for path in place.rglob(name))})
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_of_the_source_holds(name: str) -> None:
+    rule = RULES[name]
+    searched = files(rule)
+    broken = []
+    for path in searched:
+        place = path.relative_to(ROOT).as_posix()
+        lines = enumerate(path.read_text(errors="ignore").splitlines() or [""], 1) if path.is_file() and "__pycache__" not in path.parts else ()
+        broken += [f"{place}:{number}: {line.strip()}" for number, line in lines if place not in rule.allowed and re.search(rule.pattern, line)]
+    assert not broken, f"{rule.why}: {broken}"
+    assert searched or name == "no junk drawers", f"{name}: nothing to search, the rule is out of date"
+
+
+def test_source_files_open_with_what_they_own() -> None:
+    sources = [path for folder, names in (("csrc", C_PLUS_PLUS), ("focal_ext", ("*.py",)), ("tests", ("*.py",))) for name in names for path in (ROOT / folder).rglob(name)]
+    silent = [path.relative_to(ROOT).as_posix() for path in sources if path.read_text().strip() and not re.search(r"^(//|#) Owns", path.read_text(), re.MULTILINE)]
+    assert sources and not [place for place in silent if not place.endswith("__init__.py")]
+
+
+def test_kernels_are_compiled_without_implicit_contraction_for_three_instruction_sets() -> None:
+    text = (ROOT / "CMakeLists.txt").read_text()
+    assert "-ffp-contract=off" in text and "-fopenmp-simd" in text
+    assert all(f"add_cpu_level({level}" in text for level in ("baseline", "x86_64_v3", "x86_64_v4"))
+    assert re.search(r"TORCH_TARGET_VERSION=0x020a0*\b", text)

@@ -1,0 +1,148 @@
+# Owns: bad arguments: the exception, its sentence (argument, rule, what came, way out), and that nothing was written before it.
+# Must not know: formulas.
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import focal_ext
+import pytest
+import torch
+from cases import ID_DTYPES, IMPLEMENTATIONS, Implementation
+from torch import Tensor, nn
+
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
+X, IDS, DENSE = torch.randn(4, 3), torch.tensor([0, -1, -2, 3]), torch.rand(4, 3)
+QUANTISED = torch.quantize_per_tensor(torch.randn(4, 3), 0.1, 0, torch.qint8)
+
+# What changes in the call (X, IDS), the exception, and what its message says, in this order.
+ROWS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "logits no tensor": ({"inputs": [[1.0]]}, TypeError, r"inputs: .*torch\.Tensor.*list"),
+    "logits integer": ({"inputs": X.long()}, TypeError, r"inputs: .*float32, bfloat16, float16 or float64.*torch\.int64.*inputs\.float\(\)"),
+    "logits bool": ({"inputs": X > 0}, TypeError, r"inputs: .*torch\.bool"),
+    "logits complex": ({"inputs": X.to(torch.complex64)}, TypeError, r"inputs: .*torch\.complex64"),
+    "logits quantised": ({"inputs": QUANTISED}, TypeError, r"inputs: .*torch\.qint8"),
+    "logits float8": ({"inputs": X.to(torch.float8_e4m3fn)}, TypeError, r"inputs: .*float8"),
+    "logits 0-d": ({"inputs": torch.tensor(1.0)}, ValueError, r"inputs: .*\(\.\.\., classes\).*0-d.*inputs\[None\]"),
+    "targets no tensor": ({"targets": [0, -1, -2, 3]}, TypeError, r"targets: .*torch\.Tensor.*list"),
+    "targets too few": ({"targets": IDS[:3]}, ValueError, r"targets: shape.*\(4,\) for class ids or \(4, 3\) for dense.*got \(3,\)"),
+    "targets a row too wide": ({"targets": torch.rand(4, 4)}, ValueError, r"targets: shape.*got \(4, 4\)"),
+    "targets a column": ({"targets": IDS[:, None]}, ValueError, r"targets: shape.*got \(4, 1\)"),
+    "targets 0-d": ({"targets": torch.tensor(1)}, ValueError, r"targets: shape.*got \(\)"),
+    "ids float": ({"targets": IDS.float()}, TypeError, r"targets: .*class ids.*integers.*torch\.float32.*targets\.long\(\)"),
+    "ids bool": ({"targets": IDS > 0}, TypeError, r"targets: .*integers.*torch\.bool"),
+    "dense complex": ({"targets": DENSE.to(torch.complex64)}, TypeError, r"targets: .*float, bool or 0/1 integers.*torch\.complex64"),
+    "dense quantised": ({"targets": QUANTISED}, TypeError, r"targets: .*qint8"),
+    "targets elsewhere": ({"targets": IDS.to("meta")}, ValueError, r"targets: .*device.*cpu.*meta.*targets\.to\("),
+    "id too large": ({"targets": torch.tensor([0, 4, 93, -1])}, ValueError, r"targets: class id 4 at anchor 1 is outside \[0, 3\); use 3 or -1 for background, ignore_index=-2 to skip"),
+    "id too small": ({"targets": torch.tensor([0, -1, -1, -100])}, ValueError, r"targets: class id -100 at anchor 3 is outside \[0, 3\)"),
+    "id of no ignore_index": ({"ignore_index": None}, ValueError, r"targets: class id -2 at anchor 2 is outside \[0, 3\); use 3 or -1 for background$"),
+    "id of another ignore_index": ({"ignore_index": 255}, ValueError, r"targets: class id -2 at anchor 2.*ignore_index=255 to skip"),
+    "id beyond int64": ({"targets": torch.tensor([0, 2**64 - 1, 1, 1], dtype=torch.uint64)}, ValueError, r"targets: class id 18446744073709551615 at anchor 1"),
+    "id of apex ignored as uint8": ({"targets": torch.tensor([0, 254, 1, 1], dtype=torch.uint8)}, ValueError, r"targets: class id 254 at anchor 1"),
+    "gamma negative": ({"gamma": -0.5}, ValueError, r"gamma: .*finite and >= 0.*-0\.5"),
+    "gamma infinite": ({"gamma": math.inf}, ValueError, r"gamma: .*finite.*inf"),
+    "gamma NaN": ({"gamma": math.nan}, ValueError, r"gamma: .*finite.*nan"),
+    "gamma beyond float": ({"gamma": 10**400}, ValueError, r"gamma: .*finite"),
+    "gamma tensor": ({"gamma": torch.tensor(2.0)}, TypeError, r"gamma: .*number.*Tensor.*learnable"),
+    "gamma None": ({"gamma": None}, TypeError, r"gamma: .*number.*NoneType"),
+    "gamma bool": ({"gamma": True}, TypeError, r"gamma: .*number.*bool"),
+    "alpha above 1": ({"alpha": 1.5}, ValueError, r"alpha: .*\[0, 1\].*None or -1.*1\.5"),
+    "alpha almost off": ({"alpha": -0.5}, ValueError, r"alpha: .*-0\.5"),
+    "alpha NaN": ({"alpha": math.nan}, ValueError, r"alpha: .*nan"),
+    "alpha text": ({"alpha": "0.25"}, TypeError, r"alpha: .*sequence of 3 floats.*str"),
+    "alpha bool": ({"alpha": True}, TypeError, r"alpha: .*bool"),
+    "alpha of texts": ({"alpha": ["a", "b", "c"]}, TypeError, r"alpha: .*sequence of 3 floats"),
+    "alpha too short": ({"alpha": [0.1, 0.2]}, ValueError, r"alpha: .*one value per class.*\(3,\).*\(2,\)"),
+    "alpha per row": ({"alpha": torch.rand(4)}, ValueError, r"alpha: .*\(3,\).*\(4,\)"),
+    "alpha list out of range": ({"alpha": [0.1, 1.2, 0.3]}, ValueError, r"alpha: every value.*\[0, 1\].*1\.2"),
+    "alpha tensor NaN": ({"alpha": torch.tensor([0.1, math.nan, 0.3])}, ValueError, r"alpha: every value.*nan"),
+    "alpha tensor -1": ({"alpha": torch.full((3,), -1.0)}, ValueError, r"alpha: every value"),
+    "alpha complex": ({"alpha": torch.zeros(3, dtype=torch.complex64)}, TypeError, r"alpha: .*real.*complex64"),
+    "alpha bool tensor": ({"alpha": torch.ones(3, dtype=torch.bool)}, TypeError, r"alpha: .*real.*bool"),
+    "alpha elsewhere": ({"alpha": torch.rand(3).to("meta")}, ValueError, r"alpha: .*device.*cpu.*meta"),
+    "reduction unknown": ({"reduction": "avg"}, ValueError, r"reduction: .*'none', 'mean' or 'sum'.*'avg'"),
+    "reduction None": ({"reduction": None}, ValueError, r"reduction: .*None"),
+    "normalizer with mean": ({"reduction": "mean", "normalizer": 2.0}, ValueError, r"normalizer: .*reduction='sum'.*'mean'"),
+    "normalizer with none": ({"reduction": "none", "normalizer": "positives"}, ValueError, r"normalizer: .*reduction='sum'.*'none'"),
+    "normalizer 0": ({"reduction": "sum", "normalizer": 0}, ValueError, r"normalizer: .*finite and > 0.*0.*max\(n, 1\)"),
+    "normalizer negative": ({"reduction": "sum", "normalizer": -3.0}, ValueError, r"normalizer: .*-3"),
+    "normalizer NaN": ({"reduction": "sum", "normalizer": math.nan}, ValueError, r"normalizer: .*nan"),
+    "normalizer infinite": ({"reduction": "sum", "normalizer": math.inf}, ValueError, r"normalizer: .*inf"),
+    "normalizer beyond float": ({"reduction": "sum", "normalizer": 10**400}, ValueError, r"normalizer: .*finite"),
+    "normalizer bool": ({"reduction": "sum", "normalizer": True}, TypeError, r"normalizer: .*bool"),
+    "normalizer unknown word": ({"reduction": "sum", "normalizer": "npos"}, ValueError, r"normalizer: .*'positives'.*'npos'"),
+    "normalizer a list": ({"reduction": "sum", "normalizer": [2.0]}, TypeError, r"normalizer: .*list"),
+    "normalizer 1-d": ({"reduction": "sum", "normalizer": torch.tensor([2.0])}, ValueError, r"normalizer: .*0-d.*\(1,\).*squeeze"),
+    "normalizer complex": ({"reduction": "sum", "normalizer": torch.tensor(2j)}, TypeError, r"normalizer: .*real.*complex64"),
+    "normalizer elsewhere": ({"reduction": "sum", "normalizer": torch.tensor(2.0).to("meta")}, ValueError, r"normalizer: .*device.*cpu.*meta"),
+    "positives of dense": ({"targets": DENSE, "reduction": "sum", "normalizer": "positives"}, ValueError, r"normalizer: 'positives'.*dense.*float or a 0-d tensor"),
+    "weight no tensor": ({"weight": 2.0}, TypeError, r"weight: .*torch\.Tensor or None.*float"),
+    "weight per row, flat": ({"weight": torch.rand(4)}, ValueError, r"weight: .*broadcast.*\(4, 3\).*\(4,\).*weight\[:, None\]"),
+    "weight per row of 3-d": ({"inputs": torch.randn(2, 5, 3), "targets": torch.zeros(2, 5, dtype=torch.int64), "weight": torch.rand(2, 5)}, ValueError, r"weight: .*weight\[\.\.\., None\]"),
+    "weight too wide": ({"weight": torch.rand(4, 4)}, ValueError, r"weight: .*\(4, 3\).*\(4, 4\)"),
+    "weight of higher rank": ({"weight": torch.rand(1, 4, 3)}, ValueError, r"weight: .*\(1, 4, 3\)"),
+    "weight complex": ({"weight": torch.ones(3, dtype=torch.complex64)}, TypeError, r"weight: .*real.*complex64"),
+    "weight elsewhere": ({"weight": torch.rand(3).to("meta")}, ValueError, r"weight: .*device.*cpu.*meta"),
+    "ignore_index float": ({"ignore_index": -2.0}, TypeError, r"ignore_index: .*integer or None.*float"),
+    "ignore_index bool": ({"ignore_index": True}, TypeError, r"ignore_index: .*bool"),
+}
+
+
+@implementations
+@pytest.mark.parametrize("name", ROWS)
+def test_a_bad_argument_is_named_with_its_rule_before_anything_is_written(name: str, implementation: Implementation) -> None:
+    changed, exception, sentence = ROWS[name]
+    call = {"inputs": X, "targets": IDS, **changed}
+    tensors = [value for value in call.values() if isinstance(value, Tensor) and value.device.type == "cpu"]
+    before = [(bytes(value.untyped_storage()), value._version) for value in tensors]
+    with pytest.raises(exception, match=sentence) as caught:
+        implementation.module.sigmoid_focal_loss(**call)
+    assert type(caught.value) is exception
+    assert [(bytes(value.untyped_storage()), value._version) for value in tensors] == before
+
+
+@implementations
+@pytest.mark.parametrize("dtype", ID_DTYPES)
+def test_ids_of_every_integer_type_are_widened_before_they_are_compared(dtype: str, implementation: Implementation) -> None:
+    x, ids = torch.randn(3, 3), torch.tensor([0, 3, 2]).to(getattr(torch, dtype))
+    plain = implementation.module.sigmoid_focal_loss(x, ids.long())
+    for ignore_index in (-2, -1, 2**32, -(2**32), 256 + 2, -254, None):  # all equal to some id after a cast to a narrow type
+        assert torch.equal(implementation.module.sigmoid_focal_loss(x, ids, ignore_index=ignore_index), plain)
+
+
+@implementations
+def test_the_first_of_many_bad_ids_is_named_also_in_a_large_tensor_of_any_shape(implementation: Implementation) -> None:
+    ids = torch.full((2, 30_000), -1)
+    ids[1, 7], ids[1, 29_999] = 99, 98
+    with pytest.raises(ValueError, match="class id 99 at anchor 30007 "):
+        implementation.module.sigmoid_focal_loss(torch.zeros(2, 30_000, 2), ids)
+    with pytest.raises(ValueError, match="class id 99 at anchor 15 "):
+        implementation.module.sigmoid_focal_loss(torch.zeros(2, 30_000, 2).transpose(0, 1)[:9], ids.t()[:9] + 0)
+
+
+@implementations
+@pytest.mark.parametrize("ignore_index", [2**63, 2**64 - 1, -(2**63) - 1])
+def test_an_ignore_index_beyond_int64_is_an_error_and_never_wraps(ignore_index: int, implementation: Implementation) -> None:
+    with pytest.raises(ValueError, match="ignore_index: .*int64"):
+        implementation.module.sigmoid_focal_loss(X, IDS.clamp(min=-1), ignore_index=ignore_index)
+
+
+@implementations
+@pytest.mark.parametrize("positional", [7, 6])
+def test_everything_after_reduction_is_keyword_only(positional: int, implementation: Implementation) -> None:
+    arguments = (X, IDS, 0.25, 2.0, "sum", 1.0, None)[:positional]
+    with pytest.raises(TypeError, match="positional"):
+        implementation.module.sigmoid_focal_loss(*arguments)
+
+
+@pytest.mark.parametrize("prior", [0, 1, -0.1, 1.5, math.nan])
+def test_a_prior_that_is_no_probability_and_a_layer_without_bias_are_errors(prior: float) -> None:
+    layer = nn.Linear(2, 2)
+    before = layer.bias.detach().clone()
+    with pytest.raises(ValueError, match=r"prior: must be in \(0, 1\)"):
+        focal_ext.init_prior_(layer, prior)
+    assert torch.equal(layer.bias, before)
+    for bare in (nn.Linear(2, 2, bias=False), nn.ReLU()):
+        with pytest.raises(ValueError, match="conv: must have a bias.*bias=True"):
+            focal_ext.init_prior_(bare)

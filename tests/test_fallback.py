@@ -1,0 +1,108 @@
+# Owns: importing the package without a usable native library: what is used instead, what is said, and that results stay right.
+# Must not know: formulas.
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import focal_ext
+import pytest
+import torch
+
+TESTS, PACKAGE = Path(__file__).resolve().parent, Path(focal_ext.__file__).resolve().parent
+PROGRAM = """
+import json, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import focal_ext
+    import importlib; importlib.reload(focal_ext)
+    import torch
+    x = torch.linspace(-4, 4, 12).view(4, 3).requires_grad_()
+    loss = focal_ext.sigmoid_focal_loss(x, torch.tensor([0, -1, -2, 3]), reduction="sum", normalizer="positives")
+    loss.backward()
+said = [[w.category.__name__, str(w.message)] for w in caught if "focal_ext" in str(w.message)]
+print(json.dumps([focal_ext.__file__, focal_ext.build_info(), said, loss.item(), x.grad.flatten().tolist()]))
+"""
+
+
+class Install(NamedTuple):
+    """A damaged installation: what happens to the package's copy, the environment, and what must be in use and said."""
+
+    damage: Callable[[Path], object]
+    environment: dict[str, str]
+    backend: str
+    warnings: int
+    reason: tuple[str, ...]  # parts of the sentence: cause and remedy
+
+
+def replace_library_by_another(package: Path) -> None:
+    """A library that loads and registers no op, as one of another version would lack some."""
+    shutil.copy(next(package.glob("_C*.so")), package / "libfocal_ext.so")
+
+
+INSTALLS = {
+    "whole": Install(lambda package: None, {}, "native", 0, ()),
+    "without build facts": Install(lambda package: [path.unlink() for path in package.glob("_C*.so")], {}, "native", 0, ()),
+    "switched off": Install(lambda package: None, {"FOCAL_EXT_NATIVE": "0"}, "reference", 0, ("FOCAL_EXT_NATIVE=0",)),
+    "library missing": Install(lambda package: (package / "libfocal_ext.so").unlink(), {}, "reference", 1, ("has no libfocal_ext.so", "C++ compiler", "pip install")),
+    "library corrupt": Install(lambda package: (package / "libfocal_ext.so").write_bytes(b"\x7fELF" + b"no library" * 99), {}, "reference", 1, ("does not load into torch", "pip install")),
+    "library empty": Install(lambda package: (package / "libfocal_ext.so").write_bytes(b""), {}, "reference", 1, ("does not load into torch", "pip install")),
+    "library of another version": Install(replace_library_by_another, {}, "reference", 1, ("has no op loss", "pip install")),
+}
+
+
+def python(*arguments: str, folder: Path = TESTS.parent, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FOCAL_EXT_")}
+    return subprocess.run([sys.executable, *arguments], env={**env, "OMP_NUM_THREADS": "1", **environment}, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", INSTALLS)
+def test_a_damaged_installation_says_why_once_and_computes_the_same(name: str, tmp_path: Path) -> None:
+    install = INSTALLS[name]
+    shutil.copytree(PACKAGE, tmp_path / "focal_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    install.damage(tmp_path / "focal_ext")
+    done = python("-c", PROGRAM, folder=tmp_path, PYTHONPATH=str(tmp_path), **install.environment)
+    assert done.returncode == 0, done.stderr
+    place, info, said, loss, gradient = json.loads(done.stdout)
+    assert Path(place).parent == tmp_path / "focal_ext"
+    assert info["backend"] == install.backend and (info["reason"] is None) == (install.backend == "native")
+    assert all(part in info["reason"] for part in install.reason)
+    assert [category for category, _ in said] == ["RuntimeWarning"] * install.warnings
+    assert all(part in message for _, message in said for part in install.reason)
+
+    x = torch.linspace(-4, 4, 12).view(4, 3).double().requires_grad_()
+    want = focal_ext.reference.sigmoid_focal_loss(x, torch.tensor([0, -1, -2, 3]), reduction="sum", normalizer="positives")
+    assert loss == pytest.approx(want.item(), rel=1e-6)
+    assert gradient == pytest.approx(torch.autograd.grad(want, x)[0].flatten().tolist(), rel=1e-5)
+
+
+def test_build_info_tells_all_that_is_in_use() -> None:
+    info = focal_ext.build_info()
+    assert set(info) == {"version", "backend", "reason", "cuda", "archs", "cpu_level", "torch"}
+    assert info["version"] == focal_ext.__version__ and info["torch"] == torch.__version__
+    assert (info["cuda"] is None) == (info["archs"] == [])
+    assert (info["reason"] is None) == (info["backend"] == "native") == (info["cpu_level"] is not None)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"FOCAL_EXT_NATIVE": "0"}, {"FOCAL_EXT_TEST_BACKEND": "nativ"}, pytest.param({"FOCAL_EXT_TEST_BACKEND": "reference"}, marks=pytest.mark.native)],
+    ids=str,
+)
+def test_the_suite_fails_when_it_would_run_over_another_backend(environment: dict[str, str]) -> None:
+    done = python("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(TESTS / "test_empty.py"), **environment)
+    assert done.returncode == 1 and "focal_ext is not under test" in done.stdout + done.stderr
+
+
+@pytest.mark.native
+def test_an_installation_without_native_code_passes_the_suites_rules_too() -> None:
+    modules = [str(TESTS / f"test_{name}.py") for name in ("errors", "empty", "constants", "overwrite", "transforms", "numerics")]
+    done = python("-m", "pytest", "-x", "-p", "no:cacheprovider", *modules, FOCAL_EXT_NATIVE="0", FOCAL_EXT_TEST_BACKEND="reference")
+    assert done.returncode == 0, done.stdout[-3000:]

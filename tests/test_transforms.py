@@ -1,0 +1,147 @@
+# Owns: torch.func and forward-mode derivatives against autograd's, and the ops' contracts with torch's dispatcher.
+# Must not know: values (test_values.py), compiled graphs (test_compile.py).
+from __future__ import annotations
+
+import focal_ext
+import pytest
+import torch
+from cases import IMPLEMENTATIONS, Implementation
+from focal_ext import _arguments as arguments
+from torch import Tensor
+
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
+X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+V = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+OPTIONS = {
+    "ids sum": (torch.tensor([0, -1, 3, -2, 4, 2]), {"reduction": "sum"}),
+    "ids mean": (torch.tensor([0, -1, 3, -2, 4, 2]), {"reduction": "mean"}),
+    "ids positives": (torch.tensor([0, -1, 3, -2, 4, 2]), {"reduction": "sum", "normalizer": "positives"}),
+    "dense": (torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), {"reduction": "mean", "gamma": 1.5}),
+    "weighted": (torch.tensor([0, -1, 3, -2, 4, 2]), {"reduction": "sum", "gamma": 0.5, "weight": torch.rand(6, 1).double(), "alpha": [0.1, 0.5, 0.25, 0.9]}),
+}
+rows = pytest.mark.parametrize("row", OPTIONS)
+
+
+def total(implementation: Implementation, row: str, **changed: object) -> object:
+    targets, options = OPTIONS[row]
+    return lambda x: implementation.module.sigmoid_focal_loss(x, targets, **{**options, **changed})
+
+
+def gradient(function: object, x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(function(leaf), leaf)[0]
+
+
+@implementations
+@rows
+def test_func_grad_jvp_and_hessian_are_autograds(row: str, implementation: Implementation) -> None:
+    function = total(implementation, row)
+    want = gradient(function, X)
+    assert torch.allclose(torch.func.grad(function)(X), want, rtol=1e-12)
+    value, slope = torch.func.jvp(function, (X,), (V,))
+    assert torch.allclose(value, function(X), rtol=1e-12) and torch.allclose(slope, (want * V).sum(), rtol=1e-10)
+    with torch.autograd.forward_ad.dual_level():
+        forward = torch.autograd.forward_ad.unpack_dual(function(torch.autograd.forward_ad.make_dual(X, V))).tangent
+    assert torch.allclose(forward, slope, rtol=1e-12)
+    hessian = torch.autograd.functional.hessian(function, X)
+    assert torch.allclose(torch.func.hessian(function)(X), hessian, rtol=1e-9, atol=1e-15)
+    step = 1e-6
+    finite = (gradient(function, X + step * V) - gradient(function, X - step * V)) / (2 * step)
+    assert torch.allclose(torch.einsum("abcd,cd->ab", hessian, V), finite, rtol=1e-5, atol=1e-8)
+
+
+@implementations
+@rows
+def test_vmap_over_a_batch_is_a_loop_over_it(row: str, implementation: Implementation) -> None:
+    targets, options = OPTIONS[row]
+    options = {name: value for name, value in options.items() if name != "weight"}
+    batch, labels = torch.stack([X, V, X * 2]), torch.stack([targets, targets.flip(0), targets.roll(1, 0)])
+
+    def one(x: Tensor, t: Tensor) -> Tensor:
+        return implementation.module.sigmoid_focal_loss(x, t, **options)
+
+    looped = torch.stack([one(x, t) for x, t in zip(batch, labels)])
+    assert torch.allclose(torch.vmap(one)(batch, labels), looped, rtol=1e-12)
+    each = torch.stack([gradient(lambda x, t=t: one(x, t), x) for x, t in zip(batch, labels)])
+    assert torch.allclose(torch.vmap(torch.func.grad(one))(batch, labels), each, rtol=1e-12)
+
+
+@implementations
+@rows
+def test_a_batch_of_upstream_gradients_gives_a_batch_of_gradients(row: str, implementation: Implementation) -> None:
+    function = total(implementation, row)
+    leaf, factors = X.clone().requires_grad_(), torch.tensor([1.0, 3.0, -2.0]).double()
+    (batch,) = torch.autograd.grad(function(leaf), leaf, factors, is_grads_batched=True)
+    assert torch.allclose(batch, factors[:, None, None] * gradient(function, X), rtol=1e-12)
+    unreduced = total(implementation, row, reduction="none", **({"normalizer": None} if "positives" in row else {}))
+    jacobian = torch.autograd.functional.jacobian(unreduced, X, vectorize=True)
+    assert torch.allclose(jacobian.sum((0, 1)), gradient(lambda x: unreduced(x).sum(), X), rtol=1e-12)
+
+
+@implementations
+def test_create_graph_differentiates_a_penalty_on_the_gradient(implementation: Implementation) -> None:
+    function = total(implementation, "ids sum")
+
+    def penalty(x: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(function(x), x, create_graph=True)
+        return slope.square().sum()
+
+    leaf = X.clone().requires_grad_()
+    (got,) = torch.autograd.grad(penalty(leaf), leaf)
+    assert torch.allclose(got, 2 * torch.autograd.functional.hvp(function, X, gradient(function, X))[1], rtol=1e-10)
+
+
+def op_arguments(dtype: torch.dtype, row: str) -> tuple[object, ...]:
+    targets, options = OPTIONS[row]
+    x = X.to(dtype)
+    full = {"alpha": 0.25, "gamma": 2.0, "normalizer": None, "weight": None, **options}
+    return x, *arguments.check(x, targets, full["alpha"], full["gamma"], full["reduction"], full["normalizer"], full["weight"], -2, False)
+
+
+@pytest.mark.native
+@rows
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_ops_keep_their_contracts_with_the_dispatcher(dtype: torch.dtype, row: str) -> None:
+    from focal_ext._native import ops
+
+    call = op_arguments(dtype, row)
+    upstream = torch.ones((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    for op in (ops.loss, ops.loss_and_gradient, ops.loss_map):
+        torch.library.opcheck(op.default, call)
+        torch.library.opcheck(op.default, (call[0].clone().requires_grad_(), *call[1:]))
+    torch.library.opcheck(ops.gradient.default, (*call, upstream))
+    torch.library.opcheck(ops.gradient.default, (*call, torch.rand(6, 4).to(dtype)))
+    torch.library.opcheck(ops.gradient_.default, (call[0].clone(), *call[1:], upstream))
+    torch.library.opcheck(ops.scale_.default, (call[0].clone(), upstream * 3))
+    loss, stored = ops.loss_and_gradient(call[0].clone().requires_grad_(), *call[1:])
+    assert loss.requires_grad and not stored.requires_grad
+    if call[1].dim() == 1:
+        torch.library.opcheck(ops.first_bad_id.default, (call[1], 4, -2), test_utils="test_schema")
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_scaling_by_1_touches_nothing_and_by_another_number_is_a_product(dtype: torch.dtype) -> None:
+    from focal_ext._native import ops
+
+    x = torch.randn(40_000).to(dtype)
+    for factor in (1.0, 3.0, 0.0, float("inf"), float("nan")):
+        y = x.clone()
+        ops.scale_(y, torch.tensor(factor, dtype=torch.float64 if dtype == torch.float64 else torch.float32))
+        assert torch.equal(y.nan_to_num(), (x * factor).nan_to_num())
+
+
+@pytest.mark.native
+def test_ops_refuse_what_would_corrupt_memory() -> None:
+    from focal_ext._native import ops
+
+    x, *call = op_arguments(torch.float32, "ids sum")
+    short, wrong = torch.tensor([0, 1]), torch.zeros(3)
+    for bad in ((x, short, *call[1:]), (x, call[0], wrong, *call[2:]), (x, call[0], None, wrong, *call[3:]), (x, call[0], None, None, wrong, *call[4:]), (x.int(), *call)):
+        with pytest.raises(RuntimeError):
+            ops.loss(*bad)
+    with pytest.raises(RuntimeError):
+        ops.gradient_(torch.randn(4, 6).t(), *call, torch.ones(()))
+    with pytest.raises(RuntimeError):
+        ops.gradient(x, *call, torch.ones(3))
+    assert focal_ext.build_info()["backend"] == "native"

@@ -1,0 +1,54 @@
+# Owns: how far off a result may be: one table, each row with the reason for its size.
+# Must not know: cases, implementations' code.
+#
+# An error is measured in units of the accumulation type's epsilon (2^-23 for float32, bfloat16 and float16 logits, 2^-52 for float64),
+# relative to the sum of the magnitudes of the terms that make the value; the result's own last rounding comes on top.
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tolerance(NamedTuple):
+    units: float
+    why: str
+
+
+TOLERANCES = {
+    ("native", "float32", "hard"): Tolerance(16, "13 ULP is the claim for the bare formula; alpha, weight and scale are three products of two roundings of half a unit"),
+    ("native", "float32", "soft"): Tolerance(26, "24 units is the claim for the bare formula; alpha_t, weight and scale add four roundings of half a unit"),
+    ("native", "float32", "sum"): Tolerance(40, "each term is off by at most 24 units, and a lane adds at most 32 terms in float32, half a unit each; all else is double"),
+    ("native", "float64", "hard"): Tolerance(16, "libm's exp and log1p are off by half a unit each, the formula multiplies and adds a dozen times"),
+    ("native", "float64", "soft"): Tolerance(24, "as for hard targets, and u = p (1-t) + q t is raised to gamma <= 5, which multiplies its two roundings by five"),
+    ("native", "float64", "sum"): Tolerance(40, "each term is off by at most 24 units, and a lane adds at most 32 terms in double, half a unit each"),
+    ("reference", "float32", "hard"): Tolerance(64, "autograd's derivative of sigmoid is y (1-y), and 1-y is off by half a unit of 1: times gamma x <= 5 * 17, past which 1-y is 0"),
+    ("reference", "float32", "soft"): Tolerance(64, "the same derivative of sigmoid"),
+    ("reference", "float32", "sum"): Tolerance(64, "torch.sum adds pairwise in float32: log2(n) < 17 roundings, after terms that are off by at most 24 units"),
+    ("reference", "float64", "hard"): Tolerance(16, "the same code as the oracle, which may add in another order"),
+    ("reference", "float64", "soft"): Tolerance(16, "the same code as the oracle, which may add in another order"),
+    ("reference", "float64", "sum"): Tolerance(16, "the same code as the oracle, which may add in another order"),
+}
+
+# Results that underflow on the way: float32 intermediates are rounded at 2^-149 before factors, gamma and ce multiply them again.
+SUBNORMAL = Tolerance(4, "e, p, p^gamma and the product are each rounded once at the smallest subnormal")
+EXPONENT = Tolerance(2, "rounding y in exp(y) costs |y| half units: in float64 a power p^gamma = exp(gamma log p) and the oracle each pay it")
+STORED = Tolerance(0.5, "a gradient computed beside the loss is rounded to the logits' dtype before grad_output multiplies it, unless that is exact: half a ULP")
+
+
+def units(implementation: str, dtype: torch.dtype, kind: str) -> float:
+    """The row's tolerance as a relative error."""
+    accumulation = torch.float64 if dtype == torch.float64 else torch.float32
+    return TOLERANCES[implementation, str(accumulation).removeprefix("torch."), kind].units * torch.finfo(accumulation).eps
+
+# The claims of the README about the bare formula: no alpha, weight or normaliser.
+CLAIMS = {
+    ("native", "hard"): Tolerance(13, "ULP: the worst of every float32 in [-120, 120] over gamma 0 to 5 was 11.9, the gradient at gamma 5"),
+    ("native", "mean"): Tolerance(1.3, "ULP: most patterns are tiny logits, where a result is the rounding of a constant"),
+    ("native", "soft"): Tolerance(24, "units of 2^-23 of the terms: u is four roundings, u^5 five times as much, the terms a dozen more"),
+    ("reference", "hard"): Tolerance(64, "ULP: autograd's y (1-y), see TOLERANCES"),
+    ("reference", "mean"): Tolerance(1.3, "ULP: as for the native library"),
+    ("reference", "soft"): Tolerance(64, "units of 2^-23: autograd's y (1-y), see TOLERANCES"),
+    ("torch.bfloat16", "correctly rounded"): Tolerance(0.999, "share: float32's 13 ULP move a result across a rounding boundary once in 2^16 / 13 / 2 values"),
+    ("torch.float16", "correctly rounded"): Tolerance(0.995, "share: float16 has 3 bits more, so a boundary is 8 times as near"),
+}
