@@ -42,7 +42,7 @@ readme: .venv/.examples
 	$(PYTHON) -m bench.readme
 
 clean:
-	rm -rf build dist out focal_ext/*.so
+	rm -rf build dist out focal_ext/*.so .venv/.native
 
 .venv/.tools:
 	$(BASE_PYTHON) -m venv .venv
@@ -52,7 +52,8 @@ clean:
 .venv/.native: .venv/.tools $(SOURCES)
 	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
 	@$(PYTHON) -c "import focal_ext as f; i = f.build_info(); \
-	  print('focal_ext', i['version'], '|', i['backend'], '|', 'CPU', i['cpu_level'], '|', f\"CUDA {i['cuda']} for {' '.join(i['archs'])}\" if i['cuda'] else 'no CUDA kernels (no nvcc found)', '| torch', i['torch'])"
+	  cuda = f\"CUDA {i['cuda']} kernels for {' '.join(i['archs'])}\" if i['cuda'] else 'no CUDA kernels'; \
+	  print('built: focal_ext', i['version'], '|', i['reason'] or f\"native, CPU {i['cpu_level']}\", '|', cuda, '| torch', i['torch'])"
 	touch $@
 
 .venv/.examples: .venv/.tools examples/retinanet/requirements.txt bench/requirements.txt

@@ -8,6 +8,7 @@ import argparse
 import csv
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,18 @@ def cases(quick: bool, trained: Path | None) -> Iterator[Case]:
         yield synthetic("100 x 80 fp32", 100, 80, compiled=False)
 
 
+class Layer(torch.autograd.Function):
+    """Stands for the layer that made the logits: its output lies in `buffer`, its gradient goes to `leaf`."""
+
+    @staticmethod
+    def forward(ctx: object, leaf: Tensor, buffer: Tensor) -> Tensor:
+        return buffer
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 def fused(case: Case, **options: bool) -> Tensor:
     return lambda x: focal_ext.sigmoid_focal_loss(x, case.ids, gamma=case.gamma, reduction="sum", normalizer="positives", **options)
 
@@ -84,8 +97,8 @@ def alternatives(case: Case) -> dict[str, Step]:
     steps[OURS] = step(fused(case))
     leaf = case.logits.clone().requires_grad_()
     overwrite = fused(case, overwrite_inputs=True)
-    # A view is not a leaf, so its memory may be overwritten; the leaf stands for the layer that made the logits.
-    steps[f"{OURS}, overwrite_inputs"] = Step(lambda x: overwrite(x.view_as(x)), leaf, lambda: leaf.detach().copy_(case.logits))
+    buffer = case.logits.clone()
+    steps[f"{OURS}, overwrite_inputs"] = Step(lambda x: overwrite(Layer.apply(x, buffer)), leaf, lambda: buffer.copy_(case.logits))
     steps[FLOOR] = Copy(torch.sum, case.logits.clone())
     return steps
 
@@ -130,7 +143,8 @@ def processor() -> str:
 
 def provenance(device: str) -> dict[str, object]:
     cpu = f"{processor()}, {torch.get_num_threads()} threads, {focal_ext.build_info()['cpu_level']}"
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip()
+    git = shutil.which("git")
+    commit = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip() if git else ""
     return {
         "machine": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if device == "cuda" else cpu, "torch": torch.__version__,
         "allocator": os.environ.get("GLIBC_TUNABLES", "default"), "focal_ext": focal_ext.__version__, "commit": commit,

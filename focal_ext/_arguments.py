@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Union
@@ -51,12 +53,23 @@ def values_are_readable(*tensors: Tensor | None) -> bool:
     """Whether looking at values is possible and free: not on a device, in a compiled graph, under a transform or for a subclass."""
     if is_traced():
         return False
-    return all(t is None or (t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter)) for t in tensors)
+    return all(t is None or (t.device.type == "cpu" and is_plain(t)) for t in tensors)
+
+
+def is_plain(tensor: Tensor | None) -> bool:
+    """Whether a tensor is memory that kernels can read: no subclass that defines operations of its own."""
+    return tensor is None or type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def check_layout(name: str, tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise TypeError(f"{name}: must be a dense strided tensor, got {'a nested tensor' if tensor.is_nested else tensor.layout}; use {name}.to_dense()")
 
 
 def check_inputs(inputs: Tensor) -> None:
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs: logits must be a torch.Tensor, got {type(inputs).__name__}")
+    check_layout("inputs", inputs)
     if inputs.dtype not in LOGIT_DTYPES:
         raise TypeError(f"inputs: logits must be float32, bfloat16, float16 or float64, got {inputs.dtype}; convert with inputs.float()")
     if inputs.dim() == 0:
@@ -67,6 +80,7 @@ def is_dense(inputs: Tensor, targets: Tensor) -> bool:
     """Reads the kind of targets from their rank, never from their values."""
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: must be a torch.Tensor, got {type(targets).__name__}")
+    check_layout("targets", targets)
     if targets.device != inputs.device:
         raise ValueError(f"targets: must be on the device of inputs, {inputs.device}, got {targets.device}; use targets.to(inputs.device)")
     if targets.shape == inputs.shape:
@@ -96,7 +110,8 @@ def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int |
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """A Python or NumPy number."""
+    return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
 
 
 def check_gamma(gamma: float) -> float:
@@ -117,9 +132,11 @@ def check_alpha(alpha: Alpha, inputs: Tensor) -> tuple[float, float, Tensor | No
         return float(alpha), 1.0 - float(alpha), None  # type: ignore[arg-type]
     classes, dtype = inputs.shape[-1], accumulation_dtype(inputs.dtype)
     if not isinstance(alpha, Tensor):
+        alpha = alpha.tolist() if hasattr(alpha, "tolist") else alpha
         if isinstance(alpha, (str, bytes, bool)) or not isinstance(alpha, Sequence) or not all(map(is_number, alpha)):
             raise TypeError(f"alpha: must be None, a float, or a tensor or sequence of {classes} floats, got {type(alpha).__name__}")
-        alpha = torch.tensor(alpha, dtype=dtype, device=inputs.device)
+        alpha = torch.tensor([float(a) for a in alpha], dtype=dtype, device=inputs.device)
+    check_layout("alpha", alpha)
     if alpha.is_complex() or alpha.is_quantized or alpha.dtype is torch.bool:
         raise TypeError(f"alpha: must be real numbers, got {alpha.dtype}")
     if alpha.shape != (classes,):
@@ -137,6 +154,7 @@ def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
         return None
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight: must be a torch.Tensor or None, got {type(weight).__name__}")
+    check_layout("weight", weight)
     if weight.is_complex() or weight.is_quantized:
         raise TypeError(f"weight: must be real numbers, got {weight.dtype}")
     if weight.device != inputs.device:
@@ -155,7 +173,7 @@ def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
 
 def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool) -> tuple[int, float, Tensor | None]:
     """Returns the divisor's kind, its value and its tensor."""
-    if reduction not in ("none", "mean", "sum"):
+    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: must be 'none', 'mean' or 'sum', got {reduction!r}")
     if normalizer is None:
         if reduction != "mean":
@@ -170,9 +188,10 @@ def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, den
             raise ValueError("normalizer: 'positives' counts class ids, got dense targets; pass a float or a 0-d tensor")
         return BY_POSITIVES, 1.0, None
     if isinstance(normalizer, Tensor):
+        check_layout("normalizer", normalizer)
         if normalizer.dim() != 0:
             raise ValueError(f"normalizer: a tensor must be 0-d, got shape {tuple(normalizer.shape)}; use normalizer.sum() or .squeeze()")
-        if normalizer.is_complex() or normalizer.dtype is torch.bool:
+        if normalizer.is_complex() or normalizer.is_quantized or normalizer.dtype is torch.bool:
             raise TypeError(f"normalizer: must be a real number, got {normalizer.dtype}")
         if normalizer.device != inputs.device:
             raise ValueError(f"normalizer: must be on the device of inputs, {inputs.device}, got {normalizer.device}")
@@ -185,15 +204,20 @@ def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, den
 
 
 def check_ignore_index(ignore_index: int | None) -> int | None:
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+    if ignore_index is None:
+        return None
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, numbers.Integral)):
         raise TypeError(f"ignore_index: must be an integer or None, got {type(ignore_index).__name__}")
-    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+    ignore_index = operator.index(ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: must fit int64, got {ignore_index}; None skips no class id")
     return ignore_index
 
 
 def is_overlapping(inputs: Tensor) -> bool:
     """Whether two elements may share memory: an expanded or otherwise overlapping view."""
+    if inputs.numel() == 0:
+        return False
     reach = 0
     for stride, size in sorted((s, n) for s, n in zip(inputs.stride(), inputs.shape) if n > 1):
         if stride <= reach:
@@ -202,13 +226,21 @@ def is_overlapping(inputs: Tensor) -> bool:
     return False
 
 
-def check_overwrite(inputs: Tensor) -> None:
+def check_overwrite(inputs: Tensor, *others: Tensor | None) -> None:
     if inputs.is_inference():
         raise ValueError("overwrite_inputs: an inference tensor cannot take a gradient; compute the logits outside torch.inference_mode()")
-    if inputs.requires_grad and inputs.is_leaf:
-        raise ValueError("overwrite_inputs: inputs is a leaf that requires grad, its values must survive backward; pass logits that a layer computed")
+    owner = inputs._base if inputs._is_view() and inputs._base is not None else inputs
+    if inputs.requires_grad and owner.requires_grad and owner.is_leaf:
+        raise ValueError("overwrite_inputs: inputs is a leaf that requires grad, or a view of one; its values must survive backward; pass logits that a layer computed")
     if is_overlapping(inputs):
         raise ValueError(f"overwrite_inputs: elements of inputs share memory (strides {inputs.stride()}); use inputs.contiguous()")
+    if inputs.is_neg():
+        raise ValueError("overwrite_inputs: inputs is a view that negates on reading; use inputs.resolve_neg()")
+    for other in others:
+        if other is None or not (is_plain(inputs) and is_plain(other)) or inputs.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+            continue
+        if inputs.numel() and (other.data_ptr(), other.shape, other.stride()) != (inputs.data_ptr(), inputs.shape, inputs.stride()):
+            raise ValueError("overwrite_inputs: targets or weight share memory with inputs at another place; clone them")
 
 
 def check(
@@ -230,8 +262,8 @@ def check(
     divisor, divisor_value, divisor_tensor = check_normalizer(normalizer, reduction, inputs, dense)
     plain_weight = check_weight(weight, inputs)
     ignore_index = check_ignore_index(ignore_index)
-    if overwrite_inputs and not is_traced():
-        check_overwrite(inputs)
+    if overwrite_inputs and torch.is_grad_enabled() and not (is_traced() or torch.is_inference_mode_enabled()):
+        check_overwrite(inputs, targets, weight)
     if dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):
         targets = targets.to(accumulation_dtype(inputs.dtype))
     return Call(

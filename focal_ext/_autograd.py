@@ -31,7 +31,8 @@ def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tenso
 
 def _save(ctx: Any, inputs: Tensor, call: Call, reduction: str, *results: Tensor) -> None:
     """Saves tensors through autograd, so that hooks see them and a change in place is an error, never a wrong gradient."""
-    ctx.save_for_backward(inputs, *call[:4], *results)
+    tensors = [t.clone() if t is not None and t.is_inference() else t for t in call[:4]]  # autograd refuses to save those
+    ctx.save_for_backward(inputs, *tensors, *results)
     ctx.call, ctx.reduction = call._replace(targets=None, weight=None, alpha=None, normalizer=None), reduction
 
 
@@ -124,10 +125,6 @@ def _needs_reference(inputs: Tensor, call: Call) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call[:4])
 
 
-def _is_plain(*tensors: Tensor | None) -> bool:
-    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-
-
 def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     """The route of torch.compile and torch.export: plain op calls that a graph can hold."""
     if reduction == "none":
@@ -164,12 +161,14 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
 
 def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    if _needs_reference(inputs, call) or not (torch.compiler.is_compiling() or _is_plain(inputs, *call[:4])):
+    if _needs_reference(inputs, call) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call[:4])))):
         return reference.compute(inputs, call, reduction)
     overwrite = overwrite_inputs and inputs.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     order = None
-    if not inputs.is_contiguous() and not overwrite:
-        inputs, call, order = _as_rows(inputs, call)
+    if not inputs.is_contiguous():
+        rows = _as_rows(inputs, call)
+        if rows[2] is not None or not overwrite:  # a copy could not be overwritten in the inputs' place
+            inputs, call, order = rows
     if torch.compiler.is_compiling():
         loss = _compiled(inputs, call, reduction)
     elif not (inputs.requires_grad and torch.is_grad_enabled()):

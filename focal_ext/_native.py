@@ -15,7 +15,10 @@ from torch import Tensor
 from ._version import __version__
 
 LIBRARY = Path(__file__).with_name("libfocal_ext.so")
-REINSTALL = "reinstall with a C++ compiler on the PATH: pip install --force-reinstall --no-deps focal_ext"
+REINSTALL = (
+    "install torch >= 2.10 and a C++ compiler first, then build again from the sources: "
+    "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps ."
+)
 
 ops = torch.ops.focal_ext  # resolves names lazily: empty until the library is loaded
 OPS = ("loss", "loss_and_gradient", "loss_map", "gradient", "gradient_", "scale_", "first_bad_id")
@@ -26,7 +29,7 @@ def _load() -> str | None:
     if os.environ.get("FOCAL_EXT_NATIVE") == "0":
         return "FOCAL_EXT_NATIVE=0 in the environment asks for the reference"
     if not LIBRARY.exists():
-        return f"this installation has no {LIBRARY.name}: it was built without a C++ compiler or with FOCAL_EXT_NATIVE=0; {REINSTALL}"
+        return f"this installation has no {LIBRARY.name}: it was built without a C++ compiler, without torch >= 2.10 beside it, or with FOCAL_EXT_NATIVE=0; {REINSTALL}"
     try:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:
@@ -137,7 +140,15 @@ def _register() -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
 
+    def refuse_create_graph() -> None:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "focal_ext: a compiled or exported loss is once differentiable; for create_graph=True call it outside the compiled"
+                " function, or use focal_ext.reference in it"
+            )
+
     def scale_gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
+        refuse_create_graph()
         return (ctx.saved_tensors[0] * grad_loss, *[None] * 10)
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -145,6 +156,7 @@ def _register() -> None:
         ctx.scalars = inputs[5:]
 
     def recompute_gradient(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        refuse_create_graph()
         return (ops.gradient(*ctx.saved_tensors, *ctx.scalars, grad_output.contiguous()), *[None] * 10)
 
     register_autograd("focal_ext::loss_and_gradient", scale_gradient, setup_context=save_gradient)

@@ -7,12 +7,16 @@ import math
 import torch
 from torch import Tensor, nn
 
+from . import _arguments as arguments
 from . import losses
 from ._arguments import Alpha, Normalizer
 
 
 class SigmoidFocalLoss(nn.Module):
-    """:func:`focal_ext.sigmoid_focal_loss` as a module, with the same arguments and defaults; ``weight`` goes to forward.
+    """:func:`focal_ext.sigmoid_focal_loss` as a module, with the same arguments and defaults.
+
+    Tensors among them move with the module, a Parameter is trained with it. What changes from step to step, ``weight`` and
+    ``normalizer``, may be given to forward instead.
 
     Example:
         >>> criterion = SigmoidFocalLoss(reduction="sum", normalizer="positives")
@@ -26,31 +30,36 @@ class SigmoidFocalLoss(nn.Module):
         reduction: str = "none",
         *,
         normalizer: Normalizer = None,
+        weight: Tensor | None = None,
         ignore_index: int | None = -2,
         overwrite_inputs: bool = False,
     ) -> None:
         super().__init__()
-        self.register_buffer("_alpha", alpha if isinstance(alpha, Tensor) else None, persistent=False)
-        self._plain_alpha = None if isinstance(alpha, Tensor) else alpha
+        arguments.check_gamma(gamma)
+        no_logits = torch.empty(0, 0)
+        if not isinstance(normalizer, Tensor):
+            arguments.check_normalizer(normalizer, reduction, no_logits, dense=False)
+        if alpha is None or arguments.is_number(alpha):
+            arguments.check_alpha(alpha, no_logits)
+        for name, value in (("alpha", alpha), ("normalizer", normalizer), ("weight", weight)):
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
         self.gamma = gamma
         self.reduction = reduction
-        self.normalizer = normalizer
         self.ignore_index = ignore_index
         self.overwrite_inputs = overwrite_inputs
 
-    @property
-    def alpha(self) -> Alpha:
-        return self._plain_alpha if self._alpha is None else self._alpha
-
-    def forward(self, inputs: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, targets: Tensor, *, weight: Tensor | None = None, normalizer: Normalizer = None) -> Tensor:
         return losses.sigmoid_focal_loss(
             inputs,
             targets,
             self.alpha,
             self.gamma,
             self.reduction,
-            normalizer=self.normalizer,
-            weight=weight,
+            normalizer=self.normalizer if normalizer is None else normalizer,
+            weight=self.weight if weight is None else weight,
             ignore_index=self.ignore_index,
             overwrite_inputs=self.overwrite_inputs,
         )

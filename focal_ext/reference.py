@@ -24,9 +24,11 @@ def _bounded(x: Tensor, limit: float) -> Tensor:
 
 
 def _power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
-    """u ** gamma for u = 1 - p_t; below gamma 1 its derivative is infinite at u = 0, where hard targets go through log u."""
-    if gamma >= 1 or t.requires_grad:
-        return u.pow(min(gamma, 1e36))
+    """u ** gamma for u = 1 - p_t. Below gamma 1 its derivative is infinite at u = 0, and at a large gamma the rounding of u near 1
+    counts: there hard targets go through log u, which is at hand."""
+    gamma = min(gamma, 1e36)
+    if 1 <= gamma <= 16 or t.requires_grad:
+        return u.pow(gamma)
     hard = (t == 0) | (t == 1)
     log_u = F.logsigmoid(torch.where(t == 1, -x, x))
     return torch.where(hard, torch.exp(gamma * log_u), torch.where(hard, torch.ones_like(u), u).pow(gamma))
@@ -42,7 +44,9 @@ def _focal(x: Tensor, t: Tensor, gamma: float) -> Tensor:
     if gamma == 0:
         return ce
     u = torch.sigmoid(bounded) * (1 - t) + torch.sigmoid(-bounded) * t
-    return _power(u, gamma, bounded, t) * ce
+    power = _power(u, gamma, bounded, t)
+    # An infinite cross entropy stays infinite where u^gamma underflows.
+    return torch.where(ce.isinf(), power.clamp(min=torch.finfo(x.dtype).tiny), power) * ce
 
 
 def _one_hot(ids: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -90,6 +94,8 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         loss = loss * torch.where(bad, torch.nan, 1.0).to(dtype)[:, None]
     if reduction == "none":
         return loss.reshape(inputs.shape).to(inputs.dtype)
+    if loss.numel() == 0:
+        return loss.sum()
     divisor = {
         arguments.BY_VALUE: call.divisor_value,
         arguments.BY_TENSOR: call.normalizer,

@@ -88,8 +88,9 @@ void run(const Problem& problem, ParallelFor parallel_for) {
   if (!problem.loss) return;
   double total = 0;
   for (int64_t i = 0; i < chunks; ++i) total += sums[i];
-  if (problem.scalar == Scalar::f64) *static_cast<double*>(problem.loss) = total / divisor;
-  else *static_cast<float*>(problem.loss) = float(total / divisor);
+  const double loss = chunks ? total / divisor : 0;  // nothing divided by nothing is 0 too
+  if (problem.scalar == Scalar::f64) *static_cast<double*>(problem.loss) = loss;
+  else *static_cast<float*>(problem.loss) = float(loss);
 }
 
 int64_t first_bad_id(const Problem& problem, ParallelFor parallel_for) {

@@ -2,7 +2,7 @@
 // Must not know: any loss, any tensor, any loop.
 //
 // A policy `Math` supplies: value_t, limit(), abs, min, max, fma, select_positive(z, a, b) = z > 0 ? a : b, exp_neg(y) = exp(-y)
-// for 0 <= y <= limit(), reciprocal, log1p_exp(e, w) = log(1 + e) given w = e / (1 + e), pow_exp(gamma, a, b) = exp(gamma (a - b))
+// for 0 <= y <= limit(), divide, log1p_exp(e, w) = log(1 + e) given w = e / (1 + e), pow_exp(gamma, a, b) = exp(gamma (a - b))
 // pow(u, gamma), and bounded(y) = min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond limit() exp(-y) rounds
 // to 0, so clamping there changes no result. min and max keep the second argument when it is NaN.
 #pragma once
@@ -91,7 +91,7 @@ struct HostFloat {
     return a * b + c;
 #endif
   }
-  static FOCAL_EXT_INLINE float reciprocal(float a) { return 1.f / a; }
+  static FOCAL_EXT_INLINE float divide(float a, float b) { return a / b; }
   static FOCAL_EXT_INLINE float exp_neg(float y) {
     const float shifted = fma(y, -1.44269504f, kRound);
     return scale(exp_polynomial(reduce(y, shifted)), shifted);
@@ -187,7 +187,7 @@ struct Double {
   static FOCAL_EXT_INLINE double select_positive(double z, double a, double b) { return z > 0. ? a : b; }
   static FOCAL_EXT_INLINE double bounded(double a) { return a < 1e300 ? a : 1e300; }
   static FOCAL_EXT_INLINE double fma(double a, double b, double c) { return a * b + c; }
-  static FOCAL_EXT_INLINE double reciprocal(double a) { return 1. / a; }
+  static FOCAL_EXT_INLINE double divide(double a, double b) { return a / b; }
   static FOCAL_EXT_INLINE double exp_neg(double y) { return ::exp(-y); }
   static FOCAL_EXT_INLINE double log1p_exp(double e, double) { return ::log1p(e); }
   static FOCAL_EXT_INLINE double pow_exp(Exponent gamma, double a, double b) { return ::exp(gamma.full * (a - b)); }

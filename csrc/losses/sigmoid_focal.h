@@ -50,7 +50,7 @@ auto with_modulator(double gamma, F&& f) {
   return f(AnyModulator(exponent));
 }
 
-// What every term needs, from one exponential: e = exp(-|z|), r = 1 / (1 + e), p = sigmoid(z), q = sigmoid(-z).
+// What every term needs, from one exponential: e = exp(-|z|), w = e / (1 + e), p = sigmoid(z), q = sigmoid(-z).
 template <class Math>
 struct Sigmoid {
   using T = typename Math::value_t;
@@ -58,8 +58,8 @@ struct Sigmoid {
   explicit FOCAL_EXT_INLINE Sigmoid(T z) {
     size = Math::min(Math::constant(Math::limit()), Math::abs(z));
     const T e = Math::exp_neg(size);
-    const T r = Math::reciprocal(Math::constant(1) + e);
-    const T w = e * r;
+    const T w = Math::divide(e, Math::constant(1) + e);
+    const T r = Math::constant(1) - w;  // exact to half a ULP, where e r would round once more: 10.1 -> 8.8 ULP at gamma 2
     log1p_e = Math::log1p_exp(e, w);
     p = Math::select_positive(z, r, w);
     q = Math::select_positive(z, w, r);
@@ -97,9 +97,14 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, const Modulato
   if constexpr (Modulator::is_one) return {ce, slope};
   const T u = Math::fma(s.p, not_t, s.q * t);
   const T h = t == zero ? s.q : t == one ? s.p : s.p * s.q / u;  // the limits where u underflows
-  const T power = modulator.template of<Math>(u);
+  // At a hard target log u is at hand, where u itself may round to 1.
+  const bool hard = t == zero || t == one;
+  const T z = t == one ? zero - x : x;
+  const T power = hard ? modulator.template of_probability<Math>(u, s.negative_part(z), s.log1p_e) : modulator.template of<Math>(u);
   const T bounded = Math::min(ce, Math::constant(2 * Math::limit()));  // ce may be negative: t is unchecked
-  return {power * ce, power * Math::fma(modulator.template gamma<Math>() * (not_t - t) * h, bounded, slope)};
+  const T infinity = Math::constant(__builtin_inff());
+  // At +-inf the loss is infinite even where u^gamma underflows.
+  return {linear == infinity ? linear : power * ce, power * Math::fma(modulator.template gamma<Math>() * (not_t - t) * h, bounded, slope)};
 }
 
 }  // namespace focal_ext
