@@ -33,7 +33,7 @@ bench: .venv/.native .venv/.examples
 	$(PYTHON) -m bench.compare --keep-memory --csv bench/results/cpu_kept_memory.csv
 
 exhaustive: .venv/.native .venv/.tests
-	$(PYTHON) -m tests.exhaustive
+	$(PYTHON) tests/exhaustive.py
 
 wheel: .venv/.tools
 	$(PYTHON) -m pip wheel --no-build-isolation --no-deps -w dist .

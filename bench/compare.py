@@ -93,7 +93,13 @@ def alternatives(case: Case) -> dict[str, Step]:
             compiled = torch.compile(formulation, dynamic=False)
             steps[f"torch.compile, {formulation.__name__}"] = step(lambda x, f=compiled: f(x, case.ids, case.gamma))
     for name, peer in (baselines.installed_peers() if case.logits.is_cuda else {}).items():
-        steps[name] = step(lambda x, f=peer: f(x, case.ids, case.gamma))
+        candidate = step(lambda x, f=peer: f(x, case.ids, case.gamma))
+        try:
+            candidate.gradient()
+        except RuntimeError as error:
+            print(f"{name} does not run on {case.name}: {error}")
+        else:
+            steps[name] = candidate
     steps[OURS] = step(fused(case))
     leaf = case.logits.clone().requires_grad_()
     overwrite = fused(case, overwrite_inputs=True)

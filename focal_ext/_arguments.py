@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Union
 
@@ -114,10 +113,17 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
 
 
+def as_float(value: numbers.Real | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond float64
+        return math.inf
+
+
 def check_gamma(gamma: float) -> float:
     if not is_number(gamma):
         raise TypeError(f"gamma: must be a number, got {type(gamma).__name__}; a learnable gamma is not supported")
-    if not 0 <= gamma <= sys.float_info.max:
+    if not 0 <= as_float(gamma) < math.inf:
         raise ValueError(f"gamma: must be finite and >= 0, got {gamma}; 0 is cross entropy, 2 the paper's choice")
     return float(gamma)
 
@@ -198,7 +204,7 @@ def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, den
         return BY_TENSOR, 1.0, normalizer.to(accumulation_dtype(inputs.dtype))
     if not is_number(normalizer):
         raise TypeError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {type(normalizer).__name__}")
-    if not 0 < normalizer <= sys.float_info.max:
+    if not 0 < as_float(normalizer) < math.inf:
         raise ValueError(f"normalizer: must be finite and > 0, got {normalizer}; clamp a count of positives with max(n, 1)")
     return BY_VALUE, float(normalizer), None
 

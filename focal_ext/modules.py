@@ -51,7 +51,7 @@ class SigmoidFocalLoss(nn.Module):
         self.ignore_index = ignore_index
         self.overwrite_inputs = overwrite_inputs
 
-    def forward(self, inputs: Tensor, targets: Tensor, *, weight: Tensor | None = None, normalizer: Normalizer = None) -> Tensor:
+    def forward(self, inputs: Tensor, targets: Tensor, weight: Tensor | None = None, normalizer: Normalizer = None) -> Tensor:
         return losses.sigmoid_focal_loss(
             inputs,
             targets,

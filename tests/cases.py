@@ -31,6 +31,8 @@ IMPLEMENTATIONS = [
     Implementation("reference", focal_ext.reference),
 ]
 PUBLIC = IMPLEMENTATIONS[0]
+# `make gpu` sets this. Tests that place no tensors on a device run on the CPU as ever.
+ON_DEVICES = [*IMPLEMENTATIONS, *([Implementation("cuda", focal_ext, "cuda")] if os.environ.get("FOCAL_EXT_TEST_DEVICE") == "cuda" else [])]
 GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0)
 ID_DTYPES = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
 

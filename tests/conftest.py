@@ -31,6 +31,7 @@ def why_not_under_test() -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda_code: about the compiled CUDA kernels; not collected where nvcc was not found when the library was built")
     config.addinivalue_line("markers", "native: about the native library; not collected when the reference is the backend under test")
 
 
@@ -41,8 +42,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if WANTED == "reference":
-        dropped = [item for item in items if item.get_closest_marker("native")]
+    absent = {"native"} if WANTED == "reference" else set()
+    absent |= set() if focal_ext.build_info()["cuda"] else {"cuda_code"}
+    if absent:
+        dropped = [item for item in items if any(item.get_closest_marker(mark) for mark in absent)]
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
 

@@ -22,6 +22,16 @@ TOLERANCES = {
     ("native", "float64", "hard"): Tolerance(16, "libm's exp and log1p are off by half a unit each, the formula multiplies and adds a dozen times"),
     ("native", "float64", "soft"): Tolerance(24, "as for hard targets, and u = p (1-t) + q t is raised to gamma <= 5, which multiplies its two roundings by five"),
     ("native", "float64", "sum"): Tolerance(40, "each term is off by at most 24 units, and a lane adds at most 32 terms in double, half a unit each"),
+    ("cuda", "float32", "hard"): Tolerance(20, "test_cuda_math.py proves 16 units for gamma 0, 1, 2 and finds 16.3 up to gamma 5; alpha, weight, divisor and grad_output are four products of half a unit"),
+    ("cuda", "float32", "soft"): Tolerance(34, "test_cuda_math.py proves 32 units; the same four products"),
+    ("cuda", "float32", "sum"): Tolerance(110, "each term is off by at most 34 units, and a lane adds at most 128 terms of these cases' tiles, a warp and a block 8 sums more, half a unit each"),
+    ("cuda", "bfloat16", "hard"): Tolerance(212, "the half grade is off by 2.5e-5, 210 units, in test_cuda_math.py; the same four products"),
+    ("cuda", "float16", "hard"): Tolerance(212, "as for bfloat16"),
+    ("cuda", "bfloat16", "sum"): Tolerance(290, "each term is off by at most 212 units; the sums are those of float32"),
+    ("cuda", "float16", "sum"): Tolerance(290, "as for bfloat16"),
+    ("cuda", "float64", "hard"): Tolerance(24, "CUDA's exp and log1p are off by one unit each, where libm's are by half a unit: half as much again as the native row"),
+    ("cuda", "float64", "soft"): Tolerance(36, "CUDA's pow is off by two units; half as much again as the native row"),
+    ("cuda", "float64", "sum"): Tolerance(110, "each term is off by at most 36 units; the sums are those of float32"),
     ("reference", "float32", "hard"): Tolerance(64, "autograd's derivative of sigmoid is y (1-y), and 1-y is off by half a unit of 1: times gamma x <= 5 * 17, past which 1-y is 0"),
     ("reference", "float32", "soft"): Tolerance(64, "the same derivative of sigmoid"),
     ("reference", "float32", "sum"): Tolerance(64, "torch.sum adds pairwise in float32: log2(n) < 17 roundings, after terms that are off by at most 24 units"),
@@ -32,6 +42,7 @@ TOLERANCES = {
 
 # Results that underflow on the way: float32 intermediates are rounded at 2^-149 before factors, gamma and ce multiply them again.
 SUBNORMAL = Tolerance(4, "e, p, p^gamma and the product are each rounded once at the smallest subnormal")
+FLUSHED = Tolerance(2.0**24, "ex2 and rcp flush what is below 2^-126, which is 2^23 smallest subnormals, to 0: at most twice on the way to a result")
 EXPONENT = Tolerance(2, "rounding y in exp(y) costs |y| half units: in float64 a power p^gamma = exp(gamma log p) and the oracle each pay it")
 STORED = Tolerance(0.5, "a gradient computed beside the loss is rounded to the logits' dtype before grad_output multiplies it, unless that is exact: half a ULP")
 
@@ -39,7 +50,9 @@ STORED = Tolerance(0.5, "a gradient computed beside the loss is rounded to the l
 def units(implementation: str, dtype: torch.dtype, kind: str) -> float:
     """The row's tolerance as a relative error."""
     accumulation = torch.float64 if dtype == torch.float64 else torch.float32
-    return TOLERANCES[implementation, str(accumulation).removeprefix("torch."), kind].units * torch.finfo(accumulation).eps
+    names = (str(d).removeprefix("torch.") for d in (dtype, accumulation))  # the logits' own row where there is one
+    row = next(TOLERANCES[key] for name in names if (key := (implementation, name, kind)) in TOLERANCES)
+    return row.units * torch.finfo(accumulation).eps
 
 # The claims of the README about the bare formula: no alpha, weight or normaliser.
 CLAIMS = {

@@ -13,7 +13,7 @@
 #define FOCAL_EXT_PACKED 0
 #endif
 
-// On the host every approximate instruction passes its exact result through this, with its documented error in units of 2^-23:
+// On the host every approximate instruction passes its correctly rounded result through this, with its documented error in ULP:
 // a test may replace it to prove the error bounds.
 #ifndef FOCAL_EXT_APPROXIMATE
 #define FOCAL_EXT_APPROXIMATE(result, units) (result)
@@ -23,7 +23,7 @@ namespace focal_ext {
 
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
-// 2^a, relative error 2 units of 2^-23; results below 2^-126 are 0.
+// 2^a, at most 2 ULP from the correctly rounded result; results below 2^-126 are 0.
 FOCAL_EXT_INLINE float exp2_approx(float a) {
 #ifdef __CUDA_ARCH__
   float result;
@@ -34,7 +34,7 @@ FOCAL_EXT_INLINE float exp2_approx(float a) {
 #endif
 }
 
-// 1 / a for a >= 1, relative error 1 unit of 2^-23; results below 2^-126 are 0.
+// 1 / a for a >= 1, error 1 ULP; results below 2^-126 are 0.
 FOCAL_EXT_INLINE float reciprocal_approx(float a) {
 #ifdef __CUDA_ARCH__
   float result;
@@ -216,7 +216,8 @@ FOCAL_EXT_INLINE typename Math::value_t log1p_polynomial_half(typename Math::val
 
 // Without |z|: p = 1 / (1 + exp(-z)) needs no selection by sign, and min(p, q) is the polynomial's argument either way.
 // Single grade: exp(-z) corrected as in DeviceFloat, q = exp(-z) p. Beyond 88, where p rounds to 0, the exponential must stay finite.
-// Half grade: q = 1 - p, absolute error 2^-23 where p is near 1 and q only adds to it.
+// Half grade: q = 1 - p, absolute error 2^-23 where p is near 1 and q only adds to it. It multiplies the logit, so this relies on
+// rcp(1) = 1 exactly, which tests/gpu checks on the chip.
 template <class T, Grade grade>
 struct Sigmoid<Stream<T, grade>> {
   using Math = Stream<T, grade>;

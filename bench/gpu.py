@@ -1,0 +1,89 @@
+# Owns: what `make gpu` does on the day there is a GPU: the suite on device cuda, then one CSV of timings per kind of GPU.
+# Must not know: what is tested (tests/), how is timed (bench/compare.py).
+"""python -m bench.gpu [--quick]: without a CUDA GPU it says so in one line, writes nothing and exits 0."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import focal_ext
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Gpu(NamedTuple):
+    name: str
+    uuid: str
+    capability: tuple[int, int]
+
+
+def gpus() -> list[Gpu]:
+    """What torch can use here."""
+    if not torch.cuda.is_available():
+        return []
+    every = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return [Gpu(p.name, f"GPU-{p.uuid}", (p.major, p.minor)) for p in every]
+
+
+def why_not(found: list[Gpu], cuda: str | None, archs: list[str], usable: bool) -> str | None:
+    """Why this installation cannot be tested on the GPUs that were found, with the way out; None if it can."""
+    names = ", ".join(gpu.name for gpu in found)
+    if not cuda:
+        return f"make gpu: there is {names}, but focal_ext was built without CUDA kernels; put nvcc on the PATH, then: rm .venv/.native; make gpu"
+    if not usable:
+        return f"make gpu: there is {names}, but its driver is too old for focal_ext's CUDA {cuda}; update the driver or build with an older nvcc"
+    lowest = min(int(re.findall(r"\d+", arch)[0]) for arch in archs)
+    old = [gpu.name for gpu in found if 10 * gpu.capability[0] + gpu.capability[1] < lowest]
+    if old:
+        return f"make gpu: {', '.join(old)} is older than the lowest architecture in the library, {lowest}; build with TORCH_CUDA_ARCH_LIST"
+    return None
+
+
+def csv_of(name: str) -> Path:
+    """NVIDIA H100 80GB HBM3 -> bench/results/nvidia_h100_80gb_hbm3.csv"""
+    return ROOT / "bench/results" / (re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") + ".csv")
+
+
+def commands(found: list[Gpu], quick: bool) -> list[tuple[list[str], dict[str, str]]]:
+    """What to run, each with its additions to the environment: correctness first, then one benchmark for each kind of GPU."""
+    python = [sys.executable, "-m"]
+    kinds = {gpu.name: gpu for gpu in reversed(found)}  # the first of each name
+    run = [([*python, "pytest"], {"FOCAL_EXT_TEST_DEVICE": "cuda"})]
+    for gpu in kinds.values():
+        only = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if len(kinds) > 1 else {}
+        path = csv_of(gpu.name).relative_to(ROOT).as_posix()
+        run.append(([*python, "bench.compare", "--device", "cuda", *(["--quick"] if quick else []), "--csv", path], only))
+    return run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="time only 200,000 x 80 logits in float32")
+    options = parser.parse_args()
+    found = gpus()
+    if not found:
+        print(f"make gpu: no CUDA GPU that torch {torch.__version__} can use; nothing was run or written")
+        return 0
+    info = focal_ext.build_info()
+    reason = why_not(found, info["cuda"], info["archs"], bool(info["cuda"]) and focal_ext._native.runs_on(torch.device("cuda")))
+    if reason:
+        print(reason, file=sys.stderr)
+        return 1
+    for command, additions in commands(found, options.quick):
+        print(" ".join([*(f"{key}={value}" for key, value in additions.items()), *command]), flush=True)
+        code = subprocess.run(command, cwd=ROOT, env={**os.environ, **additions}, check=False).returncode
+        if code:
+            return code  # no timing of what is wrong
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
