@@ -89,7 +89,7 @@ def alternatives(case: Case) -> dict[str, Step]:
 
     steps = {"eager PyTorch (torchvision)": step(lambda x: baselines.eager(x, case.ids, case.gamma))}
     if case.compiled:
-        for formulation in (baselines.masked, baselines.selected):
+        for formulation in (baselines.eager, baselines.masked, baselines.selected):
             compiled = torch.compile(formulation, dynamic=False)
             steps[f"torch.compile, {formulation.__name__}"] = step(lambda x, f=compiled: f(x, case.ids, case.gamma))
     for name, peer in (baselines.installed_peers() if case.logits.is_cuda else {}).items():
@@ -127,7 +127,7 @@ def rows_of(case: Case, seconds: float) -> list[dict[str, object]]:
         start = time.perf_counter()
         step.gradient()
         compile_seconds[name] = time.perf_counter() - start
-    timings = interleaved(steps, seconds)
+    timings = interleaved(steps, seconds, in_a_row=1 if case.logits.numel() > 100_000 else 50)
     size = case.logits.numel() * case.logits.element_size()
     rows = []
     for name, step in steps.items():

@@ -60,6 +60,7 @@ def _quantile(values: list[float], share: float) -> float:
 
 
 def _seconds(step: Step) -> float:
+    step.ready()
     if step.logits.is_cuda:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -72,10 +73,11 @@ def _seconds(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(steps: dict[str, Step], seconds: float, least: int = 5, most: int = 200) -> dict[str, Timing]:
+def interleaved(steps: dict[str, Step], seconds: float, least: int = 5, most: int = 200, in_a_row: int = 1) -> dict[str, Timing]:
     """Times the steps in turn, round after round, so that a busy machine slows all of them alike.
 
     Each is warmed twice; then rounds run until `seconds` have passed for all together, at least `least` and at most `most`.
+    A turn is one step, or the mean of `in_a_row` where one is too short for the clock.
     """
     for step in steps.values():
         step.gradient()
@@ -84,8 +86,7 @@ def interleaved(steps: dict[str, Step], seconds: float, least: int = 5, most: in
     begin, rounds = time.perf_counter(), 0
     while rounds < least or (rounds < most and time.perf_counter() - begin < seconds):
         for name, step in steps.items():
-            step.ready()
-            times[name].append(_seconds(step))
+            times[name].append(sum(_seconds(step) for _ in range(in_a_row)) / in_a_row)
         rounds += 1
     return {name: Timing(_quantile(t, 0.5), _quantile(t, 0.2), _quantile(t, 0.8), rounds) for name, t in times.items()}
 

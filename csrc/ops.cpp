@@ -139,12 +139,27 @@ void* current_stream(const Tensor& t) {
 void check_launch(const char* error) { STD_TORCH_CHECK(error == nullptr, "focal_ext: a CUDA launch failed: ", error ? error : ""); }
 #endif
 
+// Straight to the allocator: through the dispatcher each of a call's outputs would cost a microsecond more.
+Tensor empty(const Tensor& like, int64_t dim, const int64_t* sizes, ScalarType type) {
+  int64_t strides[64], stride = 1;  // torch allows 64 dimensions
+  for (int64_t d = dim - 1; d >= 0; --d) strides[d] = stride, stride *= sizes[d] > 0 ? sizes[d] : 1;
+  int32_t device_type = 0;
+  AtenTensorHandle result = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                         device_type, like.get_device_index(), &result));
+  return Tensor(result);
+}
+
+Tensor empty_loss(const Tensor& inputs) { return empty(inputs, 0, nullptr, accumulation_type(inputs)); }
+Tensor empty_logits(const Tensor& like) { return empty(like, like.dim(), like.sizes().data(), like.scalar_type()); }
+
 void run(const Problem& problem, const Tensor& inputs) {
 #ifdef FOCAL_EXT_WITH_CUDA
   if (inputs.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(inputs.get_device_index());
     const int64_t bytes = int64_t(cuda::workspace_bytes(problem));
-    const Tensor workspace = torch::stable::new_empty(inputs, {bytes}, ScalarType::Byte);
+    const Tensor workspace = empty(inputs, 1, &bytes, ScalarType::Byte);
     return check_launch(cuda::run(problem, workspace.mutable_data_ptr(), current_stream(inputs)));
   }
 #endif
@@ -152,12 +167,10 @@ void run(const Problem& problem, const Tensor& inputs) {
   cpu::run(problem, on_torch_threads);
 }
 
-Tensor empty_logits(const Tensor& like) { return torch::stable::new_empty(like, like.sizes()); }
-
 Tensor loss(FOCAL_EXT_ARGUMENTS) {
   Arguments a = FOCAL_EXT_PASS;
   Problem p = a.problem();
-  Tensor result = torch::stable::new_empty(a.inputs, {}, accumulation_type(a.inputs));
+  Tensor result = empty_loss(a.inputs);
   p.loss = result.mutable_data_ptr();
   run(p, a.inputs);
   return result;
@@ -166,7 +179,7 @@ Tensor loss(FOCAL_EXT_ARGUMENTS) {
 std::tuple<Tensor, Tensor> loss_and_gradient(FOCAL_EXT_ARGUMENTS) {
   Arguments a = FOCAL_EXT_PASS;
   Problem p = a.problem();
-  Tensor result = torch::stable::new_empty(a.inputs, {}, accumulation_type(a.inputs)), gradient = empty_logits(a.inputs);
+  Tensor result = empty_loss(a.inputs), gradient = empty_logits(a.inputs);
   p.loss = result.mutable_data_ptr();
   p.gradient = gradient.mutable_data_ptr();
   run(p, a.inputs);

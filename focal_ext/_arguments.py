@@ -35,9 +35,6 @@ class Call(NamedTuple):
     divisor: int
     divisor_value: float
 
-    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Call:
-        return Call(*tensors, *self[4:])  # type: ignore[arg-type]
-
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32

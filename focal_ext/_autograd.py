@@ -33,7 +33,7 @@ def _save(ctx: Any, inputs: Tensor, call: Call, reduction: str, *results: Tensor
     """Saves tensors through autograd, so that hooks see them and a change in place is an error, never a wrong gradient."""
     tensors = [t.clone() if t is not None and t.is_inference() else t for t in call[:4]]  # autograd refuses to save those
     ctx.save_for_backward(inputs, *tensors, *results)
-    ctx.call, ctx.reduction = call._replace(targets=None, weight=None, alpha=None, normalizer=None), reduction
+    ctx.scalars, ctx.reduction = call[4:], reduction
 
 
 class _OnePass(torch.autograd.Function):
@@ -50,9 +50,11 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         inputs, *tensors, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _reference_gradient(ctx, inputs, ctx.call.with_tensors(tensors), grad_output), None, None
+            return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None
         if _keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
             return gradient * grad_output, None, None
+        if gradient.device.type == "cpu" and grad_output.item() == 1:  # reading the factor costs less than the op that would
+            return gradient, None, None
         ops.scale_(gradient, grad_output)  # decided on the device: no read, no write when the factor is 1
         return gradient, None, None
 
@@ -68,7 +70,7 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         inputs, *tensors = ctx.saved_tensors
-        call = ctx.call.with_tensors(tensors)
+        call = Call(*tensors, *ctx.scalars)
         if torch.is_grad_enabled():
             return _reference_gradient(ctx, inputs, call, grad_output), None, None
         return ops.gradient(inputs, *call, _upstream(inputs, grad_output)), None, None
@@ -91,7 +93,7 @@ class _Overwrite(torch.autograd.Function):
         inputs, *tensors = ctx.saved_tensors
         ctx.overwritten = True
         target = inputs.detach()
-        call, upstream = ctx.call.with_tensors(tensors), _upstream(inputs, grad_output)
+        call, upstream = Call(*tensors, *ctx.scalars), _upstream(inputs, grad_output)
         if target.is_contiguous():
             ops.gradient_(target, *call, upstream)
         else:
@@ -122,7 +124,9 @@ def _needs_reference(inputs: Tensor, call: Call) -> bool:
         return True
     if torch.autograd.forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call[:4])
+    targets, weight, alpha, normalizer = call[:4]
+    wants_gradient = targets.requires_grad or (weight is not None and weight.requires_grad) or (alpha is not None and alpha.requires_grad)
+    return (wants_gradient or (normalizer is not None and normalizer.requires_grad)) and torch.is_grad_enabled()
 
 
 def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:

@@ -2,6 +2,8 @@
 # Must not know: kernels, autograd.
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from . import _arguments as arguments
@@ -57,8 +59,17 @@ def sigmoid_focal_loss(
         >>> sigmoid_focal_loss(logits, labels, reduction="sum", normalizer="positives").backward()
     """
     call = arguments.check(inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs)
-    if targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets):
-        if not _native.available:
-            return reference.checked(inputs, call, reduction)
-        arguments.check_ids(_native.ops.first_bad_id(call.targets, inputs.shape[-1], ignore_index), targets, inputs.shape[-1], ignore_index)
-    return _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
+    classes = inputs.shape[-1]
+    readable = targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets)
+    if readable and (reduction == "none" or not _native.available):
+        _check_ids(call, classes)
+    loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
+    # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
+    if readable and reduction != "none" and math.isnan(loss.item()):
+        _check_ids(call, classes)
+    return loss
+
+
+def _check_ids(call: arguments.Call, classes: int) -> None:
+    first_bad = _native.ops.first_bad_id(call.targets, classes, call.ignore_index) if _native.available else reference.first_bad_id(call, classes)
+    arguments.check_ids(first_bad, call.targets, classes, call.ignore_index)

@@ -105,12 +105,17 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     return loss.sum() / divisor
 
 
+def first_bad_id(call: Call, classes: int) -> int:
+    """Flat position of the first class id out of range; -1 if there is none."""
+    bad = bad_ids(_widened(call.targets.flatten()), classes, call.ignore_index).nonzero()
+    return int(bad[0]) if bad.numel() else -1
+
+
 def checked(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     """compute(), after an error for the first bad class id where values can be read for free."""
     targets, classes = call.targets, inputs.shape[-1]
     if targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets):
-        bad = bad_ids(_widened(targets.flatten()), classes, call.ignore_index).nonzero()
-        arguments.check_ids(int(bad[0]) if bad.numel() else -1, targets, classes, call.ignore_index)
+        arguments.check_ids(first_bad_id(call, classes), targets, classes, call.ignore_index)
     return compute(inputs, call, reduction)
 
 
