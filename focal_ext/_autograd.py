@@ -53,7 +53,7 @@ class _OnePass(torch.autograd.Function):
             return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None
         if _keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
             return gradient * grad_output, None, None
-        if gradient.device.type == "cpu" and grad_output.item() == 1:  # reading the factor costs less than the op that would
+        if gradient.device.type == "cpu" and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
             return gradient, None, None
         ops.scale_(gradient, grad_output)  # decided on the device: no read, no write when the factor is 1
         return gradient, None, None

@@ -65,7 +65,7 @@ def sigmoid_focal_loss(
         _check_ids(call, classes)
     loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
     # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
-    if readable and reduction != "none" and math.isnan(loss.item()):
+    if readable and reduction != "none" and math.isnan(loss.item()):  # on the CPU
         _check_ids(call, classes)
     return loss
 

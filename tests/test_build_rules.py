@@ -45,7 +45,7 @@ RULES = {
     "the reference does not know the library": Rule("it is the oracle", r"_native|torch\.ops|_autograd", ("focal_ext/reference.py",), ("*.py",)),
     "no threshold of softplus": Rule("F.softplus is linear above 20, wrong by 9e-11 in float64", r"(?<!, never )(?<!no ``)F\.softplus\(", ("focal_ext",), ("*.py",)),
     "no junk drawers": Rule("a file's name says what it owns", r"^", ("csrc", "focal_ext", "tests"), ("*utils*", "*common*", "*helpers*", "*_v2*", "*_fast*")),
-    "no synchronisation": Rule("reading a device value in a step stalls it", r"\.item\(\)", ("focal_ext",), ("*.py",)),
+    "no synchronisation": Rule("reading a device value in a step stalls it; on the CPU it costs nothing", r"^(?!.*# on the CPU).*\.item\(\)", ("focal_ext",), ("*.py",)),
 }
 
 

@@ -54,7 +54,8 @@ template <class scalar_t>
 __device__ Tile tile_at(const Arguments<scalar_t>& a, uint32_t index) {
   const int64_t first_row = int64_t(index) * a.tile_rows;
   const uint32_t rows = a.rows - first_row < a.tile_rows ? uint32_t(a.rows - first_row) : a.tile_rows;
-  return {first_row, first_row * a.classes, rows, rows * a.classes};
+  const int64_t first_element = first_row * a.classes;
+  return {first_row, FOCAL_EXT_PLANTED(index_32) ? uint32_t(first_element) : first_element, rows, rows * a.classes};
 }
 
 // Whole vectors at 16-byte boundaries, for logits and for targets of any size: all tiles but the last have them.

@@ -28,7 +28,7 @@ __device__ acc_t careful_tile(const Arguments<scalar_t>& a, const Targets& targe
     acc_t x[kBatch] = {};
 #pragma unroll
     for (uint32_t u = 0; u < kBatch; ++u)
-      if (first + 32 * u < tile.elements) x[u] = widen(a.inputs[tile.first_element + first + 32 * u]);
+      if (first + 32 * u < tile.elements || FOCAL_EXT_PLANTED(tail_read)) x[u] = widen(a.inputs[tile.first_element + first + 32 * u]);
 #pragma unroll
     for (uint32_t u = 0; u < kBatch; ++u) {
       const uint32_t i = first + 32 * u;
@@ -85,8 +85,8 @@ template <class scalar_t, class Targets, class Modulator>
 __global__ __launch_bounds__(kThreads, kResidentBlocks<scalar_t, Targets, Modulator>) void focal_kernel(
     const __grid_constant__ Arguments<scalar_t> a, const __grid_constant__ Targets targets, const __grid_constant__ Modulator modulator) {
   using acc_t = acc_of<scalar_t>;
-  __shared__ int labels_of_warp[kWarps][kMaxTileRows];
-  __shared__ acc_t factor_of_warp[kWarps];  // not in a register: the hot loop needs all 64
+  FOCAL_EXT_SHARED(int, labels_of_warp, [kWarps][kMaxTileRows]);
+  FOCAL_EXT_SHARED(acc_t, factor_of_warp, [kWarps]);  // not in a register: the hot loop needs all 64
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int* const labels = labels_of_warp[warp];
   const acc_t factor = gradient_factor(a);
@@ -97,7 +97,7 @@ __global__ __launch_bounds__(kThreads, kResidentBlocks<scalar_t, Targets, Modula
     const Tile tile = tile_at(a, index);
     const bool negative = targets.all_negative(a, tile, lane, labels) && may_stream(a, tile);
     sum += one_tile(negative ? a.flow : Flow::careful, a, targets, tile, lane, labels, factor_of_warp[warp], modulator);
-    __syncwarp();  // the next tile's labels overwrite this one's
+    if (!FOCAL_EXT_PLANTED(overwritten_labels)) __syncwarp();  // the next tile's labels overwrite this one's
   }
   if (!a.partials) return;
   const acc_t total = block_sum<kThreads>(sum);

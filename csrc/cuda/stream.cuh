@@ -38,7 +38,7 @@ struct NegativeStream {
       advance(kInFlight * 32 * kSize);
     }
 #pragma unroll 1
-    for (; lane < vectors; lane += 32) {
+    for (; lane < vectors + FOCAL_EXT_PLANTED(stream_tail); lane += 32) {
       batch<1>();
       advance(32 * kSize);
     }

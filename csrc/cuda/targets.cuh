@@ -45,7 +45,7 @@ struct IdTargets {
       labels[row] = label;
       special |= label != kBackground;
     }
-    __syncwarp();  // the careful path reads what other lanes wrote; a ballot orders no memory
+    if (!FOCAL_EXT_PLANTED(unordered_labels)) __syncwarp();  // the careful path reads what other lanes wrote; a ballot orders no memory
     return __ballot_sync(~0u, special) == 0;
   }
 

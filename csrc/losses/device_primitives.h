@@ -161,7 +161,7 @@ struct DeviceFloat {
   static FOCAL_EXT_INLINE float bounded(float a) { return a < 1e38f ? a : 1e38f; }
   static FOCAL_EXT_INLINE float select_positive(float z, float a, float b) { return z > 0.f ? a : b; }
   static FOCAL_EXT_INLINE float fma(float a, float b, float c) { return fused(a, b, c); }
-  static FOCAL_EXT_INLINE float divide(float a, float b) { return a * reciprocal_approx(b); }
+  static FOCAL_EXT_INLINE void shares(float e, float& w, float& r) { r = reciprocal_approx(1.f + e), w = e * r; }
   static FOCAL_EXT_INLINE float log1p_exp(float, float w) { return w * log1p_polynomial<DeviceFloat>(w); }
   static FOCAL_EXT_INLINE float pow_exp(Exponent gamma, float a, float b) { return exp_product(gamma, a, b); }
 

@@ -2,9 +2,9 @@
 // Must not know: any loss, any tensor, any loop.
 //
 // A policy `Math` supplies: value_t, limit(), abs, min, max, fma, select_positive(z, a, b) = z > 0 ? a : b, exp_neg(y) = exp(-y)
-// for 0 <= y <= limit(), divide, log1p_exp(e, w) = log(1 + e) given w = e / (1 + e), pow_exp(gamma, a, b) = exp(gamma (a - b))
-// pow(u, gamma), and bounded(y) = min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond limit() exp(-y) rounds
-// to 0, so clamping there changes no result. min and max keep the second argument when it is NaN.
+// for 0 <= y <= limit(), shares(e, w, r): r = 1 / (1 + e) and w = e r, log1p_exp(e, w) = log(1 + e), pow_exp(gamma, a, b) =
+// exp(gamma (a - b)), pow(u, gamma), and bounded(y) = min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond
+// limit() exp(-y) rounds to 0, so clamping there changes no result. min and max keep the second argument when it is NaN.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -91,7 +91,8 @@ struct HostFloat {
     return a * b + c;
 #endif
   }
-  static FOCAL_EXT_INLINE float divide(float a, float b) { return a / b; }
+  // r as 1 - w is exact to half a ULP, where w as e r would round once more: 10.1 -> 8.8 ULP at gamma 2 for the same instructions.
+  static FOCAL_EXT_INLINE void shares(float e, float& w, float& r) { w = e / (1.f + e), r = 1.f - w; }
   static FOCAL_EXT_INLINE float exp_neg(float y) {
     const float shifted = fma(y, -1.44269504f, kRound);
     return scale(exp_polynomial(reduce(y, shifted)), shifted);
@@ -187,7 +188,7 @@ struct Double {
   static FOCAL_EXT_INLINE double select_positive(double z, double a, double b) { return z > 0. ? a : b; }
   static FOCAL_EXT_INLINE double bounded(double a) { return a < 1e300 ? a : 1e300; }
   static FOCAL_EXT_INLINE double fma(double a, double b, double c) { return a * b + c; }
-  static FOCAL_EXT_INLINE double divide(double a, double b) { return a / b; }
+  static FOCAL_EXT_INLINE void shares(double e, double& w, double& r) { w = e / (1. + e), r = 1. - w; }
   static FOCAL_EXT_INLINE double exp_neg(double y) { return ::exp(-y); }
   static FOCAL_EXT_INLINE double log1p_exp(double e, double) { return ::log1p(e); }
   static FOCAL_EXT_INLINE double pow_exp(Exponent gamma, double a, double b) { return ::exp(gamma.full * (a - b)); }

@@ -51,7 +51,7 @@ def why_impossible() -> str | None:
 def commands(flavour: str, folder: Path) -> list[list[str]]:
     """One per source file. The device itself is compiled without sanitizers: it is no part of the program under test."""
     python = sysconfig.get_paths()
-    every = [str(compiler()), "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-c"]
+    every = [str(compiler()), "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-c"]  # unroll is nvcc's
     kernels = [*FLAVOURS[flavour], "-isystem", str(cuda_headers()), "-include", str(HERE / "cuda_host.h"), "-x", "c++"]
     module = [*FLAVOURS[flavour], "-isystem", pybind11.get_include(), "-isystem", python["include"]]
     sources = {HERE / "device.cpp": [], HERE / "module.cpp": module, **dict.fromkeys(sorted((ROOT / "csrc/cuda").glob("*.cu")), kernels)}

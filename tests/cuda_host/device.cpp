@@ -43,7 +43,7 @@ constexpr uint32_t kMaxThreads = 1024, kLanes = 32;
 
 struct Fiber {
   uint32_t thread = 0;
-  bool started = false;
+  bool started = true;
   void* resume[5];
   ucontext_t start;
   const void* stack = nullptr;
@@ -98,10 +98,15 @@ char launch_order, finish_order;
 
 void acquire(char& order) { if (__tsan_acquire) __tsan_acquire(&order); }
 void release(char& order) { if (__tsan_release) __tsan_release(&order); }
-void tsan_switch(const Fiber& to) {
+void continue_as(const Fiber& fiber) {
   constexpr unsigned no_sync = 1;
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(to.tsan, no_sync);
+  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(fiber.tsan, no_sync);
 }
+// While one exists the device is at work, and not the thread that called it: the lists it keeps are no shared memory of the kernel.
+struct DeviceAtWork {
+  DeviceAtWork() { continue_as(host); }
+  ~DeviceAtWork() { continue_as(*running); }
+};
 
 __attribute__((noinline, noreturn)) void jump(Fiber& to) {
   if (!to.started) {
@@ -120,7 +125,6 @@ void switch_to(Fiber& to) {
   Fiber& from = *std::exchange(running, &to);
   thread_index.x = to.thread;
   if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_bytes);
-  tsan_switch(to);
   swap(from, to);
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 }
@@ -135,23 +139,30 @@ void dissolve(Meeting& meeting) {
   ++meeting.turn;
 }
 
-void meet(Meeting& meeting, Place place, size_t participants, bool orders_memory) {
+void wait(Meeting& meeting, Place place, size_t participants) {
+  const DeviceAtWork at_work;
   if (meeting.waiting.empty()) meeting.place = place;
   else if (meeting.place != place) failure = std::string("threads meet at ") + kPlaces[int(meeting.place)] + " and " + kPlaces[int(place)];
-  char& order = meeting.order[meeting.turn % 2];
-  if (orders_memory) release(order);
   meeting.waiting.push_back(running);
   if (meeting.waiting.size() == participants) dissolve(meeting);
   switch_to(host);
+}
+
+void meet(Meeting& meeting, Place place, size_t participants, bool orders_memory) {
+  char& order = meeting.order[meeting.turn % 2];
+  if (orders_memory) release(order);
+  wait(meeting, place, participants);
   if (orders_memory) acquire(order);
 }
 
 [[noreturn]] void live() {
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &host.stack, &host.stack_bytes);
   for (;;) {
+    continue_as(*running);
     acquire(launch_order);
     body(body_context);
     release(finish_order);
+    continue_as(host);
     Block& block = blocks.back();
     if (--block.alive > 0 && block.meeting.waiting.size() == block.alive) dissolve(block.meeting);
     switch_to(host);
@@ -161,6 +172,7 @@ void meet(Meeting& meeting, Place place, size_t participants, bool orders_memory
 std::unique_ptr<Fiber> make_fiber(uint32_t thread) {
   auto fiber = std::make_unique<Fiber>();
   fiber->thread = thread;
+  fiber->started = false;
   void* const stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stack == MAP_FAILED) throw std::runtime_error("no memory for the stack of a device thread");
   fiber->stack = stack;
@@ -247,11 +259,10 @@ void* shared_array(const void* declaration, size_t bytes) {
   auto& arrays = blocks.back().arrays;
   auto found = std::find_if(arrays.begin(), arrays.end(), [&](const SharedArray& array) { return array.declaration == declaration; });
   if (found == arrays.end()) {
-    tsan_switch(host);  // no thread of the block made it
+    const DeviceAtWork at_work;  // no thread of the block makes it
     void* const memory = malloc(bytes);
     poison(memory, bytes);
     release(*static_cast<char*>(memory));
-    tsan_switch(*running);
     arrays.push_back({declaration, std::unique_ptr<void, Free>(memory)});
     found = arrays.end() - 1;
   }

@@ -61,6 +61,14 @@ void scale(uintptr_t gradient, int scalar, int64_t numel, uintptr_t factor, uint
   check(cuda::scale(reinterpret_cast<void*>(gradient), Scalar(scalar), numel, reinterpret_cast<const void*>(factor), nullptr, max_blocks));
 }
 
+// Kernels that no chip would finish.
+void skip_a_shuffle() {
+  cuda_host::run_grid(1, 64, [](const void*) { if (cuda_host::thread_index.x != 37) cuda_host::shuffle(~0u, 0, 0); }, nullptr);
+}
+void meet_at_two_places() {
+  cuda_host::run_grid(1, 32, [](const void*) { cuda_host::thread_index.x % 2 ? cuda_host::sync_warp() : void(cuda_host::ballot(~0u, true)); }, nullptr);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(focal_ext_cuda_host, m) {
@@ -68,6 +76,8 @@ PYBIND11_MODULE(focal_ext_cuda_host, m) {
   m.def("scale", scale, py::arg("gradient"), py::arg("scalar"), py::arg("numel"), py::arg("factor"), py::arg("max_blocks"));
   m.def("set_seed", cuda_host::set_seed);
   m.def("set_only_blocks", cuda_host::set_only_blocks);
+  m.def("skip_a_shuffle", skip_a_shuffle);
+  m.def("meet_at_two_places", meet_at_two_places);
   m.attr("MAX_BLOCKS") = cuda::kMaxBlocks;
   using enum cuda_host::Defect;
   py::enum_<cuda_host::Defect>(m, "Defect")
@@ -76,6 +86,7 @@ PYBIND11_MODULE(focal_ext_cuda_host, m) {
       .value("unordered_labels", unordered_labels)
       .value("overwritten_labels", overwritten_labels)
       .value("tail_read", tail_read)
+      .value("stream_tail", stream_tail)
       .value("shuffle_distance", shuffle_distance)
       .value("index_32", index_32)
       .value("unwritten_slot", unwritten_slot);

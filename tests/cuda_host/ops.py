@@ -1,0 +1,82 @@
+# Owns: the library's ops, by the CUDA kernels on the device made of a CPU: what csrc/ops.cpp is to the library.
+# Must not know: formulas, autograd, what the right results are.
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCALARS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # the numbers of csrc/problem.h
+IDS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64, torch.int64)
+DENSE_U8, DENSE_SCALAR, DENSE_ACC = range(8, 11)
+
+
+def accumulation(inputs: Tensor) -> torch.dtype:
+    return torch.float64 if inputs.dtype == torch.float64 else torch.float32
+
+
+def target_kind(inputs: Tensor, targets: Tensor) -> int:
+    if targets.dim() < inputs.dim():
+        return IDS.index(targets.dtype)
+    if targets.dtype in (torch.bool, torch.uint8):
+        return DENSE_U8
+    return DENSE_SCALAR if targets.dtype == inputs.dtype else DENSE_ACC
+
+
+def unwritten(shape: Any, dtype: torch.dtype) -> Tensor:
+    """A result nobody has written yet: NaN."""
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
+class HostOps:
+    """Functions of the names and signatures of torch.ops.focal_ext."""
+
+    def __init__(self, module: ModuleType, max_blocks: int | None = None) -> None:
+        self.module, self.max_blocks = module, max_blocks or module.MAX_BLOCKS
+
+    def run(self, inputs: Tensor, call: tuple[Any, ...], grad_output: Tensor | None = None, **results: Tensor) -> None:
+        targets, weight, alpha, normalizer, gamma, alpha_positive, alpha_negative, ignore_index, divisor, divisor_value = call
+        logits, upstream = inputs.contiguous(), None if grad_output is None else grad_output.contiguous()
+        tensors = {"inputs": logits, "targets": targets, "weight": weight, "alpha": alpha, "divisor_tensor": normalizer, "grad_output": upstream, **results}
+        assert all(t is None or t.is_contiguous() for t in tensors.values())
+        assert upstream is None or upstream.dtype == (logits.dtype if upstream.dim() else accumulation(logits))
+        fields = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
+        rows, classes = logits.shape[:-1].numel(), logits.shape[-1]
+        strides = (0, 0) if weight is None else (0 if weight.shape[0] == 1 else weight.shape[1], int(weight.shape[1] != 1))
+        fields |= {"scalar": SCALARS.index(logits.dtype), "rows": rows, "classes": classes, "target": target_kind(logits, targets)}
+        fields |= {"has_ignore_index": ignore_index is not None, "ignore_index": ignore_index or 0}
+        fields |= {"gamma": gamma, "alpha_positive": alpha_positive, "alpha_negative": alpha_negative}
+        fields |= {"weight_row_stride": strides[0], "weight_class_stride": strides[1], "divisor": divisor, "divisor_value": divisor_value}
+        fields |= {"grad_output_per_element": upstream is not None and upstream.dim() > 0}
+        self.module.run(fields, self.max_blocks)
+
+    def loss(self, inputs: Tensor, *call: Any) -> Tensor:
+        loss = unwritten((), accumulation(inputs))
+        self.run(inputs, call, loss=loss)
+        return loss
+
+    def loss_and_gradient(self, inputs: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
+        loss, gradient = unwritten((), accumulation(inputs)), unwritten(inputs.shape, inputs.dtype)
+        self.run(inputs, call, loss=loss, gradient=gradient)
+        return loss, gradient
+
+    def loss_map(self, inputs: Tensor, *call: Any) -> Tensor:
+        loss_map = unwritten(inputs.shape, inputs.dtype)
+        self.run(inputs, call, loss_map=loss_map)
+        return loss_map
+
+    def gradient(self, inputs: Tensor, *call_and_grad_output: Any) -> Tensor:
+        *call, grad_output = call_and_grad_output
+        gradient = unwritten(inputs.shape, inputs.dtype)
+        self.run(inputs, tuple(call), grad_output, gradient=gradient)
+        return gradient
+
+    def gradient_(self, inputs: Tensor, *call_and_grad_output: Any) -> None:
+        *call, grad_output = call_and_grad_output
+        self.run(inputs, tuple(call), grad_output, gradient=inputs)
+
+    def scale_(self, gradient: Tensor, factor: Tensor) -> None:
+        assert gradient.is_contiguous() and factor.dtype == accumulation(gradient)
+        self.module.scale(gradient.data_ptr(), SCALARS.index(gradient.dtype), gradient.numel(), factor.data_ptr(), self.max_blocks)

@@ -1,0 +1,107 @@
+# Owns: the runs that prove something about the suite of the CUDA kernels: under sanitizers, and with a mistake planted in a kernel.
+# Must not know: what the kernels compute.
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from cuda_host import build
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE, FAR = "tests/test_cuda_host.py", "tests/kernels/test_far_offsets.py"
+
+
+class Sanitizer(NamedTuple):
+    name: str
+    flavour: str
+    largest: int  # logits of a row
+    finding: str  # what its report begins with
+
+
+class Defect(NamedTuple):
+    """A mistake of device.h, the check that must fail, and what that failure must say."""
+
+    name: str
+    mistake: str
+    caught_by: str
+    flavour: str
+    check: str
+    says: str
+
+
+SANITIZERS = (
+    Sanitizer("AddressSanitizer and UndefinedBehaviorSanitizer", "address", 2**31, r"ERROR: AddressSanitizer|runtime error:"),
+    Sanitizer("ThreadSanitizer, every CUDA thread a thread", "thread", 4096, r"WARNING: ThreadSanitizer"),
+)
+
+def row(case: str, grid: int) -> str:
+    return f"tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference[{case}-{grid}-FLAVOUR]"
+
+
+SPECIAL, PARTIAL = row("shape (600, 80), reduction sum", 1), row("reduction sum", 1)  # many tiles a warp; 7 rows of a tile of 8
+NEGATIVE = row("shape (64, 80), targets ids rare, reduction sum", 3)
+BARRIER = "no __syncthreads before the first warp adds what all warps wrote"
+ORDER = "no __syncwarp between writing labels and reading those of other lanes: the ballot between them orders no memory"
+OVERWRITE = "no __syncwarp before the next tile's labels overwrite this one's"
+DEFECTS = (
+    Defect("missing_barrier", BARRIER, "value", "plain", SPECIAL, "are off"),
+    Defect("missing_barrier", BARRIER, "ThreadSanitizer", "thread", SPECIAL, r"data race .*reduce\.cuh"),
+    Defect("unordered_labels", ORDER, "ThreadSanitizer", "thread", SPECIAL, r"data race .*targets\.cuh"),
+    Defect("overwritten_labels", OVERWRITE, "value", "plain", SPECIAL, "are off"),
+    Defect("overwritten_labels", OVERWRITE, "ThreadSanitizer", "thread", SPECIAL, r"data race .*targets\.cuh"),
+    Defect("tail_read", "the careful path reads logits past the end of a partial tile", "AddressSanitizer", "address", PARTIAL, r"heap-buffer-overflow .*focal\.cuh"),
+    Defect("stream_tail", "the hot loop takes a vector past the end of its tile", "AddressSanitizer", "address", NEGATIVE, r"heap-buffer-overflow .*stream\.cuh"),
+    Defect("shuffle_distance", "every step of a warp's sum exchanges with the neighbour", "value", "plain", SPECIAL, "are off"),
+    Defect("index_32", "a tile's first element in 32 bits", "reserved address space", "plain", FAR, "Segmentation fault"),
+    Defect("unwritten_slot", "one warp does not write its sum for the others", "value, by poison", "plain", SPECIAL, "are off"),
+)
+
+
+class Run(NamedTuple):
+    status: int
+    passed: int
+    output: str
+
+
+def fixed_addresses() -> list[str]:
+    """ThreadSanitizer of g++ 12 finds no place for its memory where addresses have more than 28 random bits."""
+    bits = Path("/proc/sys/vm/mmap_rnd_bits")
+    return ["setarch", "-R"] if bits.exists() and int(bits.read_text()) > 28 else []
+
+
+@cache
+def run(flavour: str, tests: str, largest: int = 2**31, defect: str = "none") -> Run:
+    """The tests in a process of their own, whose kernels are of this flavour and have this defect."""
+    build.build(flavour)
+    environment = {**build.environment(flavour), "CUDA_HOST_LARGEST": str(largest), "CUDA_HOST_DEFECT": defect}
+    command = [*fixed_addresses(), sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", tests.replace("FLAVOUR", flavour), "-k", "not two_numbers_per_instruction"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    passed = re.search(r"(\d+) passed", output)
+    return Run(done.returncode, int(passed[1]) if passed else 0, output)
+
+
+def proofs() -> str:
+    """What was proved, without times: the same wherever it runs."""
+    sanitizers = [f"| {s.name} | {'all rows' if s.largest >= 2**31 else f'rows of at most {s.largest} logits'} | {run(s.flavour, TABLE, s.largest).passed} |" for s in SANITIZERS]
+    caught = [f"| {d.name} | {d.mistake} | {d.caught_by} |" for d in DEFECTS if re.search(d.says, run(d.flavour, d.check, defect=d.name).output)]
+    return "\n".join(
+        [
+            "## Executed on the CPU",
+            "",
+            "The kernels' own source runs on a device made of a CPU (`tests/cuda_host`), blocks and threads in random order. `make test-kernels` wrote this.",
+            "",
+            "| sanitizer | rows of the table | tests passed |",
+            "|---|---|---|",
+            *sanitizers,
+            "",
+            "| planted defect | mistake | caught by |",
+            "|---|---|---|",
+            *caught,
+            "",
+        ]
+    )

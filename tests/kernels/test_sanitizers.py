@@ -1,0 +1,33 @@
+# Owns: the suite of the CUDA kernels under sanitizers, and that each of their planted defects is noticed.
+# Must not know: kernels. The runs are rows of evidence.py.
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from cuda_host import build
+from evidence import DEFECTS, ROOT, SANITIZERS, TABLE, Defect, Sanitizer, proofs, run
+
+pytestmark = pytest.mark.skipif(build.why_impossible() is not None, reason=f"the kernels cannot be compiled here: {build.why_impossible()}")
+MEASURED, CHECKED_IN = ROOT / "build/proofs.md", Path(__file__).with_name("proofs.md")
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS, ids=lambda s: s.name)
+def test_the_suite_passes_under(sanitizer: Sanitizer) -> None:
+    done = run(sanitizer.flavour, TABLE, sanitizer.largest)
+    assert not re.search(sanitizer.finding, done.output), done.output[-4000:]
+    assert done.status == 0 and done.passed > 1000, done.output[-4000:]
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda d: f"{d.name} by {d.caught_by}")
+def test_a_planted_defect_is_caught(defect: Defect) -> None:
+    sound, defective = (run(defect.flavour, defect.check, defect=name) for name in ("none", defect.name))
+    assert sound.status == 0 and sound.passed > 0, sound.output[-4000:]
+    assert defective.status != 0 and re.search(defect.says, defective.output), defective.output[-4000:]
+
+
+def test_the_checked_in_proofs_are_those_just_measured() -> None:
+    MEASURED.parent.mkdir(exist_ok=True)
+    MEASURED.write_text(proofs())
+    assert CHECKED_IN.exists() and CHECKED_IN.read_text() == MEASURED.read_text(), f"cp {MEASURED.relative_to(ROOT)} {CHECKED_IN.relative_to(ROOT)}, then make kernels"
