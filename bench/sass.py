@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # A kernel's mangled name: type of the logits, kind of targets, modulator.
-NAME = re.compile(r"focal_kernelI(f|d|13__nv_bfloat16|6__half)\w*?(9IdTargets|12DenseTargetsI(?:h|f|d|13__nv_bfloat16|6__half)E)\w*?(WholeModulatorILi(\d)E|AnyModulator)")
+NAME = re.compile(r"focal_kernelI(f|d|13__nv_bfloat16|6__half)\w*?(9IdTargets|12DenseTargetsI(?:h|f|d|13__nv_bfloat16|6__half|S\d*_)E)\w*?(WholeModulatorILi(\d)E|AnyModulator)")
 TYPES = {"f": "fp32", "d": "fp64", "13__nv_bfloat16": "bf16", "6__half": "fp16", "h": "uint8"}
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][\w.]*)(.*?);?\s*$")
 
@@ -70,7 +70,8 @@ class Kernel:
         if not match:
             return None
         inner = re.search(r"DenseTargetsI(\w+)E", match[2])
-        return TYPES[match[1]], f"dense {TYPES[inner[1]]}" if inner else "ids", match[4] or "any"
+        stored = TYPES.get(inner[1], TYPES[match[1]]) if inner else ""  # S2_ repeats the logits' type
+        return TYPES[match[1]], f"dense {stored}" if inner else "ids", match[4] or "any"
 
 
 def resources(library: Path) -> dict[tuple[str, str], Kernel]:
@@ -136,7 +137,7 @@ def blocks(lines: list[str]) -> tuple[list[list[str]], list[list[int]]]:
 
 
 def loops(lines: list[str]) -> list[Loop]:
-    """Each loop with 16-byte loads, by its cheapest pass that holds them: rare branches are left out, the work is not."""
+    """Each loop that loads and computes exponentials, by its cheapest pass: rare branches are left out, the work is not."""
     opcodes, successors = blocks(lines)
     found = []
     for latch, targets in enumerate(successors):
@@ -144,8 +145,9 @@ def loops(lines: list[str]) -> list[Loop]:
             if header > latch:
                 continue  # not a back edge
             path = cheapest(opcodes, successors, header, latch)
-            if path and Loop(Counter(op for block in path for op in opcodes[block])).vector_loads:
-                found.append(Loop(Counter(op for block in path for op in opcodes[block])))
+            loop = Loop(Counter(op for block in path or [] for op in opcodes[block]))
+            if loop.count("LDG", "LD.E") and loop.count("MUFU.EX2"):
+                found.append(loop)
     return found
 
 
