@@ -1,0 +1,11 @@
+# Owns: that the README's figures are those of the checked-in CSV files.
+# Must not know: the figures.
+from __future__ import annotations
+
+from bench import readme
+
+
+def test_the_performance_table_is_what_the_csv_files_say() -> None:
+    text = (readme.ROOT / "README.md").read_text()
+    assert readme.MARKERS.sub(lambda m: m.group(1) + readme.section() + m.group(2), text) == text, "make readme"
+    assert len(readme.section()) > 1000  # there is a table to compare
