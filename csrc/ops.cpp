@@ -70,8 +70,9 @@ const void* checked_data(const OptionalTensor& t, const Tensor& inputs, int64_t 
 // The arguments every op begins with, owning what the Problem points to.
 struct Arguments {
   Tensor inputs, targets;
-  OptionalTensor weight, alpha, normalizer;
-  double gamma, alpha_positive, alpha_negative;
+  OptionalTensor scores, weight, alpha, normalizer;
+  int64_t loss;
+  double gamma, gamma_positive, clip, smoothing, alpha_positive, alpha_negative;
   std::optional<int64_t> ignore_index;
   int64_t divisor;
   double divisor_value;
@@ -91,7 +92,9 @@ struct Arguments {
     p.targets = targets.const_data_ptr();
     p.has_ignore_index = ignore_index.has_value();
     p.ignore_index = ignore_index.value_or(0);
-    p.gamma = gamma;
+    STD_TORCH_CHECK(loss >= 0 && loss <= int64_t(Loss::asymmetric), "loss: unknown");
+    p.loss_parameters = {Loss(loss), gamma, gamma_positive, clip, smoothing};
+    p.scores = checked_data(scores, inputs, p.rows, "scores");
     p.alpha_positive = alpha_positive;
     p.alpha_negative = alpha_negative;
     p.alpha = checked_data(alpha, inputs, p.classes, "alpha");
@@ -114,13 +117,18 @@ struct Arguments {
 };
 
 #define FOCAL_EXT_ARGUMENTS                                                                                                  \
-  Tensor inputs, Tensor targets, OptionalTensor weight, OptionalTensor alpha, OptionalTensor normalizer, double gamma,       \
+  Tensor inputs, Tensor targets, OptionalTensor scores, OptionalTensor weight, OptionalTensor alpha,                         \
+      OptionalTensor normalizer, int64_t loss, double gamma, double gamma_positive, double clip, double smoothing,           \
       double alpha_positive, double alpha_negative, std::optional<int64_t> ignore_index, int64_t divisor, double divisor_value
 #define FOCAL_EXT_PASS \
-  Arguments { inputs, targets, weight, alpha, normalizer, gamma, alpha_positive, alpha_negative, ignore_index, divisor, divisor_value }
+  Arguments {                                                                                                                \
+    inputs, targets, scores, weight, alpha, normalizer, loss, gamma, gamma_positive, clip, smoothing, alpha_positive,        \
+        alpha_negative, ignore_index, divisor, divisor_value                                                                 \
+  }
 #define FOCAL_EXT_SCHEMA                                                                                                 \
-  " inputs, Tensor targets, Tensor? weight, Tensor? alpha, Tensor? normalizer, float gamma, float alpha_positive, "      \
-  "float alpha_negative, int? ignore_index, int divisor, float divisor_value"
+  " inputs, Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, Tensor? normalizer, int loss, float gamma, "   \
+  "float gamma_positive, float clip, float smoothing, float alpha_positive, float alpha_negative, int? ignore_index, "    \
+  "int divisor, float divisor_value"
 
 void on_torch_threads(int64_t n, void (*body)(void*, int64_t), void* context) {
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
@@ -167,7 +175,7 @@ void run(const Problem& problem, const Tensor& inputs) {
   cpu::run(problem, on_torch_threads);
 }
 
-Tensor loss(FOCAL_EXT_ARGUMENTS) {
+Tensor loss_only(FOCAL_EXT_ARGUMENTS) {
   Arguments a = FOCAL_EXT_PASS;
   Problem p = a.problem();
   Tensor result = empty_loss(a.inputs);
@@ -262,7 +270,7 @@ STABLE_TORCH_LIBRARY(focal_ext, m) {
 }
 
 #define FOCAL_EXT_REGISTER(m)                                 \
-  m.impl("loss", TORCH_BOX(&loss));                           \
+  m.impl("loss", TORCH_BOX(&loss_only));                      \
   m.impl("loss_and_gradient", TORCH_BOX(&loss_and_gradient)); \
   m.impl("loss_map", TORCH_BOX(&loss_map));                   \
   m.impl("gradient", TORCH_BOX(&gradient));                   \

@@ -1,7 +1,9 @@
 // Owns: the plain description of one call, the only thing that passes between the op registration and the CPU and CUDA kernels.
-// Must not know: torch. Everything is checked before it gets here; kernels do not validate.
+// Must not know: torch, formulas. Everything is checked before it gets here; kernels do not validate.
 #pragma once
 #include <stdint.h>
+
+#include "losses/parameters.h"
 
 namespace focal_ext {
 
@@ -31,8 +33,10 @@ struct Problem {
   bool has_ignore_index;
   int64_t ignore_index;  // tested first; then [0, classes) is positive, -1 or classes background, anything else gives NaN
 
-  double gamma;
-  double alpha_positive, alpha_negative;  // (alpha, 1 - alpha), or (1, 1) when alpha is off; unused with `alpha`
+  const void* scores;  // class ids: acc_t[rows], the target of a positive row's class; null means 1
+
+  LossParameters loss_parameters;
+  double alpha_positive, alpha_negative;  // factors of a target of 1 and of 0, (1, 1) when alpha is off; unused with `alpha`
   const void* alpha;                      // acc_t[classes] or null: alpha_c for positives of class c, 1 - alpha_c for negatives
   const void* weight;                     // acc_t or null; element (row, c) at row * row_stride + c * class_stride
   int64_t weight_row_stride, weight_class_stride;

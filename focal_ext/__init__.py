@@ -1,9 +1,22 @@
-"""Focal loss for dense detectors, loss and gradient in one pass, on CUDA and on CPU."""
+"""Focal losses for dense detectors, loss and gradient in one pass, on CUDA and on CPU."""
 
 from . import reference
 from ._native import build_info
 from ._version import __version__
-from .losses import sigmoid_focal_loss
-from .modules import SigmoidFocalLoss, init_prior_
+from .losses import asymmetric_loss, quality_focal_loss, sigmoid_focal_loss, varifocal_loss
+from .modules import AsymmetricLoss, QualityFocalLoss, SigmoidFocalLoss, VarifocalLoss, init_prior_
 
-__all__ = ["SigmoidFocalLoss", "__version__", "build_info", "init_prior_", "reference", "sigmoid_focal_loss"]
+__all__ = [
+    "AsymmetricLoss",
+    "QualityFocalLoss",
+    "SigmoidFocalLoss",
+    "VarifocalLoss",
+    "__version__",
+    "asymmetric_loss",
+    "build_info",
+    "init_prior_",
+    "quality_focal_loss",
+    "reference",
+    "sigmoid_focal_loss",
+    "varifocal_loss",
+]

@@ -1,39 +1,25 @@
-# Owns: what the arguments of a loss may be, and the plain form in which kernels and reference take them.
-# Must not know: formulas, autograd, the native library.
+# Owns: what each argument of a loss may be, and every error about it.
+# Must not know: formulas, autograd, the native library, which loss takes which argument.
 from __future__ import annotations
 
 import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from typing import Union
 
 import torch
 from torch import Tensor
 
 Alpha = Union[float, Sequence[float], Tensor, None]
 Normalizer = Union[float, str, Tensor, None]
+Targets = Union[Tensor, tuple[Tensor, Tensor]]
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 # What the reduced loss is divided by; the numbers are those of csrc/problem.h.
 BY_VALUE, BY_TENSOR, BY_KEPT, BY_POSITIVES = range(4)
-
-
-class Call(NamedTuple):
-    """The checked arguments of one call in the order of the native ops; only what autograd may save is a tensor."""
-
-    targets: Tensor  # contiguous; class ids of shape inputs.shape[:-1], or dense of shape inputs.shape
-    weight: Tensor | None  # [rows or 1, classes or 1] in the accumulation dtype
-    alpha: Tensor | None  # [classes] in the accumulation dtype
-    normalizer: Tensor | None  # 0-d in the accumulation dtype
-    gamma: float
-    alpha_positive: float
-    alpha_negative: float
-    ignore_index: int | None
-    divisor: int
-    divisor_value: float
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -95,6 +81,27 @@ def is_dense(inputs: Tensor, targets: Tensor) -> bool:
     )
 
 
+def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
+    """Takes a pair (class ids, scores) apart; dense targets pass. Returns the targets, and the scores as [rows]."""
+    if isinstance(targets, Tensor):
+        if targets.shape == inputs.shape[:-1] and targets.shape != inputs.shape:
+            raise ValueError("targets: class ids need a score each, got ids alone; pass the pair (ids, scores), or dense scores of shape inputs.shape")
+        return targets, None
+    if not isinstance(targets, (tuple, list)) or len(targets) != 2 or not all(isinstance(t, Tensor) for t in targets):
+        raise TypeError(f"targets: must be a pair (ids, scores) of tensors or a dense tensor, got {type(targets).__name__}")
+    ids, scores = targets
+    if ids.shape != inputs.shape[:-1] or scores.shape != ids.shape:
+        raise ValueError(
+            f"targets: of a pair (ids, scores) both must have shape {tuple(inputs.shape[:-1])}, got {tuple(ids.shape)} and {tuple(scores.shape)}"
+        )
+    check_layout("targets", scores)
+    if not scores.is_floating_point():
+        raise TypeError(f"targets: the scores of a pair (ids, scores) must be floating point, got {scores.dtype}; use scores.float()")
+    if scores.device != inputs.device:
+        raise ValueError(f"targets: scores must be on the device of inputs, {inputs.device}, got {scores.device}")
+    return ids, scores.to(accumulation_dtype(inputs.dtype)).reshape(-1).contiguous()
+
+
 def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int | None) -> None:
     """Raises for the class id at flat position first_bad unless that is -1."""
     if first_bad >= 0:
@@ -117,12 +124,21 @@ def as_float(value: numbers.Real | float) -> float:
         return math.inf
 
 
-def check_gamma(gamma: float) -> float:
-    if not is_number(gamma):
-        raise TypeError(f"gamma: must be a number, got {type(gamma).__name__}; a learnable gamma is not supported")
-    if not 0 <= as_float(gamma) < math.inf:
-        raise ValueError(f"gamma: must be finite and >= 0, got {gamma}; 0 is cross entropy, 2 the paper's choice")
-    return float(gamma)
+def check_exponent(name: str, value: float, least: int = 0, hint: str = "0 is cross entropy, 2 the paper's choice") -> float:
+    if not is_number(value):
+        raise TypeError(f"{name}: must be a number, got {type(value).__name__}; a learnable {name} is not supported")
+    if not least <= as_float(value) < math.inf:
+        raise ValueError(f"{name}: must be finite and >= {least}, got {value}; {hint}")
+    return float(value)
+
+
+def check_fraction(name: str, value: object, below_one: bool = False) -> float:
+    """A number in [0, 1], or in [0, 1)."""
+    if not is_number(value):
+        raise TypeError(f"{name}: must be a number, got {type(value).__name__}")
+    if not 0 <= as_float(value) <= 1 or (below_one and value == 1):  # type: ignore[arg-type]
+        raise ValueError(f"{name}: must be in [0, 1{')' if below_one else ']'}, got {value}; 0 switches it off")
+    return float(value)  # type: ignore[arg-type]
 
 
 def check_alpha(alpha: Alpha, inputs: Tensor) -> tuple[float, float, Tensor | None]:
@@ -244,31 +260,3 @@ def check_overwrite(inputs: Tensor, *others: Tensor | None) -> None:
             continue
         if inputs.numel() and (other.data_ptr(), other.shape, other.stride()) != (inputs.data_ptr(), inputs.shape, inputs.stride()):
             raise ValueError("overwrite_inputs: targets or weight share memory with inputs at another place; clone them")
-
-
-def check(
-    inputs: Tensor,
-    targets: Tensor,
-    alpha: Alpha,
-    gamma: float,
-    reduction: str,
-    normalizer: Normalizer,
-    weight: Tensor | None,
-    ignore_index: int | None,
-    overwrite_inputs: bool,
-) -> Call:
-    """Checks every argument before anything is computed and returns the plain form of the call."""
-    check_inputs(inputs)
-    dense = is_dense(inputs, targets)
-    gamma = check_gamma(gamma)
-    positive, negative, alpha_tensor = check_alpha(alpha, inputs)
-    divisor, divisor_value, divisor_tensor = check_normalizer(normalizer, reduction, inputs, dense)
-    plain_weight = check_weight(weight, inputs)
-    ignore_index = check_ignore_index(ignore_index)
-    if overwrite_inputs and torch.is_grad_enabled() and not (is_traced() or torch.is_inference_mode_enabled()):
-        check_overwrite(inputs, targets, weight)
-    if dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):
-        targets = targets.to(accumulation_dtype(inputs.dtype))
-    return Call(
-        targets.contiguous(), plain_weight, alpha_tensor, divisor_tensor, gamma, positive, negative, ignore_index, divisor, divisor_value
-    )

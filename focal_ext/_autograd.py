@@ -4,7 +4,7 @@
 #   eager, plain backward            fused: the Functions below
 #   torch.compile, torch.export      fused: ops with registered formulas (focal_ext._native)
 #   torch.func, forward mode, create_graph, other devices and subclasses, and
-#   targets, weight, alpha or normalizer that require grad     reference: right to any order, not fast
+#   targets, scores, weight, alpha or normalizer that require grad     reference: right to any order, not fast
 from __future__ import annotations
 
 from typing import Any
@@ -15,8 +15,8 @@ from torch.autograd.function import FunctionCtx
 
 from . import _arguments as arguments
 from . import _native as native
-from . import reference
-from ._arguments import Call
+from . import _reference as reference
+from ._call import Call
 from ._native import ops
 
 # Whether backward keeps the graph; absent in some torch versions, where the saved gradient is then never scaled in place.
@@ -31,9 +31,9 @@ def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tenso
 
 def _save(ctx: Any, inputs: Tensor, call: Call, reduction: str, *results: Tensor) -> None:
     """Saves tensors through autograd, so that hooks see them and a change in place is an error, never a wrong gradient."""
-    tensors = [t.clone() if t is not None and t.is_inference() else t for t in call[:4]]  # autograd refuses to save those
+    tensors = [t.clone() if t is not None and t.is_inference() else t for t in call.tensors]  # autograd refuses to save those
     ctx.save_for_backward(inputs, *tensors, *results)
-    ctx.scalars, ctx.reduction = call[4:], reduction
+    ctx.scalars, ctx.reduction = call.scalars, reduction
 
 
 class _OnePass(torch.autograd.Function):
@@ -120,13 +120,11 @@ def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
 
 
 def _needs_reference(inputs: Tensor, call: Call) -> bool:
-    if not native.runs_on(inputs.device) or torch._C._are_functorch_transforms_active():
+    if not native.runs(call, inputs.device) or torch._C._are_functorch_transforms_active():
         return True
     if torch.autograd.forward_ad._current_level >= 0:
         return True
-    targets, weight, alpha, normalizer = call[:4]
-    wants_gradient = targets.requires_grad or (weight is not None and weight.requires_grad) or (alpha is not None and alpha.requires_grad)
-    return (wants_gradient or (normalizer is not None and normalizer.requires_grad)) and torch.is_grad_enabled()
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call.tensors)
 
 
 def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:
@@ -160,12 +158,13 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
     if not rows.is_contiguous() or not weight_is_simple:
         return inputs.contiguous(), call, None
     targets = call.targets.permute(order if call.targets.dim() == inputs.dim() else order[:-1]).contiguous()
-    return rows, call._replace(targets=targets), order
+    scores = None if call.scores is None else call.scores.view(inputs.shape[:-1]).permute(order[:-1]).reshape(-1)
+    return rows, call._replace(targets=targets, scores=scores), order
 
 
 def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    if _needs_reference(inputs, call) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call[:4])))):
+    if _needs_reference(inputs, call) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call.tensors)))):
         return reference.compute(inputs, call, reduction)
     overwrite = overwrite_inputs and inputs.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     order = None

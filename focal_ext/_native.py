@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._call import Call, Loss
 from ._version import __version__
 
 LIBRARY = Path(__file__).with_name("libfocal_ext.so")
@@ -88,15 +89,16 @@ def _cuda_usable() -> bool:
     return True
 
 
-def runs_on(device: torch.device) -> bool:
-    """Whether the fused kernels run on tensors of this device."""
+def runs(call: Call, device: torch.device) -> bool:
+    """Whether there are fused kernels for this call on tensors of this device."""
     if not available:
         return False
-    return device.type == "cpu" or (device.type == "cuda" and _cuda_usable())
+    if device.type == "cpu":
+        return True
+    return device.type == "cuda" and call.loss == Loss.SIGMOID_FOCAL and call.smoothing == 0 and _cuda_usable()
 
 
-# The schemas' common head: inputs, targets, weight, alpha, normalizer, gamma, alpha_positive, alpha_negative, ignore_index,
-# divisor, divisor_value. A fake kernel tells the compiler shapes and dtypes only.
+# The schemas' common head: inputs, then the fields of a Call. A fake kernel tells the compiler shapes and dtypes only.
 
 
 def _accumulation(inputs: Tensor) -> torch.dtype:
@@ -149,15 +151,16 @@ def _register() -> None:
 
     def scale_gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
         refuse_create_graph()
-        return (ctx.saved_tensors[0] * grad_loss, *[None] * 10)
+        return (ctx.saved_tensors[0] * grad_loss, *[None] * len(Call._fields))
 
     def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:5])
-        ctx.scalars = inputs[5:]
+        call = Call(*inputs[1:])
+        ctx.save_for_backward(inputs[0], *call.tensors)
+        ctx.scalars = call.scalars
 
     def recompute_gradient(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         refuse_create_graph()
-        return (ops.gradient(*ctx.saved_tensors, *ctx.scalars, grad_output.contiguous()), *[None] * 10)
+        return (ops.gradient(*ctx.saved_tensors, *ctx.scalars, grad_output.contiguous()), *[None] * len(Call._fields))
 
     register_autograd("focal_ext::loss_and_gradient", scale_gradient, setup_context=save_gradient)
     register_autograd("focal_ext::loss", recompute_gradient, setup_context=save_inputs)

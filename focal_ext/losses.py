@@ -1,16 +1,51 @@
-# Owns: the public functions, one per loss.
-# Must not know: kernels, autograd.
+# Owns: the public functions, one per loss: signature, defaults, documentation.
+# Must not know: kernels, autograd, argument rules.
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import ParamSpec
 
 from torch import Tensor
 
 from . import _arguments as arguments
-from . import _autograd, _native, reference
-from ._arguments import Alpha, Normalizer
+from . import _autograd, _native, _reference
+from ._arguments import Alpha, Normalizer, Targets
+from ._call import Call, Loss, Request, check
+
+P = ParamSpec("P")
 
 
+def _fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
+    """The loss function whose arguments `request` checks, computed by the fastest implementation that is right for them."""
+
+    @functools.wraps(request)
+    def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return _run(*request(*args, **kwargs))
+
+    loss.__annotations__["return"] = "Tensor"
+    return loss
+
+
+def _run(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
+    targets, classes = call.targets, inputs.shape[-1]
+    readable = targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets)
+    if readable and (reduction == "none" or not _native.available):
+        _check_ids(call, classes)
+    loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
+    # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
+    if readable and reduction != "none" and math.isnan(loss.item()):  # on the CPU
+        _check_ids(call, classes)
+    return loss
+
+
+def _check_ids(call: Call, classes: int) -> None:
+    first_bad = _native.ops.first_bad_id(call.targets, classes, call.ignore_index) if _native.available else _reference.first_bad_id(call, classes)
+    arguments.check_ids(first_bad, call.targets, classes, call.ignore_index)
+
+
+@_fused
 def sigmoid_focal_loss(
     inputs: Tensor,
     targets: Tensor,
@@ -21,8 +56,9 @@ def sigmoid_focal_loss(
     normalizer: Normalizer = None,
     weight: Tensor | None = None,
     ignore_index: int | None = -2,
+    label_smoothing: float = 0.0,
     overwrite_inputs: bool = False,
-) -> Tensor:
+) -> Request:
     """Sigmoid focal loss of every anchor and class, fused (Lin et al. 2017, "Focal Loss for Dense Object Detection", eq. 5).
 
     Equivalent to ``torchvision.ops.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)`` for dense targets, and to the same
@@ -42,6 +78,8 @@ def sigmoid_focal_loss(
             "positives", the number of positive class ids, at least 1, counted on the device.
         weight: multiplies the loss of each logit; broadcasts to inputs. One value per row is a column: ``weight[:, None]``.
         ignore_index: class id that is skipped, tested before all others; such rows give exactly 0 and a gradient of 0. None: no such id.
+        label_smoothing: s in [0, 1] moves the targets of the cross entropy to t (1 - s) + s / 2; the modulating factor and alpha keep the
+            hard label (as apex and effdet do). To smooth all three, as keras does, pass dense targets that are smoothed already.
         overwrite_inputs: backward writes the gradient over the logits, which saves a tensor of their size. They stay readable until
             then. Without effect when no gradient is needed, under torch.compile and torch.func. Backward runs once.
 
@@ -58,18 +96,109 @@ def sigmoid_focal_loss(
         >>> labels = torch.tensor([3, -1, -1, 80, -2, -1, 17, -1])  # two positives, one ignored, the rest background
         >>> sigmoid_focal_loss(logits, labels, reduction="sum", normalizer="positives").backward()
     """
-    call = arguments.check(inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs)
-    classes = inputs.shape[-1]
-    readable = targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets)
-    if readable and (reduction == "none" or not _native.available):
-        _check_ids(call, classes)
-    loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
-    # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
-    if readable and reduction != "none" and math.isnan(loss.item()):  # on the CPU
-        _check_ids(call, classes)
-    return loss
+    arguments.check_exponent("gamma", gamma)
+    smoothing = arguments.check_fraction("label_smoothing", label_smoothing)
+    return check(
+        Loss.SIGMOID_FOCAL, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs, smoothing=smoothing
+    )
 
 
-def _check_ids(call: arguments.Call, classes: int) -> None:
-    first_bad = _native.ops.first_bad_id(call.targets, classes, call.ignore_index) if _native.available else reference.first_bad_id(call, classes)
-    arguments.check_ids(first_bad, call.targets, classes, call.ignore_index)
+@_fused
+def quality_focal_loss(
+    inputs: Tensor,
+    targets: Targets,
+    beta: float = 2.0,
+    reduction: str = "none",
+    *,
+    normalizer: Normalizer = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = -2,
+    overwrite_inputs: bool = False,
+) -> Request:
+    """Quality focal loss, |t - p|^beta CE(p, t), fused (Li et al. 2020, "Generalized Focal Loss", eq. 4).
+
+    The target t is a quality, such as the IoU of the predicted box, at the anchor's class and 0 elsewhere. The gradient goes through
+    the modulating factor.
+
+    Args:
+        inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.
+        targets: a pair (ids, scores), both of shape ``inputs.shape[:-1]``, class ids as in :func:`sigmoid_focal_loss` and a float score
+            for each, read at positive ids only; or dense scores in [0, 1] of shape ``inputs.shape``.
+        beta: exponent, finite and >= 1: below, the derivative is infinite where p meets the score.
+        reduction, normalizer, weight, ignore_index, overwrite_inputs: as in :func:`sigmoid_focal_loss`, and so are the errors.
+
+    Example:
+        >>> logits = torch.randn(3, 80, requires_grad=True)
+        >>> quality_focal_loss(logits, (torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])), reduction="sum").backward()
+    """
+    arguments.check_exponent("beta", beta, 1, "2 is the paper's choice; below 1 the derivative is infinite where p meets the score")
+    return check(Loss.QUALITY_FOCAL, inputs, targets, None, beta, reduction, normalizer, weight, ignore_index, overwrite_inputs)
+
+
+@_fused
+def varifocal_loss(
+    inputs: Tensor,
+    targets: Targets,
+    alpha: float = 0.75,
+    gamma: float = 2.0,
+    reduction: str = "none",
+    *,
+    normalizer: Normalizer = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = -2,
+    overwrite_inputs: bool = False,
+) -> Request:
+    """Varifocal loss: t CE(p, t) for t > 0, alpha p^gamma CE(p, t) otherwise, fused (Zhang et al. 2021, "VarifocalNet", eq. 2).
+
+    Args:
+        inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.
+        targets: a pair (ids, scores) or dense scores in [0, 1], as in :func:`quality_focal_loss`.
+        alpha: factor of negatives, in [0, 1].
+        gamma: focusing exponent of negatives, finite and >= 0.
+        reduction, normalizer, weight, ignore_index, overwrite_inputs: as in :func:`sigmoid_focal_loss`, and so are the errors.
+
+    Example:
+        >>> logits = torch.randn(3, 80, requires_grad=True)
+        >>> varifocal_loss(logits, (torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])), reduction="sum").backward()
+    """
+    arguments.check_exponent("gamma", gamma)
+    return check(Loss.VARIFOCAL, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs)
+
+
+@_fused
+def asymmetric_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 1.0,
+    clip: float | None = 0.05,
+    reduction: str = "none",
+    *,
+    normalizer: Normalizer = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = -2,
+    overwrite_inputs: bool = False,
+) -> Request:
+    """Asymmetric loss, fused (Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", eq. 4 to 7).
+
+    t (1 - p)^gamma_pos (-log p) + (1 - t) u^gamma_neg (-log(1 - u)) with u = max(p - clip, 0). No logarithm is clamped, so confident
+    errors keep their gradients (timm's stop below a logit of -18.4).
+
+    Args:
+        inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.
+        targets: class ids or dense labels, as in :func:`sigmoid_focal_loss`. Several classes of one row need dense labels.
+        gamma_neg, gamma_pos: focusing exponents of negatives and positives, finite and >= 0.
+        clip: probability, in [0, 1), below which a negative counts nothing. None or 0: off.
+        reduction, normalizer, weight, ignore_index, overwrite_inputs: as in :func:`sigmoid_focal_loss`, and so are the errors.
+
+    Example:
+        >>> logits, labels = torch.randn(3, 80, requires_grad=True), torch.rand(3, 80) < 0.02
+        >>> asymmetric_loss(logits, labels, reduction="sum").backward()
+    """
+    arguments.check_exponent("gamma_neg", gamma_neg)
+    arguments.check_exponent("gamma_pos", gamma_pos)
+    clip = 0.0 if clip is None else arguments.check_fraction("clip", clip, below_one=True)
+    return check(
+        Loss.ASYMMETRIC, inputs, targets, None, gamma_neg, reduction, normalizer, weight, ignore_index, overwrite_inputs,
+        gamma_positive=gamma_pos, clip=clip,
+    )

@@ -6,7 +6,7 @@ import focal_ext
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, Implementation
-from focal_ext import _arguments as arguments
+from focal_ext._call import Call
 from torch import Tensor
 
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
@@ -94,8 +94,7 @@ def test_create_graph_differentiates_a_penalty_on_the_gradient(implementation: I
 def op_arguments(dtype: torch.dtype, row: str) -> tuple[object, ...]:
     targets, options = OPTIONS[row]
     x = X.to(dtype)
-    full = {"alpha": 0.25, "gamma": 2.0, "normalizer": None, "weight": None, **options}
-    return x, *arguments.check(x, targets, full["alpha"], full["gamma"], full["reduction"], full["normalizer"], full["weight"], -2, False)
+    return x, *focal_ext.sigmoid_focal_loss.__wrapped__(x, targets, **options).call
 
 
 @pytest.mark.native
@@ -137,7 +136,9 @@ def test_ops_refuse_what_would_corrupt_memory() -> None:
 
     x, *call = op_arguments(torch.float32, "ids sum")
     short, wrong = torch.tensor([0, 1]), torch.zeros(3)
-    for bad in ((x, short, *call[1:]), (x, call[0], wrong, *call[2:]), (x, call[0], None, wrong, *call[3:]), (x, call[0], None, None, wrong, *call[4:]), (x.int(), *call)):
+    call = Call(*call)
+    wrongs = [call._replace(**{name: wrong}) for name in ("scores", "weight", "alpha", "normalizer")]
+    for bad in ((x, *call._replace(targets=short)), *((x, *c) for c in wrongs), (x, *call._replace(loss=99)), (x.int(), *call)):
         with pytest.raises(RuntimeError):
             ops.loss(*bad)
     with pytest.raises(RuntimeError):

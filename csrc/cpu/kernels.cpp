@@ -2,7 +2,7 @@
 // Must not know: threads, tensors, and the standard library (see storage.h).
 #include "kernels.h"
 
-#include "../losses/sigmoid_focal.h"
+#include "../losses/list.h"
 #include "storage.h"
 
 // A term that is called instead of inlined is a loop that does not vectorise: eight times slower.
@@ -17,13 +17,20 @@ constexpr int64_t kLanes = 16;   // partial sums per block, the same at every ve
 template <class acc_t> struct math_of { using type = HostFloat; };
 template <> struct math_of<double> { using type = Double; };
 
-// Coefficients of a block whose elements differ: positives, ignored rows, weights, per-class alpha, an upstream gradient map.
+// A block whose elements differ: dense targets, ignored rows, weights, per-class alpha, an upstream gradient map.
 template <class acc_t>
 struct Block {
-  acc_t z[kBlock];         // what the formula is applied to: the logit, negated at a positive
+  acc_t x[kBlock];
   acc_t t[kBlock];         // dense targets
   acc_t value[kBlock];     // factor of the loss
-  acc_t gradient[kBlock];  // factor of the derivative, sign of z and scale included
+  acc_t gradient[kBlock];  // factor of the derivative, scale included
+};
+
+// The positives among the class ids of a block, which is computed as if it had none.
+template <class acc_t>
+struct Positives : Block<acc_t> {
+  int64_t count = 0;
+  int64_t at[kBlock];  // place in the block
 };
 
 template <class acc_t>
@@ -38,15 +45,15 @@ double sum(const acc_t* values, int64_t n) {
   return total;
 }
 
-template <class scalar_t, class Modulator>
+template <class scalar_t, class Loss>
 class Chunk {
   using acc_t = typename accumulate<scalar_t>::type;
   using Math = typename math_of<acc_t>::type;
   using Both = ValueAndGradient<acc_t>;
 
  public:
-  Chunk(const Problem& problem, const Modulator& modulator, double scale)
-      : p_(problem), modulator_(modulator), scale_(scale), inputs_(static_cast<const scalar_t*>(problem.inputs)),
+  Chunk(const Problem& problem, const Loss& loss, double scale)
+      : p_(problem), loss_(loss), scale_(scale), inputs_(static_cast<const scalar_t*>(problem.inputs)),
         alpha_(static_cast<const acc_t*>(problem.alpha)), weight_(static_cast<const acc_t*>(problem.weight)),
         uniform_(!problem.alpha && !problem.weight && !problem.grad_output_per_element && problem.alpha_negative != 0) {}
 
@@ -58,45 +65,38 @@ class Chunk {
 
  private:
   double block(int64_t begin, int64_t n) {
+    const auto as_they_are = [](acc_t*, scalar_t*) {};
     if (is_negative(begin, n)) {
-      const acc_t value = acc_t(p_.alpha_negative), gradient = acc_t(p_.alpha_negative * scale_);
+      const acc_t factor = acc_t(p_.alpha_negative * scale_);
       // By value: behind a pointer the compiler would have to reload them after every store.
-      const auto negative = [inputs = inputs_ + begin, modulator = modulator_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-        return sigmoid_focal_hard<Math>(acc_t(load(inputs[i])), modulator);
-      };
-      if (p_.loss_map)
-        return emit(begin, n, [=](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-          const Both term = negative(i);
-          return Both{value * term.value, gradient * term.gradient};
-        });
-      // One factor for all: it multiplies the sum.
-      return p_.alpha_negative * emit(begin, n, [=](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-        const Both term = negative(i);
-        return Both{term.value, gradient * term.gradient};
-      });
+      return emit(begin, n, p_.alpha_negative, [factor, inputs = inputs_ + begin, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+        const Both term = loss.template negative<Math>(acc_t(load(inputs[i])));
+        return Both{term.value, factor * term.gradient};
+      }, as_they_are);
     }
     Block<acc_t> b;
     if (is_dense(p_.target)) {
       fill_dense(b, begin, n);
-      return emit(begin, n, [&b, modulator = modulator_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-        const Both term = sigmoid_focal_soft<Math>(b.z[i], b.t[i], modulator);
+      return emit(begin, n, 1, [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+        const Both term = loss.template dense<Math>(b.x[i], b.t[i]);
         return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
-      });
+      }, as_they_are);
     }
-    fill_ids(b, begin, n);
-    return emit(begin, n, [&b, modulator = modulator_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-      const Both term = sigmoid_focal_hard<Math>(b.z[i], modulator);
+    Positives<acc_t> positives;
+    fill_ids(b, positives, begin, n);
+    return emit(begin, n, 1, [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+      const Both term = loss.template negative<Math>(b.x[i]);
       return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
-    });
+    }, [&](acc_t* values, scalar_t* gradient) { put(positives, values, gradient); });
   }
 
-  // Applies `term` to n elements and writes what is wanted. Gradients are computed when they are stored, and only then.
-  template <class Term>
-  double emit(int64_t begin, int64_t n, Term term) {
+  // Applies `term` to n elements, lets `correct` replace some, and writes what is wanted: losses times `factor`. Gradients are
+  // computed when they are stored, and only then.
+  template <class Term, class Correct>
+  double emit(int64_t begin, int64_t n, double factor, Term term, Correct correct) {
     acc_t values[kBlock];
-    scalar_t* gradient = static_cast<scalar_t*>(p_.gradient);
+    scalar_t* const gradient = p_.gradient ? static_cast<scalar_t*>(p_.gradient) + begin : nullptr;
     if (gradient) {
-      gradient += begin;
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
         const Both both = term(i);
@@ -107,12 +107,29 @@ class Chunk {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) values[i] = term(i).value;
     }
+    correct(values, gradient);
     if (p_.loss_map) {
       scalar_t* map = static_cast<scalar_t*>(p_.loss_map) + begin;
+      const acc_t map_factor = acc_t(factor);
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) store(map[i], values[i]);
+      for (int64_t i = 0; i < n; ++i) store(map[i], map_factor * values[i]);
     }
-    return p_.loss ? sum(values, n) : 0;
+    return p_.loss ? factor * sum(values, n) : 0;
+  }
+
+  // Computes the positives side by side, then puts each in its place.
+  void put(Positives<acc_t>& b, acc_t* values, scalar_t* gradient) const {
+    const Loss loss = loss_;
+#pragma omp simd
+    for (int64_t i = 0; i < b.count; ++i) {
+      const Both term = loss.template positive<Math>(b.x[i], b.t[i]);
+      b.value[i] *= term.value;
+      b.gradient[i] *= term.gradient;
+    }
+    for (int64_t i = 0; i < b.count; ++i) {
+      values[b.at[i]] = b.value[i];
+      if (gradient) store(gradient[b.at[i]], b.gradient[i]);
+    }
   }
 
   // True when every element is a negative with the same factor: the hot path, and nearly every block of a detector.
@@ -155,29 +172,31 @@ class Chunk {
     }
   }
 
-  void fill_ids(Block<acc_t>& b, int64_t begin, int64_t n) const {
+  // Element (row, c) at `begin + place`, with the target t, as entry i of the block.
+  void fill(Block<acc_t>& b, int64_t i, int64_t begin, int64_t place, int64_t row, int64_t c, acc_t t) const {
+    const acc_t of_one = alpha_ ? alpha_[c] : acc_t(p_.alpha_positive), of_zero = alpha_ ? acc_t(1) - alpha_[c] : acc_t(p_.alpha_negative);
+    const acc_t a = Loss::factor(t, of_one, of_zero), x = load(inputs_[begin + place]);
+    b.x[i] = a == 0 ? finite(x) : x;
+    b.t[i] = t;
+    b.value[i] = a * weight(row, c);
+    b.gradient[i] = b.value[i] * upstream(begin + place);
+  }
+
+  void fill_ids(Block<acc_t>& b, Positives<acc_t>& positives, int64_t begin, int64_t n) const {
+    const acc_t* const scores = static_cast<const acc_t*>(p_.scores);
     each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
       const int64_t label = label_at(p_, row);
       const Row kind = row_kind(p_, label);
       if (kind == Row::ignored || kind == Row::bad) {
         const acc_t factor = kind == Row::bad ? acc_t(__builtin_nan("")) : acc_t(0);
-        for (int64_t c = first; c < last; ++c) b.z[offset + c] = 0, b.value[offset + c] = b.gradient[offset + c] = factor;
+        for (int64_t c = first; c < last; ++c) b.x[offset + c] = 0, b.value[offset + c] = b.gradient[offset + c] = factor;
         return;
       }
-      for (int64_t c = first; c < last; ++c) {
-        const acc_t a = alpha_ ? acc_t(1) - alpha_[c] : acc_t(p_.alpha_negative);
-        const acc_t z = load(inputs_[begin + offset + c]);
-        b.z[offset + c] = a == 0 ? finite(z) : z;
-        b.value[offset + c] = a * weight(row, c);
-      }
+      for (int64_t c = first; c < last; ++c) fill(b, offset + c, begin, offset + c, row, c, 0);
       if (kind == Row::positive && first <= label && label < last) {
-        const acc_t a = alpha_ ? alpha_[label] : acc_t(p_.alpha_positive);
-        const acc_t z = -load(inputs_[begin + offset + label]);
-        b.z[offset + label] = a == 0 ? finite(z) : z;
-        b.value[offset + label] = a * weight(row, label);
+        positives.at[positives.count] = offset + label;
+        fill(positives, positives.count++, begin, offset + label, row, label, scores ? scores[row] : acc_t(1));
       }
-      for (int64_t c = first; c < last; ++c) b.gradient[offset + c] = b.value[offset + c] * upstream(begin + offset + c);
-      if (kind == Row::positive && first <= label && label < last) b.gradient[offset + label] = -b.gradient[offset + label];
     });
   }
 
@@ -186,16 +205,7 @@ class Chunk {
     else if (p_.target == Target::dense_scalar) load_targets(b, static_cast<const scalar_t*>(p_.targets) + begin, n);
     else load_targets(b, static_cast<const acc_t*>(p_.targets) + begin, n);
     each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-      for (int64_t c = first; c < last; ++c) {
-        const acc_t t = b.t[offset + c];
-        const acc_t positive = alpha_ ? alpha_[c] : acc_t(p_.alpha_positive);
-        const acc_t negative = alpha_ ? acc_t(1) - alpha_[c] : acc_t(p_.alpha_negative);
-        const acc_t a = positive * t + negative * (acc_t(1) - t);
-        const acc_t z = load(inputs_[begin + offset + c]);
-        b.z[offset + c] = a == 0 ? finite(z) : z;
-        b.value[offset + c] = a * weight(row, c);
-        b.gradient[offset + c] = b.value[offset + c] * upstream(begin + offset + c);
-      }
+      for (int64_t c = first; c < last; ++c) fill(b, offset + c, begin, offset + c, row, c, b.t[offset + c]);
     });
   }
 
@@ -205,7 +215,7 @@ class Chunk {
   }
 
   const Problem& p_;
-  const Modulator& modulator_;
+  const Loss& loss_;
   const double scale_;
   const scalar_t* const inputs_;
   const acc_t* const alpha_;
@@ -215,8 +225,9 @@ class Chunk {
 
 template <class scalar_t>
 double run_scalar(const Problem& problem, int64_t begin, int64_t end, double scale) {
-  return with_modulator(problem.gamma, [&]<class Modulator>(const Modulator& modulator) {
-    return Chunk<scalar_t, Modulator>(problem, modulator, scale).run(begin, end);
+  // fp64 is the accurate path, not the fast one: few instances serve every parameter.
+  return with_loss<sizeof(scalar_t) < 8>(problem.loss_parameters, [&]<class Loss>(const Loss& loss) {
+    return Chunk<scalar_t, Loss>(problem, loss, scale).run(begin, end);
   });
 }
 

@@ -24,12 +24,12 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
   using acc_t = acc_of<scalar_t>;
   const auto dense = [&](auto* targets) {
     using target_t = std::remove_const_t<std::remove_pointer_t<decltype(targets)>>;
-    return start_with(DenseTargets<target_t>{targets}, arguments, p.gamma, blocks, stream);
+    return start_with(DenseTargets<target_t>{targets}, arguments, p.loss_parameters.gamma, blocks, stream);
   };
   if (p.target == Target::dense_u8) return dense(static_cast<const uint8_t*>(p.targets));
   if (p.target == Target::dense_scalar) return dense(static_cast<const scalar_t*>(p.targets));
   if (p.target == Target::dense_acc) return dense(static_cast<const acc_t*>(p.targets));
-  return start_with(IdTargets{ids_of(p)}, arguments, p.gamma, blocks, stream);
+  return start_with(IdTargets{ids_of(p)}, arguments, p.loss_parameters.gamma, blocks, stream);
 }
 
 }  // namespace focal_ext::cuda

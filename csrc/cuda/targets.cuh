@@ -93,7 +93,7 @@ struct DenseTargets {
     const acc_t t = widen(targets[tile.first_element + i]);
     const Alpha<acc_t> alpha = alpha_of(a, c);
     const acc_t coefficient = alpha.positive * t + alpha.negative * (1 - t);
-    const Term<acc_t> result = sigmoid_focal_soft<Math>(finite_if(coefficient == 0, x), t, modulator);
+    const Term<acc_t> result = sigmoid_focal_soft<Math>(finite_if(coefficient == 0, x), t, t, modulator);
     return {coefficient * result.value, coefficient * result.gradient};
   }
 };

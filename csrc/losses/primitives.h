@@ -5,6 +5,7 @@
 // for 0 <= y <= limit(), shares(e, w, r): r = 1 / (1 + e) and w = e r, log1p_exp(e, w) = log(1 + e), pow_exp(gamma, a, b) =
 // exp(gamma (a - b)), pow(u, gamma), and bounded(y) = min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond
 // limit() exp(-y) rounds to 0, so clamping there changes no result. min and max keep the second argument when it is NaN.
+// log_ratio(u, rest) = -log(1 - u) / u for 0 < u < 1 and rest = 1 - u, anything outside.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -124,6 +125,14 @@ struct HostFloat {
     return u < 0.f ? __builtin_nanf("") : power;
   }
 
+  static FOCAL_EXT_INLINE float log_ratio(float u, float rest) {
+    const float normal = max(1.17549435e-38f, rest);
+    const int32_t k = int32_t(bits(normal) - 0x3f3504f3u) >> 23;  // rest = 2^k (1 + m), 1 + m in [sqrt(1/2), sqrt(2))
+    const float m = from_bits(bits(normal) - (uint32_t(k) << 23)) - 1.f;
+    const float far = -0.693147182f * fma(m, log2_polynomial<HostFloat>(m), float(k)) / u;
+    return u <= 0.5f ? log1p_polynomial<HostFloat>(u) : far;
+  }
+
   static FOCAL_EXT_INLINE uint32_t bits(float a) { uint32_t b; __builtin_memcpy(&b, &a, 4); return b; }
   static FOCAL_EXT_INLINE float from_bits(uint32_t b) { float a; __builtin_memcpy(&a, &b, 4); return a; }
 
@@ -193,6 +202,7 @@ struct Double {
   static FOCAL_EXT_INLINE double log1p_exp(double e, double) { return ::log1p(e); }
   static FOCAL_EXT_INLINE double pow_exp(Exponent gamma, double a, double b) { return ::exp(gamma.full * (a - b)); }
   static FOCAL_EXT_INLINE double pow(double u, Exponent gamma) { return ::pow(u, gamma.full); }
+  static FOCAL_EXT_INLINE double log_ratio(double u, double rest) { return (u <= 0.5 ? -::log1p(-u) : -::log(rest)) / u; }
 };
 
 }  // namespace focal_ext

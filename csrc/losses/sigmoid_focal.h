@@ -1,72 +1,9 @@
 // Owns: the sigmoid focal loss of one logit, value and derivative (Lin et al. 2017, eq. 5), for hard labels and soft targets.
 // Must not know: how logits are stored, who weighs them, how they are summed.
 #pragma once
-#include "primitives.h"
+#include "modulator.h"
 
 namespace focal_ext {
-
-template <class T>
-struct ValueAndGradient {
-  T value, gradient;
-};
-
-// p^gamma. Whole gammas that detectors use are products; every other gamma is one exponential of a logarithm that is at hand.
-template <int gamma_>
-struct WholeModulator {
-  static constexpr bool is_one = gamma_ == 0;  // p^0 = 1: plain cross entropy
-  explicit WholeModulator(Exponent) {}
-  template <class Math>
-  FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(gamma_); }
-  template <class Math, class T>
-  FOCAL_EXT_INLINE T of_probability(T p, T, T) const { return of<Math>(p); }
-  template <class Math, class T>
-  FOCAL_EXT_INLINE T of(T u) const {
-    if constexpr (gamma_ == 0) return Math::constant(1);
-    else if constexpr (gamma_ == 1) return u;
-    else return u * u;
-  }
-};
-
-struct AnyModulator {
-  static constexpr bool is_one = false;
-  Exponent exponent;
-  explicit AnyModulator(Exponent gamma) : exponent(gamma) {}
-  template <class Math>
-  FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(exponent); }
-  // p^gamma with log p = negative_part - log1p_e
-  template <class Math, class T>
-  FOCAL_EXT_INLINE T of_probability(T, T negative_part, T log1p_e) const { return Math::pow_exp(exponent, negative_part, log1p_e); }
-  template <class Math, class T>
-  FOCAL_EXT_INLINE T of(T u) const { return Math::pow(u, exponent); }
-};
-
-// Calls f(modulator) with the cheapest modulator for gamma.
-template <class F>
-auto with_modulator(double gamma, F&& f) {
-  const Exponent exponent(gamma);
-  if (gamma == 0) return f(WholeModulator<0>(exponent));
-  if (gamma == 1) return f(WholeModulator<1>(exponent));
-  if (gamma == 2) return f(WholeModulator<2>(exponent));
-  return f(AnyModulator(exponent));
-}
-
-// What every term needs, from one exponential: e = exp(-|z|), r = 1 / (1 + e), w = e r, p = sigmoid(z), q = sigmoid(-z).
-template <class Math>
-struct Sigmoid {
-  using T = typename Math::value_t;
-  T size, log1p_e, p, q;
-  explicit FOCAL_EXT_INLINE Sigmoid(T z) {
-    size = Math::min(Math::constant(Math::limit()), Math::abs(z));
-    const T e = Math::exp_neg(size);
-    T w, r;
-    Math::shares(e, w, r);
-    log1p_e = Math::log1p_exp(e, w);
-    p = Math::select_positive(z, r, w);
-    q = Math::select_positive(z, w, r);
-  }
-  FOCAL_EXT_INLINE T softplus(T z) const { return Math::max(z, Math::constant(0)) + log1p_e; }
-  FOCAL_EXT_INLINE T negative_part(T z) const { return Math::select_positive(z, Math::constant(0), Math::constant(0) - size); }
-};
 
 // Focal loss of a logit z that should be low (z = x for a negative, -x for a positive).
 //   f(z) = p^gamma softplus(z),   f'(z) = p^gamma (gamma q softplus(z) + p),   softplus(z) = max(z, 0) + log(1 + e)
@@ -82,18 +19,17 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_hard(T z, const Modulator& mo
   return {power * softplus, power * Math::fma(modulator.template gamma<Math>() * s.q, bounded, s.p)};
 }
 
-// Soft target t (torchvision's definition): u = p (1-t) + q t = 1 - p_t, ce = log(1 + e) + (x > 0 ? x (1-t) : -x t),
-//   loss = u^gamma ce,   d/dx = u^gamma (gamma (1-2t) h ce + p (1-t) - q t),   h = p q / u
+// Soft target t (torchvision's definition): u = p (1-t) + q t = 1 - p_t, ce the cross entropy with the target `smoothed`, t itself
+// without label smoothing,
+//   loss = u^gamma ce,   d/dx = u^gamma (gamma (1-2t) h ce + slope),   h = p q / u
 // without alpha_t = alpha t + (1-alpha) (1-t), which is the caller's coefficient.
 template <class Math, class Modulator, class T = typename Math::value_t>
-FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, const Modulator& modulator) {
+FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, T smoothed, const Modulator& modulator) {
   const Sigmoid<Math> s(x);
   const T zero = Math::constant(0), one = Math::constant(1);
   const T not_t = one - t;
-  const T share = Math::select_positive(x, not_t, t);
-  const T linear = share == zero ? zero : Math::abs(x) * share;  // the winning side at +-inf: no 0 * inf
-  const T ce = s.log1p_e + linear;
-  const T slope = s.p * not_t - s.q * t;
+  const CrossEntropy<Math> bce(s, x, smoothed);
+  const T ce = bce.ce, slope = bce.slope, linear = bce.linear;
   if constexpr (Modulator::is_one) return {ce, slope};
   const T u = Math::fma(s.p, not_t, s.q * t);
   const T h = t == zero ? s.q : t == one ? s.p : s.p * s.q / u;  // the limits where u underflows
@@ -106,5 +42,66 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, const Modulato
   // At +-inf the loss is infinite even where u^gamma underflows.
   return {linear == infinity ? linear : power * ce, power * Math::fma(modulator.template gamma<Math>() * (not_t - t) * h, bounded, slope)};
 }
+
+// Label smoothing (apex, effdet): the cross entropy's target becomes t (1-s) + s/2, the modulator keeps the hard label. The hard
+// formula with the target `half` = s/2 in z's frame; half of a smoothed label's cross entropy grows with |z| on the winning side too.
+template <class Math, class Modulator, class T = typename Math::value_t>
+FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_smoothed(T z, T half, const Modulator& modulator) {
+  const Sigmoid<Math> s(z);
+  const T zero = Math::constant(0);
+  const CrossEntropy<Math> bce(s, z, half);
+  if constexpr (Modulator::is_one) return {bce.ce, bce.slope};
+  const T power = modulator.template of_probability<Math>(s.p, Math::min(zero, z), s.log1p_e);
+  const T weighed = power * Math::bounded(bce.ce);  // finite at infinite logits
+  const T value = power == zero ? zero : power * bce.ce;
+  return {value, Math::fma(modulator.template gamma<Math>() * s.q, weighed, power * bce.slope)};
+}
+
+// A positive is a negative seen in the mirror.
+template <class T>
+FOCAL_EXT_INLINE ValueAndGradient<T> mirrored(ValueAndGradient<T> term) {
+  return {term.value, -term.gradient};
+}
+
+// A loss, as the kernels take it: negative(x) for a target of 0, which nearly every logit of a detector has; positive(x, t) for the
+// class that a class id names, with the target t = 1 or the score given for it; dense(x, t) for any target; and what multiplies
+// them, made of the factors for a target of 1 and of 0.
+template <class Modulator>
+struct SigmoidFocal {
+  Modulator modulator;
+
+  template <class Math, class T>
+  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const { return sigmoid_focal_hard<Math>(x, modulator); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const { return mirrored(sigmoid_focal_hard<Math>(-x, modulator)); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const { return sigmoid_focal_soft<Math>(x, t, t, modulator); }
+  template <class T>
+  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) { return of_one * t + of_zero * (T(1) - t); }
+};
+
+template <class Modulator>
+struct SmoothedSigmoidFocal {
+  Modulator modulator;
+  double smoothing;
+
+  template <class Math, class T>
+  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
+    return sigmoid_focal_smoothed<Math>(x, T(Math::constant(smoothing / 2)), modulator);
+  }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const { return mirrored(negative<Math>(-x)); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
+    const T zero = Math::constant(0), one = Math::constant(1);
+    const ValueAndGradient<T> low = negative<Math>(t == one ? zero - x : x), high = mirrored(low);
+    const T smoothed = Math::fma(t, Math::constant(1 - smoothing), Math::constant(smoothing / 2));
+    const ValueAndGradient<T> soft = sigmoid_focal_soft<Math>(x, t, smoothed, modulator);
+    const bool hard = t == zero || t == one;
+    return {hard ? low.value : soft.value, t == zero ? low.gradient : t == one ? high.gradient : soft.gradient};
+  }
+  template <class T>
+  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) { return SigmoidFocal<Modulator>::factor(t, of_one, of_zero); }
+};
 
 }  // namespace focal_ext

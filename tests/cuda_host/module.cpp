@@ -31,7 +31,9 @@ Problem problem_of(const py::dict& d) {
   p.target = Target(d["target"].cast<int>());
   p.has_ignore_index = d["has_ignore_index"].cast<bool>();
   p.ignore_index = d["ignore_index"].cast<int64_t>();
-  p.gamma = d["gamma"].cast<double>();
+  p.scores = address(d, "scores");
+  const auto number = [&](const char* name) { return d[name].cast<double>(); };
+  p.loss_parameters = {Loss(d["loss_id"].cast<int>()), number("gamma"), number("gamma_positive"), number("clip"), number("smoothing")};
   p.alpha_positive = d["alpha_positive"].cast<double>();
   p.alpha_negative = d["alpha_negative"].cast<double>();
   p.alpha = address(d, "alpha");

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from focal_ext._call import Call
 from torch import Tensor
 
 SCALARS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # the numbers of csrc/problem.h
@@ -37,18 +38,19 @@ class HostOps:
         self.module, self.max_blocks = module, max_blocks or module.MAX_BLOCKS
 
     def run(self, inputs: Tensor, call: tuple[Any, ...], grad_output: Tensor | None = None, **results: Tensor) -> None:
-        targets, weight, alpha, normalizer, gamma, alpha_positive, alpha_negative, ignore_index, divisor, divisor_value = call
+        call = Call(*call)
+        targets, weight = call.targets, call.weight
         logits, upstream = inputs.contiguous(), None if grad_output is None else grad_output.contiguous()
-        tensors = {"inputs": logits, "targets": targets, "weight": weight, "alpha": alpha, "divisor_tensor": normalizer, "grad_output": upstream, **results}
+        tensors = {"inputs": logits, "targets": targets, "scores": call.scores, "weight": weight, "alpha": call.alpha, "divisor_tensor": call.normalizer, "grad_output": upstream, **results}
         assert all(t is None or t.is_contiguous() for t in tensors.values())
         assert upstream is None or upstream.dtype == (logits.dtype if upstream.dim() else accumulation(logits))
         fields = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
         rows, classes = logits.shape[:-1].numel(), logits.shape[-1]
         strides = (0, 0) if weight is None else (0 if weight.shape[0] == 1 else weight.shape[1], int(weight.shape[1] != 1))
         fields |= {"scalar": SCALARS.index(logits.dtype), "rows": rows, "classes": classes, "target": target_kind(logits, targets)}
-        fields |= {"has_ignore_index": ignore_index is not None, "ignore_index": ignore_index or 0}
-        fields |= {"gamma": gamma, "alpha_positive": alpha_positive, "alpha_negative": alpha_negative}
-        fields |= {"weight_row_stride": strides[0], "weight_class_stride": strides[1], "divisor": divisor, "divisor_value": divisor_value}
+        fields |= {"has_ignore_index": call.ignore_index is not None, "ignore_index": call.ignore_index or 0, "loss_id": call.loss}
+        fields |= {name: value for name, value in zip(Call._fields[6:], call[6:]) if name != "ignore_index"}
+        fields |= {"weight_row_stride": strides[0], "weight_class_stride": strides[1]}
         fields |= {"grad_output_per_element": upstream is not None and upstream.dim() > 0}
         self.module.run(fields, self.max_blocks)
 

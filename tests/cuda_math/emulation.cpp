@@ -82,7 +82,7 @@ void soft(const Arrays& a, const Modulator& modulator) {
   errors.lanes = 1;
   for (int64_t i = 0; i < a.count; ++i) {
     errors.calls = 0;
-    const auto term = sigmoid_focal_soft<DeviceFloat>(a.logits[i], a.targets[i], modulator);
+    const auto term = sigmoid_focal_soft<DeviceFloat>(a.logits[i], a.targets[i], a.targets[i], modulator);
     a.value[i] = term.value;
     a.gradient[i] = term.gradient;
   }

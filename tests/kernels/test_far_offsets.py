@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import focal_ext
 import pytest
 import torch
 from cuda_host import build
 from cuda_host.ops import HostOps
 from far import Reserved
-from focal_ext import _arguments
 from torch import Tensor
 
 CLASSES, WARPS, DTYPE = 80, 8, torch.bfloat16
@@ -50,7 +50,7 @@ def read(memory: Reserved, parts: list[slice]) -> Tensor:
 
 
 def call(x: Tensor, targets: Tensor, weight: Tensor | None) -> tuple:
-    return _arguments.check(x, targets, 0.25, 2.0, "sum", 3.0, weight, -2, False)
+    return focal_ext.sigmoid_focal_loss.__wrapped__(x, targets, reduction="sum", normalizer=3.0, weight=weight).call
 
 
 @SIZES

@@ -1,0 +1,52 @@
+// Owns: the list of losses, and which instance of a loss serves which parameters.
+// Must not know: formulas, kernels.
+#pragma once
+#include "asymmetric.h"
+#include "parameters.h"
+#include "quality_focal.h"
+#include "sigmoid_focal.h"
+#include "varifocal.h"
+
+namespace focal_ext {
+
+// Calls f(loss) with the instance for these parameters. `fast`: with the cheapest modulators for the gammas that detectors use.
+template <bool fast, class F>
+auto with_loss(const LossParameters& p, F&& f) {
+  const Exponent gamma(p.gamma);
+  const AnyModulator any(gamma);
+  const WholeModulator<2> square(gamma);
+  switch (p.loss) {
+    case Loss::quality_focal: {
+      if constexpr (fast)
+        if (p.gamma == 2) return f(QualityFocal<WholeModulator<2>, WholeModulator<1>>{square, WholeModulator<1>(gamma)});
+      return f(QualityFocal<AnyModulator, AnyModulator>{any, AnyModulator(Exponent(p.gamma - 1))});
+    }
+    case Loss::varifocal:
+      if constexpr (fast)
+        if (p.gamma == 2) return f(Varifocal<WholeModulator<2>>{square});
+      return f(Varifocal<AnyModulator>{any});
+    case Loss::asymmetric: {
+      using Defaults = Asymmetric<WholeModulator<4>, WholeModulator<1>, true>;
+      const AnyModulator positive(Exponent(p.gamma_positive));
+      if constexpr (fast)
+        if (p.gamma == 4 && p.gamma_positive == 1 && p.clip != 0) return f(Defaults{WholeModulator<4>(gamma), WholeModulator<1>(gamma), p.clip});
+      if (p.clip != 0) return f(Asymmetric<AnyModulator, AnyModulator, true>{any, positive, p.clip});
+      return f(Asymmetric<AnyModulator, AnyModulator, false>{any, positive, 0});
+    }
+    default:
+      if (p.smoothing != 0) {
+        if constexpr (fast)
+          if (p.gamma == 2) return f(SmoothedSigmoidFocal<WholeModulator<2>>{square, p.smoothing});
+        if (p.gamma == 0) return f(SmoothedSigmoidFocal<WholeModulator<0>>{WholeModulator<0>(gamma), p.smoothing});
+        return f(SmoothedSigmoidFocal<AnyModulator>{any, p.smoothing});
+      }
+      if constexpr (fast) {
+        if (p.gamma == 0) return f(SigmoidFocal<WholeModulator<0>>{WholeModulator<0>(gamma)});
+        if (p.gamma == 1) return f(SigmoidFocal<WholeModulator<1>>{WholeModulator<1>(gamma)});
+        if (p.gamma == 2) return f(SigmoidFocal<WholeModulator<2>>{square});
+      }
+      return f(SigmoidFocal<AnyModulator>{any});
+  }
+}
+
+}  // namespace focal_ext

@@ -1,0 +1,86 @@
+// Owns: the parts that losses share: the sigmoid and its logarithm, cross entropy, and p^gamma.
+// Must not know: any one loss.
+#pragma once
+#include "primitives.h"
+
+namespace focal_ext {
+
+template <class T>
+struct ValueAndGradient {
+  T value, gradient;
+};
+
+// p^gamma. Whole gammas that detectors use are products; every other gamma is one exponential of a logarithm that is at hand.
+template <int gamma_>
+struct WholeModulator {
+  static constexpr bool is_one = gamma_ == 0;  // p^0 = 1: plain cross entropy
+  explicit WholeModulator(Exponent) {}
+  template <class Math>
+  FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(gamma_); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_probability(T p, T, T) const { return of<Math>(p); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of(T u) const {
+    if constexpr (gamma_ == 0) return Math::constant(1);
+    else if constexpr (gamma_ == 1) return u;
+    else if constexpr (gamma_ == 2) return u * u;
+    else return (u * u) * WholeModulator<gamma_ - 2>(Exponent(0)).template of<Math>(u);
+  }
+};
+
+struct AnyModulator {
+  static constexpr bool is_one = false;
+  Exponent exponent;
+  explicit AnyModulator(Exponent gamma) : exponent(gamma) {}
+  template <class Math>
+  FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(exponent); }
+  // p^gamma with log p = negative_part - log1p_e
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_probability(T, T negative_part, T log1p_e) const { return Math::pow_exp(exponent, negative_part, log1p_e); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of(T u) const { return Math::pow(u, exponent); }
+};
+
+// Calls f(modulator) with the cheapest modulator for gamma.
+template <class F>
+auto with_modulator(double gamma, F&& f) {
+  const Exponent exponent(gamma);
+  if (gamma == 0) return f(WholeModulator<0>(exponent));
+  if (gamma == 1) return f(WholeModulator<1>(exponent));
+  if (gamma == 2) return f(WholeModulator<2>(exponent));
+  return f(AnyModulator(exponent));
+}
+
+// What every term needs, from one exponential: e = exp(-|z|), r = 1 / (1 + e), w = e r, p = sigmoid(z), q = sigmoid(-z).
+template <class Math>
+struct Sigmoid {
+  using T = typename Math::value_t;
+  T size, log1p_e, p, q;
+  explicit FOCAL_EXT_INLINE Sigmoid(T z) {
+    size = Math::min(Math::constant(Math::limit()), Math::abs(z));
+    const T e = Math::exp_neg(size);
+    T w, r;
+    Math::shares(e, w, r);
+    log1p_e = Math::log1p_exp(e, w);
+    p = Math::select_positive(z, r, w);
+    q = Math::select_positive(z, w, r);
+  }
+  FOCAL_EXT_INLINE T softplus(T z) const { return Math::max(z, Math::constant(0)) + log1p_e; }
+  FOCAL_EXT_INLINE T negative_part(T z) const { return Math::select_positive(z, Math::constant(0), Math::constant(0) - size); }
+};
+
+// Binary cross entropy of a logit and a target t in [0, 1]: ce = log(1 + e) + (x > 0 ? x (1-t) : -x t), slope = p (1-t) - q t.
+template <class Math>
+struct CrossEntropy {
+  using T = typename Math::value_t;
+  T linear, ce, slope;
+  FOCAL_EXT_INLINE CrossEntropy(const Sigmoid<Math>& s, T x, T t) {
+    const T zero = Math::constant(0), not_t = Math::constant(1) - t;
+    const T share = Math::select_positive(x, not_t, t);
+    linear = share == zero ? zero : Math::abs(x) * share;  // the winning side at +-inf: no 0 * inf
+    ce = s.log1p_e + linear;
+    slope = s.p * not_t - s.q * t;
+  }
+};
+
+}  // namespace focal_ext

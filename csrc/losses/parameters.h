@@ -1,0 +1,17 @@
+// Owns: the names of the losses and the numbers that a call may choose.
+// Must not know: formulas.
+#pragma once
+
+namespace focal_ext {
+
+enum class Loss : int { sigmoid_focal, quality_focal, varifocal, asymmetric };
+
+struct LossParameters {
+  Loss loss;
+  double gamma;           // beta of the quality focal loss, gamma of negatives of the asymmetric loss
+  double gamma_positive;  // asymmetric loss
+  double clip;            // asymmetric loss, 0: off
+  double smoothing;       // label smoothing of the sigmoid focal loss, 0: off
+};
+
+}  // namespace focal_ext

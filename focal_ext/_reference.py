@@ -1,0 +1,168 @@
+# Owns: the textbook formulas in plain PyTorch: the oracle of every test, and the fallback wherever the fused kernels do not go.
+# Must not know: the native library, signatures.
+#
+# Written for exactness: no 1 - p, no x - x t, no F.softplus (its threshold of 20 costs 9e-11 in float64).
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _arguments as arguments
+from ._call import Call, Loss
+
+# Beyond it sigmoid(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
+LIMIT = 800.0
+
+
+def _bounded(x: Tensor, limit: float) -> Tensor:
+    """x.clamp(-limit, limit), but the gradient of NaN is NaN and not 0."""
+    return torch.where(x > limit, limit, torch.where(x < -limit, -limit, x))
+
+
+def _power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
+    """u ** gamma for u = 1 - p_t. Below gamma 1 its derivative is infinite at u = 0, and at a large gamma the rounding of u near 1
+    counts: there hard targets go through log u, which is at hand."""
+    gamma = min(gamma, 1e36)
+    if 1 <= gamma <= 16 or t.requires_grad:
+        return u.pow(gamma)
+    hard = (t == 0) | (t == 1)
+    log_u = F.logsigmoid(torch.where(t == 1, -x, x))
+    return torch.where(hard, torch.exp(gamma * log_u), torch.where(hard, torch.ones_like(u), u).pow(gamma))
+
+
+def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
+    """p and q = 1 - p, constant beyond the limit."""
+    bounded = _bounded(x, LIMIT)
+    return torch.sigmoid(bounded), torch.sigmoid(-bounded)
+
+
+def _cross_entropy(x: Tensor, t: Tensor) -> Tensor:
+    """-t log p - (1-t) log q, linear beyond the limit."""
+    bounded = _bounded(x, LIMIT)
+    ce = -(F.logsigmoid(-bounded) * (1 - t)) - F.logsigmoid(bounded) * t
+    above = torch.where((x > LIMIT) & (t != 1), (x - LIMIT) * (1 - t), 0.0)  # strictly: at the limit itself bounded has the gradient
+    below = torch.where((x < -LIMIT) & (t != 0), (-x - LIMIT) * t, 0.0)
+    return ce + above + below
+
+
+def _focal(x: Tensor, t: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor:
+    """u^gamma ce with u = p (1-t) + q t = 1 - p_t, of logits x and targets t in [0, 1] (Lin et al. 2017, eq. 5, without alpha_t)."""
+    ce = _cross_entropy(x, t * (1 - smoothing) + smoothing / 2)
+    if gamma == 0:
+        return ce
+    p, q = _sigmoids(x)
+    u = p * (1 - t) + q * t
+    power = _power(u, gamma, _bounded(x, LIMIT), t)
+    # An infinite cross entropy stays infinite where u^gamma underflows, but not where u is 0: smoothing on the winning side.
+    won = ce.isinf() & (u == 0)
+    return torch.where(ce.isinf() & ~won, power.clamp(min=torch.finfo(x.dtype).tiny), power) * torch.where(won, 0.0, ce)
+
+
+def _sigmoid_focal(x: Tensor, t: Tensor, call: Call) -> Tensor:
+    return _focal(x, t, call.gamma, call.smoothing)
+
+
+def _quality_focal(x: Tensor, t: Tensor, call: Call) -> Tensor:
+    """|p - t|^beta ce (Li et al. 2020, eq. 4)."""
+    p, q = _sigmoids(x)
+    return (p * (1 - t) - q * t).abs().pow(call.gamma) * _cross_entropy(x, t)
+
+
+def _varifocal(x: Tensor, t: Tensor, call: Call) -> Tensor:
+    """t ce for t > 0, p^gamma ce otherwise (Zhang et al. 2021, eq. 2, without alpha)."""
+    power = _power(_sigmoids(x)[0], call.gamma, _bounded(x, LIMIT), torch.zeros_like(x))
+    return torch.where(t > 0, t, power) * _cross_entropy(x, t)
+
+
+def _asymmetric(x: Tensor, t: Tensor, call: Call) -> Tensor:
+    """t f+ + (1-t) f-, each the focal loss with its own gamma, f- of max(p - clip, 0) (Ridnik et al. 2021, eq. 7)."""
+    ones = torch.ones_like(t)
+    positive, negative = _focal(x, ones, call.gamma_positive), _focal(x, 0 * ones, call.gamma)
+    if call.clip > 0:
+        p, q = _sigmoids(x)
+        u, rest = p - call.clip, q + call.clip
+        counts = ~(u <= 0)  # NaN counts
+        minus_log = torch.where(u < 0.5, -torch.log1p(-torch.where(u < 0.5, u, 0.0)), -torch.log(rest))
+        negative = torch.where(counts, torch.where(counts, u, 1.0).pow(call.gamma) * minus_log, 0.0)
+    return torch.where(t == 0, 0.0, t * positive) + torch.where(t == 1, 0.0, (1 - t) * negative)
+
+
+_LOSSES = {
+    Loss.SIGMOID_FOCAL: _sigmoid_focal,
+    Loss.QUALITY_FOCAL: _quality_focal,
+    Loss.VARIFOCAL: _varifocal,
+    Loss.ASYMMETRIC: _asymmetric,
+}
+
+
+def _one_hot(ids: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    return (ids[:, None] == torch.arange(classes, device=ids.device)).to(dtype)
+
+
+def _widened(ids: Tensor) -> Tensor:
+    """int64 ids; a uint64 beyond int64 becomes the largest int64, outside every range, instead of a negative number."""
+    wide = ids.to(torch.int64)
+    return torch.where(wide < 0, torch.iinfo(torch.int64).max, wide) if ids.dtype == torch.uint64 else wide
+
+
+def bad_ids(ids: Tensor, classes: int, ignore_index: int | None) -> Tensor:
+    """Where a widened class id is neither ignored, nor in [0, classes), nor background (-1 or classes)."""
+    bad = (ids < -1) | (ids > classes)
+    return bad if ignore_index is None else bad & (ids != ignore_index)
+
+
+def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
+    """The loss of checked arguments; class ids outside the range give NaN."""
+    classes = inputs.shape[-1]
+    dtype = arguments.accumulation_dtype(inputs.dtype)
+    x = inputs.reshape(-1, classes) if classes else inputs.reshape(inputs.shape[:-1].numel(), 0)
+    x = x.to(dtype)
+    kept = torch.ones((), dtype=dtype, device=x.device)
+    positives = ignored = bad = None
+    if call.targets.shape == inputs.shape:
+        t = call.targets.reshape(x.shape).to(dtype)
+    else:
+        ids = _widened(call.targets.reshape(-1))
+        ignored = torch.zeros_like(ids, dtype=torch.bool) if call.ignore_index is None else ids == call.ignore_index
+        bad = bad_ids(ids, classes, call.ignore_index)
+        t = _one_hot(torch.where(ignored, -1, ids), classes, dtype)
+        if call.scores is not None:
+            t = torch.where(t == 1, call.scores[:, None], t)  # a score that is not read may be anything
+        positives = ((ids >= 0) & (ids < classes) & ~ignored).sum()
+        kept = (~ignored).sum() * classes
+        x = torch.where(ignored[:, None], 0.0, x)  # an ignored logit contributes exactly 0, NaN and inf included
+    positive, negative = (call.alpha, 1 - call.alpha) if call.alpha is not None else (call.alpha_positive, call.alpha_negative)
+    factor = torch.where(t > 0, positive, negative) if call.loss == Loss.VARIFOCAL else positive * t + negative * (1 - t)
+    x = torch.where(factor == 0, _bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
+    loss = factor * _LOSSES[Loss(call.loss)](x, t, call)
+    if call.weight is not None:
+        loss = loss * call.weight
+    if ignored is not None and bad is not None:
+        loss = torch.where(ignored[:, None], 0.0, loss)
+        loss = loss * torch.where(bad, torch.nan, 1.0).to(dtype)[:, None]
+    if reduction == "none":
+        return loss.reshape(inputs.shape).to(inputs.dtype)
+    if loss.numel() == 0:
+        return loss.sum()
+    divisor = {
+        arguments.BY_VALUE: call.divisor_value,
+        arguments.BY_TENSOR: call.normalizer,
+        arguments.BY_KEPT: kept.clamp(min=1),
+        arguments.BY_POSITIVES: positives.clamp(min=1) if positives is not None else None,
+    }[call.divisor]
+    return loss.sum() / divisor
+
+
+def first_bad_id(call: Call, classes: int) -> int:
+    """Flat position of the first class id out of range; -1 if there is none."""
+    bad = bad_ids(_widened(call.targets.flatten()), classes, call.ignore_index).nonzero()
+    return int(bad[0]) if bad.numel() else -1
+
+
+def checked(inputs: Tensor, call: Call, reduction: str) -> Tensor:
+    """compute(), after an error for the first bad class id where values can be read for free."""
+    targets, classes = call.targets, inputs.shape[-1]
+    if targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets):
+        arguments.check_ids(first_bad_id(call, classes), targets, classes, call.ignore_index)
+    return compute(inputs, call, reduction)
