@@ -88,8 +88,8 @@ def test_loss_and_gradient_at_extreme_logits_are_their_limits(loss: str, paramet
     value, gradient = run(implementation, x, scored(loss, targets, t), loss, **parameters)
     alpha_t = float(factor_of(loss, torch.tensor([t], dtype=torch.float64), parameters.get("alpha")))
     # 2^-6: these are limits and magnitudes, rounded to as few as 8 bits. The smallest probabilities are subnormals of one or two bits,
-    # which a cross entropy of 120 multiplies; torch.sigmoid of float32 has none. At 800 float64's p is 0, and its root is exp(-400).
-    lost = (SIGMOID.units if implementation.name == "reference" else 8) * 120 * 2.0**-149 if dtype != torch.float64 else 1e-170
+    # which a cross entropy of 120 multiplies; torch.sigmoid of float32 has none. In float64 the root of p is bounded by exp(-400), which 3e38 multiplies.
+    lost = (SIGMOID.units if implementation.name == "reference" else 8) * 120 * 2.0**-149 if dtype != torch.float64 else 1e-130
     near = {"rtol": 2**-6, "atol": 8 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps + lost}
     for i, logit in enumerate(x.double().flatten().tolist()):
         want = torch.tensor([alpha_t * w if alpha_t else 0.0 for w in limit(loss, logit, t, parameters)], dtype=torch.float64).to(dtype)
