@@ -6,13 +6,13 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Alpha = Union[float, Sequence[float], Tensor, None]
-Normalizer = Union[float, str, Tensor, None]
+Alpha = float | Sequence[float] | Tensor | None
+Normalizer = float | str | Tensor | None
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -162,7 +162,7 @@ def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
         raise TypeError(f"weight: must be real numbers, got {weight.dtype}")
     if weight.device != inputs.device:
         raise ValueError(f"weight: must be on the device of inputs, {inputs.device}, got {weight.device}")
-    shape, classes = inputs.shape, inputs.shape[-1]
+    shape = inputs.shape
     if weight.dim() > len(shape) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(shape))):
         column = "weight[:, None]" if len(shape) == 2 else "weight[..., None]"
         hint = f"; one value per row must be a column, use {column}" if weight.shape == shape[:-1] else ""
@@ -265,6 +265,8 @@ def check(
     divisor, divisor_value, divisor_tensor = check_normalizer(normalizer, reduction, inputs, dense)
     plain_weight = check_weight(weight, inputs)
     ignore_index = check_ignore_index(ignore_index)
+    if not isinstance(overwrite_inputs, bool):
+        raise TypeError(f"overwrite_inputs: must be a bool, got {type(overwrite_inputs).__name__}")
     if overwrite_inputs and torch.is_grad_enabled() and not (is_traced() or torch.is_inference_mode_enabled()):
         check_overwrite(inputs, targets, weight)
     if dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):

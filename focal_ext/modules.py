@@ -23,6 +23,10 @@ class SigmoidFocalLoss(nn.Module):
         >>> criterion(torch.randn(8, 80, requires_grad=True), torch.randint(-1, 80, (8,))).backward()
     """
 
+    alpha: Alpha
+    normalizer: Normalizer
+    weight: Tensor | None
+
     def __init__(
         self,
         alpha: Alpha = 0.25,
