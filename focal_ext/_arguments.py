@@ -6,14 +6,13 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Union
 
 import torch
 from torch import Tensor
 
-Alpha = Union[float, Sequence[float], Tensor, None]
-Normalizer = Union[float, str, Tensor, None]
-Targets = Union[Tensor, tuple[Tensor, Tensor]]
+Alpha = float | Sequence[float] | Tensor | None
+Normalizer = float | str | Tensor | None
+Targets = Tensor | tuple[Tensor, Tensor]
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -178,7 +177,7 @@ def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
         raise TypeError(f"weight: must be real numbers, got {weight.dtype}")
     if weight.device != inputs.device:
         raise ValueError(f"weight: must be on the device of inputs, {inputs.device}, got {weight.device}")
-    shape, classes = inputs.shape, inputs.shape[-1]
+    shape = inputs.shape
     if weight.dim() > len(shape) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(shape))):
         column = "weight[:, None]" if len(shape) == 2 else "weight[..., None]"
         hint = f"; one value per row must be a column, use {column}" if weight.shape == shape[:-1] else ""

@@ -112,6 +112,8 @@ def check(
     divisor, divisor_value, divisor_tensor = arguments.check_normalizer(normalizer, reduction, inputs, dense)
     plain_weight = arguments.check_weight(weight, inputs)
     ignore_index = arguments.check_ignore_index(ignore_index)
+    if not isinstance(overwrite_inputs, bool):
+        raise TypeError(f"overwrite_inputs: must be a bool, got {type(overwrite_inputs).__name__}")
     if overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
         arguments.check_overwrite(inputs, targets, weight, scores)
     if dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):

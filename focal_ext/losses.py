@@ -31,7 +31,7 @@ def _fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
 def _run(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
     targets, classes = call.targets, inputs.shape[-1]
     readable = targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets)
-    if readable and (reduction == "none" or not _native.available):
+    if readable and (reduction == "none" or not _native.available or classes == 0):
         _check_ids(call, classes)
     loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
     # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.

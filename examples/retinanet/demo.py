@@ -18,7 +18,6 @@ from pathlib import Path
 # another program on the same two cores 40 steps were measured to take 42 and 102 s that way, 6 and 8 s this way.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# ruff: noqa: E402
 import torch
 from tqdm import tqdm
 
