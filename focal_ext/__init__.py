@@ -1,5 +1,8 @@
 """Focal losses for dense detectors, loss and gradient in one pass, on CUDA and on CPU."""
 
+import importlib
+from types import ModuleType
+
 from . import reference
 from ._native import build_info
 from ._version import __version__
@@ -14,9 +17,16 @@ __all__ = [
     "__version__",
     "asymmetric_loss",
     "build_info",
+    "distributed",
     "init_prior_",
     "quality_focal_loss",
     "reference",
     "sigmoid_focal_loss",
     "varifocal_loss",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "distributed":  # imported when first used
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -100,7 +100,7 @@ def _one_hot(ids: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return (ids[:, None] == torch.arange(classes, device=ids.device)).to(dtype)
 
 
-def _widened(ids: Tensor) -> Tensor:
+def widened(ids: Tensor) -> Tensor:
     """int64 ids; a uint64 beyond int64 becomes the largest int64, outside every range, instead of a negative number."""
     wide = ids.to(torch.int64)
     return torch.where(wide < 0, torch.iinfo(torch.int64).max, wide) if ids.dtype == torch.uint64 else wide
@@ -123,7 +123,7 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     if call.targets.shape == inputs.shape:
         t = call.targets.reshape(x.shape).to(dtype)
     else:
-        ids = _widened(call.targets.reshape(-1))
+        ids = widened(call.targets.reshape(-1))
         ignored = torch.zeros_like(ids, dtype=torch.bool) if call.ignore_index is None else ids == call.ignore_index
         bad = bad_ids(ids, classes, call.ignore_index)
         t = _one_hot(torch.where(ignored, -1, ids), classes, dtype)
@@ -156,7 +156,7 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
 
 def first_bad_id(call: Call, classes: int) -> int:
     """Flat position of the first class id out of range; -1 if there is none."""
-    bad = bad_ids(_widened(call.targets.flatten()), classes, call.ignore_index).nonzero()
+    bad = bad_ids(widened(call.targets.flatten()), classes, call.ignore_index).nonzero()
     return int(bad[0]) if bad.numel() else -1
 
 
