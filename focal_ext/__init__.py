@@ -8,6 +8,7 @@ from ._native import build_info
 from ._version import __version__
 from .losses import asymmetric_loss, quality_focal_loss, sigmoid_focal_loss, varifocal_loss
 from .modules import AsymmetricLoss, QualityFocalLoss, SigmoidFocalLoss, VarifocalLoss, init_prior_
+from .pyramid import sigmoid_focal_loss_pyramid
 
 __all__ = [
     "AsymmetricLoss",
@@ -22,6 +23,7 @@ __all__ = [
     "quality_focal_loss",
     "reference",
     "sigmoid_focal_loss",
+    "sigmoid_focal_loss_pyramid",
     "varifocal_loss",
 ]
 

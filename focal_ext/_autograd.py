@@ -7,6 +7,7 @@
 #   targets, scores, weight, alpha or normalizer that require grad     reference: right to any order, not fast
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ._call import Call
 from ._native import ops
 
 # Whether backward keeps the graph; absent in some torch versions, where the saved gradient is then never scaled in place.
-_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class _OnePass(torch.autograd.Function):
         inputs, *tensors, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None
-        if _keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
+        if keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
             return gradient * grad_output, None, None
         if gradient.device.type == "cpu" and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
             return gradient, None, None
@@ -86,12 +87,8 @@ class _Overwrite(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("overwrite_inputs=True is once differentiable: its backward replaces the logits; use overwrite_inputs=False")
-        if getattr(ctx, "overwritten", False):
-            raise RuntimeError("overwrite_inputs=True: the logits were replaced by the first backward; a second needs overwrite_inputs=False")
+        claim_overwrite(ctx)
         inputs, *tensors = ctx.saved_tensors
-        ctx.overwritten = True
         target = inputs.detach()
         call, upstream = Call(*tensors, *ctx.scalars), _upstream(inputs, grad_output)
         if target.is_contiguous():
@@ -100,6 +97,15 @@ class _Overwrite(torch.autograd.Function):
             target.copy_(ops.gradient(target, *call, upstream))
         torch.autograd.graph.increment_version(inputs)  # whoever else saved the logits gets autograd's error
         return target, None, None
+
+
+def claim_overwrite(ctx: Any) -> None:
+    """The first and only backward of a call with overwrite_inputs."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("overwrite_inputs=True is once differentiable: its backward replaces the logits; use overwrite_inputs=False")
+    if getattr(ctx, "overwritten", False):
+        raise RuntimeError("overwrite_inputs=True: the logits were replaced by the first backward; a second needs overwrite_inputs=False")
+    ctx.overwritten = True
 
 
 def _upstream(inputs: Tensor, grad_output: Tensor) -> Tensor:
@@ -119,12 +125,11 @@ def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         return ops.loss_map(inputs, *call) if reduction == "none" else ops.loss(inputs, *call)
 
 
-def _needs_reference(inputs: Tensor, call: Call) -> bool:
-    if not native.runs(call, inputs.device) or torch._C._are_functorch_transforms_active():
+def needs_reference(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a transform runs the call, or something besides the logits wants a gradient."""
+    if not native.available or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return True
-    if torch.autograd.forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in call.tensors)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:
@@ -164,7 +169,7 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
 
 def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    if _needs_reference(inputs, call) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call.tensors)))):
+    if needs_reference(call.tensors) or not native.runs(call, inputs.device) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call.tensors)))):
         return reference.compute(inputs, call, reduction)
     overwrite = overwrite_inputs and inputs.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     order = None

@@ -49,6 +49,31 @@ class Call(NamedTuple):
         return self[5:]
 
 
+class PyramidCall(NamedTuple):
+    """The checked arguments of a call on a pyramid, likewise."""
+
+    targets: Tensor  # contiguous class ids [images, anchors of all levels]
+    weight: Tensor | None  # [images, 1] or [images, anchors of all levels] in the accumulation dtype
+    alpha: Tensor | None
+    normalizer: Tensor | None
+    classes: int
+    gamma: float
+    smoothing: float
+    alpha_positive: float
+    alpha_negative: float
+    ignore_index: int | None
+    divisor: int
+    divisor_value: float
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self[:4]
+
+    @property
+    def scalars(self) -> tuple[object, ...]:
+        return self[4:]
+
+
 class Request(NamedTuple):
     """All that a loss function was asked for."""
 

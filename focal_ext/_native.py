@@ -23,6 +23,7 @@ REINSTALL = (
 
 ops = torch.ops.focal_ext  # resolves names lazily: empty until the library is loaded
 OPS = ("loss", "loss_and_gradient", "loss_map", "gradient", "gradient_", "scale_", "first_bad_id")
+PYRAMID_OPS = ("pyramid_loss", "pyramid_loss_and_gradient", "pyramid_gradient", "pyramid_gradient_")
 
 
 def _load() -> str | None:
@@ -35,7 +36,7 @@ def _load() -> str | None:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:
         return f"{LIBRARY.name} does not load into torch {torch.__version__} (needs torch >= 2.10): {error}; {REINSTALL}"
-    missing = [name for name in OPS if not hasattr(ops, name)]
+    missing = [name for name in OPS + PYRAMID_OPS if not hasattr(ops, name)]
     return f"{LIBRARY.name} has no op {missing[0]}: it is not of version {__version__}; {REINSTALL}" if missing else None
 
 
@@ -98,74 +99,5 @@ def runs(call: Call, device: torch.device) -> bool:
     return device.type == "cuda" and call.loss == Loss.SIGMOID_FOCAL and call.smoothing == 0 and _cuda_usable()
 
 
-# The schemas' common head: inputs, then the fields of a Call. A fake kernel tells the compiler shapes and dtypes only.
-
-
-def _accumulation(inputs: Tensor) -> torch.dtype:
-    return torch.float64 if inputs.dtype is torch.float64 else torch.float32
-
-
-def _like_logits(inputs: Tensor) -> Tensor:
-    return torch.empty_like(inputs, memory_format=torch.contiguous_format)
-
-
-def _register() -> None:
-    register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
-
-    @register_fake("focal_ext::loss")
-    def _(inputs: Tensor, *args: Any) -> Tensor:
-        return inputs.new_empty((), dtype=_accumulation(inputs))
-
-    @register_fake("focal_ext::loss_and_gradient")
-    def _(inputs: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        return inputs.new_empty((), dtype=_accumulation(inputs)), _like_logits(inputs)
-
-    @register_fake("focal_ext::loss_map")
-    def _(inputs: Tensor, *args: Any) -> Tensor:
-        return _like_logits(inputs)
-
-    @register_fake("focal_ext::gradient")
-    def _(inputs: Tensor, *args: Any) -> Tensor:
-        return _like_logits(inputs)
-
-    @register_fake("focal_ext::gradient_")
-    def _(inputs: Tensor, *args: Any) -> None:
-        return None
-
-    @register_fake("focal_ext::scale_")
-    def _(gradient: Tensor, factor: Tensor) -> None:
-        return None
-
-    # Autograd formulas for compiled graphs; eager calls go through focal_ext._autograd, which can see whether the graph is kept.
-
-    def save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
-
-    def refuse_create_graph() -> None:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "focal_ext: a compiled or exported loss is once differentiable; for create_graph=True call it outside the compiled"
-                " function, or use focal_ext.reference in it"
-            )
-
-    def scale_gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
-        refuse_create_graph()
-        return (ctx.saved_tensors[0] * grad_loss, *[None] * len(Call._fields))
-
-    def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        call = Call(*inputs[1:])
-        ctx.save_for_backward(inputs[0], *call.tensors)
-        ctx.scalars = call.scalars
-
-    def recompute_gradient(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        refuse_create_graph()
-        return (ops.gradient(*ctx.saved_tensors, *ctx.scalars, grad_output.contiguous()), *[None] * len(Call._fields))
-
-    register_autograd("focal_ext::loss_and_gradient", scale_gradient, setup_context=save_gradient)
-    register_autograd("focal_ext::loss", recompute_gradient, setup_context=save_inputs)
-    register_autograd("focal_ext::loss_map", recompute_gradient, setup_context=save_inputs)
-
-
 if available:
-    _register()
+    from . import _graphs  # noqa: F401  registers what compiled graphs need to know of the ops

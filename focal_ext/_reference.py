@@ -1,7 +1,7 @@
 # Owns: the textbook formulas in plain PyTorch: the oracle of every test, and the fallback wherever the fused kernels do not go.
 # Must not know: the native library, signatures.
 #
-# Written for exactness: no 1 - p, no x - x t, no F.softplus (its threshold of 20 costs 9e-11 in float64).
+# Written for exactness: no 1 - p of a p near 1, no x - x t, no F.softplus (its threshold of 20 costs 9e-11 in float64).
 from __future__ import annotations
 
 import torch
@@ -32,9 +32,11 @@ def _power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
 
 
 def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
-    """p and q = 1 - p, constant beyond the limit."""
+    """p and q = 1 - p, constant beyond the limit. Autograd differentiates sigmoid as y (1-y), which is 0 where y rounds to 1: so the
+    larger of the two is 1 minus the smaller, whose derivative is exact."""
     bounded = _bounded(x, LIMIT)
-    return torch.sigmoid(bounded), torch.sigmoid(-bounded)
+    p, q = torch.sigmoid(bounded), torch.sigmoid(-bounded)
+    return torch.where(x > 0, 1 - q, p), torch.where(x > 0, q, 1 - p)
 
 
 def _cross_entropy(x: Tensor, t: Tensor) -> Tensor:
@@ -133,7 +135,7 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         kept = (~ignored).sum() * classes
         x = torch.where(ignored[:, None], 0.0, x)  # an ignored logit contributes exactly 0, NaN and inf included
     positive, negative = (call.alpha, 1 - call.alpha) if call.alpha is not None else (call.alpha_positive, call.alpha_negative)
-    factor = torch.where(t > 0, positive, negative) if call.loss == Loss.VARIFOCAL else positive * t + negative * (1 - t)
+    factor = torch.where(t > 0, torch.ones_like(t), negative) if call.loss == Loss.VARIFOCAL else positive * t + negative * (1 - t)
     x = torch.where(factor == 0, _bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
     loss = factor * _LOSSES[Loss(call.loss)](x, t, call)
     if call.weight is not None:

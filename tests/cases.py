@@ -1,4 +1,4 @@
-# Owns: the table of cases: every axis a call can vary on, the rows made from them, the implementations that must pass all rows.
+# Owns: the table of cases: the rows made from the axes (axes.py), their tensors, the implementations that must pass all rows.
 # Must not know: what the right answers are (oracle.py), how far off an answer may be (tolerances.py).
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 import focal_ext
 import torch
 import torch.nn.functional as F
+from axes import AXES, ID_DTYPES, PARAMETERS
 from torch import Tensor
+
+__all__ = ["AXES", "ID_DTYPES"]  # for the tests that draw their own rows
 
 REFERENCE_ONLY = os.environ.get("FOCAL_EXT_TEST_BACKEND") == "reference"
 
@@ -34,7 +37,6 @@ PUBLIC = IMPLEMENTATIONS[0]
 # `make gpu` sets this. Tests that place no tensors on a device run on the CPU as ever.
 ON_DEVICES = [*IMPLEMENTATIONS, *([Implementation("cuda", focal_ext, "cuda")] if os.environ.get("FOCAL_EXT_TEST_DEVICE") == "cuda" else [])]
 GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0)
-ID_DTYPES = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
 
 # Memory that holds the same values in another way. Sizes below cross the block of 512 and the chunk of 16384 elements.
 LAYOUTS = {
@@ -49,23 +51,6 @@ LAYOUTS = {
 }
 RANK_NEEDED = {"rows permuted": 3, "rows cycled": 4, "classes slowest": 2, "every second row": 2, "one row expanded": 2}
 
-# One value of each axis makes a row; the first of each is the detector's everyday call. A later loss brings its own axes.
-AXES: dict[str, dict[str, tuple[Any, ...]]] = {
-    "sigmoid_focal_loss": {
-        "shape": ((7, 80), (137, 91), (600, 80), (5461, 3), (5462, 3), (33, 512), (2, 17, 80), (2, 3, 5, 7), (37,), (4, 1), (1, 1), (0, 80), (5, 0), (2, 0, 4)),
-        "dtype": ("float32", "bfloat16", "float16", "float64"),
-        "layout": tuple(LAYOUTS),
-        "gamma": (2.0, 0.0, 0.5, 1.0, 1.7, 5.0),
-        "targets": (*(f"ids {d}" for d in ID_DTYPES), "ids rare", "dense soft", "dense float32", "dense 0/1", "dense bool", "dense uint8", "dense int64"),
-        "weight": (None, "classes", "rows", "full", "scalar", "first axis", "zeros", "classes strided", "classes expanded", "full strided"),
-        "alpha": (0.25, None, -1, 0, 1, 0.999, "list", "tensor"),
-        "reduction": ("none", "sum", "mean", "sum / float", "sum / tensor", "sum / positives"),
-        "ignore_index": (-2, -1, None, 0, 255),
-        "upstream": ("ones", "half", "three", "map", "map transposed", "map of rows", "map of classes"),
-    }
-}
-
-
 class Case(NamedTuple):
     loss: str
     axes: tuple[tuple[str, Any], ...]
@@ -77,20 +62,29 @@ class Case(NamedTuple):
         return values[axis]
 
     def __str__(self) -> str:
-        """The axes that differ from the everyday call."""
+        """The loss, and the axes that differ from its everyday call."""
         usual = {axis: values[0] for axis, values in AXES[self.loss].items()}
-        return ", ".join(f"{axis} {value}" for axis, value in self.axes if value != usual[axis]) or "everyday call"
+        return ", ".join([self.loss.removesuffix("_loss"), *(f"{axis} {value}" for axis, value in self.axes if value != usual[axis])])
 
     @property
     def is_dense(self) -> bool:
         return self.targets.startswith("dense")
 
     @property
+    def exponents(self) -> tuple[float, ...]:
+        return tuple(value for axis, value in self.axes if axis in ("gamma", "beta", "gamma_neg", "gamma_pos"))
+
+    @property
+    def steepest_term(self) -> float:
+        """What may multiply a probability that rounds to 0: the cross entropy of a logit of 120, or 1 / (1 - u) of a clipped one."""
+        return max(120.0, 1 / (dict(self.axes).get("clip") or 1.0))
+
+    @property
     def id_dtype(self) -> torch.dtype:
         return torch.int64 if "rare" in self.targets else getattr(torch, self.targets.split()[1])
 
     def is_possible(self) -> bool:
-        if self.is_dense and ("positives" in self.reduction or self.ignore_index != -2):
+        if self.is_dense and ("positives" in self.reduction or self.ignore_index != -2 or dict(self.axes).get("scores", "float32") != "float32"):
             return False
         if len(self.shape) < RANK_NEEDED.get(self.layout, 1):
             return False
@@ -134,7 +128,7 @@ class Call(NamedTuple):
     """The arguments of one call."""
 
     inputs: Tensor
-    targets: Tensor
+    targets: Tensor | tuple[Tensor, Tensor]
     options: dict[str, Any]  # keyword arguments
     upstream: Tensor  # grad_output
 
@@ -152,7 +146,10 @@ class Call(NamedTuple):
             value = torch.tensor(value, dtype=accumulation) if isinstance(value, list) else value
             return value.double() if isinstance(value, Tensor) else value
 
-        targets = self.targets.double() if self.targets.dim() == self.inputs.dim() else self.targets
+        if isinstance(self.targets, tuple):
+            targets = (self.targets[0], self.targets[1].to(accumulation).double())
+        else:
+            targets = self.targets.double() if self.targets.dim() == self.inputs.dim() else self.targets
         return Call(self.inputs.double(), targets, {k: widen(v) for k, v in self.options.items()}, self.upstream.double())
 
 
@@ -169,6 +166,14 @@ def class_ids(case: Case, rng: torch.Generator) -> Tensor:
     if ignored is not None and limits.min <= ignored <= limits.max:
         ids = torch.where((chance > often) & (chance < 1.4 * often), ignored, ids)
     return ids.to(dtype)
+
+
+def scores(case: Case, ids: Tensor, rng: torch.Generator) -> Tensor:
+    """A score in [0, 1] for each positive, the ends included; NaN where nothing may read it."""
+    soft, read = torch.rand(ids.shape, generator=rng), (ids.long() >= 0) & (ids.long() < case.shape[-1])
+    soft = torch.where(torch.rand(ids.shape, generator=rng) < 0.2, soft.round(), soft)
+    read = read if case.ignore_index is None else read & (ids.long() != case.ignore_index)
+    return torch.where(read, soft, torch.nan).to(getattr(torch, case.scores))
 
 
 def dense_targets(case: Case, rng: torch.Generator) -> Tensor:
@@ -196,13 +201,16 @@ def build(case: Case, device: str = "cpu") -> Call:
     rng, dtype, numel = torch.Generator().manual_seed(zlib.crc32(repr(case).encode())), getattr(torch, case.dtype), math.prod(case.shape)
     tails = torch.rand(case.shape, generator=rng) * 200 - 100
     logits = (torch.randn(case.shape, generator=rng) * 4).where(torch.rand(case.shape, generator=rng) < 0.9, tails).to(dtype)
-    targets = dense_targets(case, rng) if case.is_dense else class_ids(case, rng)
-    if case.layout != "contiguous" and targets.dim():
-        targets = LAYOUTS["every second row"](targets.long() if targets.dtype.is_signed is False and not case.is_dense else targets).to(targets.dtype)
-    per_class = torch.rand(case.shape[-1], generator=rng)
+    parts = [dense_targets(case, rng) if case.is_dense else class_ids(case, rng)]
+    parts += [scores(case, parts[0], rng)] if case.targets.startswith("pair") else []
+    if case.layout != "contiguous" and parts[0].dim():
+        parts = [LAYOUTS["every second row"](t.long() if t.dtype.is_signed is False and not case.is_dense else t).to(t.dtype) for t in parts]
+    parts = [t.to(device) for t in parts]
+    per_class, axes = torch.rand(case.shape[-1], generator=rng), dict(case.axes)
+    alpha = axes.get("alpha")
     options = {
-        "alpha": {"list": per_class.tolist(), "tensor": per_class}.get(case.alpha, case.alpha) if isinstance(case.alpha, str) else case.alpha,
-        "gamma": case.gamma,
+        **({"alpha": {"list": per_class.tolist(), "tensor": per_class}[alpha] if isinstance(alpha, str) else alpha} if "alpha" in axes else {}),
+        **{name: axes[name] for name in PARAMETERS if name in axes},
         "reduction": case.reduction.split()[0],
         "normalizer": {"float": 7.3, "tensor": torch.tensor(7.3).to(device), "positives": "positives"}.get(case.reduction.split(" / ")[-1]),
         "weight": weights(case, rng, dtype),
@@ -210,10 +218,10 @@ def build(case: Case, device: str = "cpu") -> Call:
     }
     upstream = torch.tensor({"half": 0.5, "three": 3.0}.get(case.upstream, 1.0), dtype=dtype)
     if case.upstream.startswith("map"):
-        parts = {"map of rows": (*case.shape[:-1], 1), "map of classes": case.shape[-1:]}
-        upstream = (torch.rand(parts.get(case.upstream, case.shape), generator=rng) * 2).to(dtype).expand(case.shape)
+        shapes = {"map of rows": (*case.shape[:-1], 1), "map of classes": case.shape[-1:]}
+        upstream = (torch.rand(shapes.get(case.upstream, case.shape), generator=rng) * 2).to(dtype).expand(case.shape)
         upstream = LAYOUTS["classes slowest"](upstream) if "transposed" in case.upstream else upstream
     elif case.reduction == "none":
         upstream = upstream.expand(case.shape)
     options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-    return Call(LAYOUTS[case.layout](logits.to(device)), targets.to(device), options, upstream.to(device))
+    return Call(LAYOUTS[case.layout](logits.to(device)), parts[0] if len(parts) == 1 else tuple(parts), options, upstream.to(device))

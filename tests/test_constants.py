@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import IMPLEMENTATIONS, Implementation
+from formulas import textbook_point
 from torch import Tensor, nn
 
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
@@ -42,6 +43,81 @@ def torchvision(inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: flo
     return {"none": loss, "mean": loss.mean(), "sum": loss.sum()}[reduction]
 
 
+# What the peers compute, from their documentation: of an (ids, scores) pair, or of dense labels.
+
+
+def mmdet_quality(x: Tensor, ids: Tensor, scores: Tensor, beta: float) -> Tensor:
+    """Negatives against a score of 0, then each positive's own class against its score."""
+    p = x.sigmoid()
+    loss = F.binary_cross_entropy_with_logits(x, torch.zeros_like(x), reduction="none") * p**beta
+    rows = ((ids >= 0) & (ids < x.shape[1])).nonzero()[:, 0]
+    chosen, score = x[rows, ids[rows]], scores[rows]
+    loss[rows, ids[rows]] = F.binary_cross_entropy_with_logits(chosen, score, reduction="none") * (score - chosen.sigmoid()).abs() ** beta
+    return loss
+
+
+def mmdet_varifocal(x: Tensor, t: Tensor, alpha: float, gamma: float) -> Tensor:
+    p, positive = x.sigmoid(), (t > 0).to(x.dtype)
+    focus = t * positive + alpha * (p - t).abs() ** gamma * (1 - positive)
+    return F.binary_cross_entropy_with_logits(x, t, reduction="none") * focus
+
+
+def timm_asymmetric(x: Tensor, y: Tensor, gamma_neg: float, gamma_pos: float, clip: float) -> Tensor:
+    """With its log clamped at 1e-8, which no logit here reaches."""
+    positive, negative = x.sigmoid(), ((1 - x.sigmoid()) + clip).clamp(max=1)
+    ce = y * positive.clamp(min=1e-8).log() + (1 - y) * negative.clamp(min=1e-8).log()
+    p_t = positive * y + negative * (1 - y)
+    return -ce * (1 - p_t) ** (gamma_pos * y + gamma_neg * (1 - y))
+
+
+@implementations
+@pytest.mark.parametrize("loss", ["quality", "varifocal", "asymmetric"])
+def test_peers_calls_of_the_family_give_their_numbers(loss: str, implementation: Implementation) -> None:
+    x, ids, scores = (torch.randn(40, 7, dtype=torch.float64) * 2).requires_grad_(), torch.randint(0, 8, (40,)), torch.rand(40, dtype=torch.float64)
+    t = F.one_hot(ids, 8)[:, :7] * scores[:, None]
+    y = (torch.rand(40, 7) < 0.2).double()
+    ours, peers = {
+        "quality": (implementation.module.quality_focal_loss(x, (ids, scores), 1.5), mmdet_quality(x, ids, scores, 1.5)),
+        "varifocal": (implementation.module.varifocal_loss(x, (ids, scores), 0.6, 1.7), mmdet_varifocal(x, t, 0.6, 1.7)),
+        "asymmetric": (implementation.module.asymmetric_loss(x, y, 3.0, 0.5, 0.1), timm_asymmetric(x, y, 3.0, 0.5, 0.1)),
+    }[loss]
+    assert torch.allclose(ours, peers, rtol=1e-9, atol=1e-12)
+    near = (x.detach().sigmoid() - 0.1).abs() > 1e-6
+    assert torch.allclose(*(torch.autograd.grad(total.sum(), x)[0] * near for total in (ours, peers)), rtol=1e-8, atol=1e-12)
+
+
+@implementations
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_confident_errors_of_the_asymmetric_loss_keep_their_gradients_where_a_clamped_log_has_none(dtype: torch.dtype, implementation: Implementation) -> None:
+    x = torch.tensor([[-18.0, -19.0, -40.0, -100.0]], dtype=dtype, requires_grad=True)
+    ones = torch.ones_like(x)
+    (ours,) = torch.autograd.grad(implementation.module.asymmetric_loss(x, ones, reduction="sum"), x)
+    (clamped,) = torch.autograd.grad(timm_asymmetric(x, ones, 4.0, 1.0, 0.05).sum(), x)
+    assert torch.allclose(ours, -ones, rtol=1e-5) and (clamped[0, 1:].abs() < 1e-6).all() and clamped[0, 0] < -0.9
+
+
+# Loss and derivative at a logit of 0.5, by formulas.textbook_point in 50 digits.
+POINTS = [
+    ("sigmoid_focal_loss", 1.0, {"alpha": None, "gamma": 2.0, "label_smoothing": 0.1}),
+    ("quality_focal_loss", 0.7, {"beta": 2.0}),
+    ("quality_focal_loss", 0.0, {"beta": 1.5}),
+    ("varifocal_loss", 0.7, {"alpha": 0.75, "gamma": 2.0}),
+    ("varifocal_loss", 0.0, {"alpha": 0.75, "gamma": 2.0}),
+    ("asymmetric_loss", 0.0, {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}),
+    ("asymmetric_loss", 1.0, {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}),
+]
+
+
+@implementations
+@pytest.mark.parametrize("loss, target, parameters", POINTS, ids=str)
+@pytest.mark.parametrize("logit", [0.5, -0.5, 6.0, -6.0])
+def test_the_papers_formulas_come_out_in_50_digits(logit: float, loss: str, target: float, parameters: dict, implementation: Implementation) -> None:
+    x = torch.tensor([[logit]], dtype=torch.float64, requires_grad=True)
+    value = getattr(implementation.module, loss)(x, torch.tensor([[target]], dtype=torch.float64), reduction="sum", **parameters)
+    (slope,) = torch.autograd.grad(value, x)
+    assert (value.item(), slope.item()) == pytest.approx(textbook_point(loss, logit, target, **parameters), rel=1e-13)
+
+
 @implementations
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("arguments", [(), (0.75,), (-1,), (0.25, 1.5), (-1, 0)], ids=str)
@@ -73,25 +149,3 @@ def test_losses_at_the_prior_are_those_of_retinanets_first_step(implementation: 
     positive, negative = implementation.module.sigmoid_focal_loss(x, torch.tensor([0]))[0].tolist()
     assert positive == pytest.approx(1.1283818, abs=1e-7)
     assert negative == pytest.approx(7.5377519e-07, rel=1e-7)  # .75 * .01^2 * -log(.99)
-
-
-@pytest.mark.parametrize("prior", [0.01, 0.5, 0.9])
-def test_init_prior_sets_the_bias_alone_and_every_score_to_the_prior(prior: float) -> None:
-    for layer, inputs in ((nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 2, 2)), (nn.Linear(3, 4), torch.zeros(1, 3))):
-        weight = layer.weight.detach().clone()
-        assert focal_ext.init_prior_(layer, prior) is layer
-        assert torch.allclose(layer(inputs).sigmoid(), torch.tensor(prior)) and torch.equal(layer.weight, weight)
-        assert layer.bias.requires_grad and layer.bias.is_leaf
-
-
-@pytest.mark.parametrize("alpha", [0.25, None, [0.1, 0.2, 0.3], torch.tensor([0.1, 0.2, 0.3])], ids=["float", "None", "list", "tensor"])
-def test_the_module_is_the_function_with_the_same_arguments_and_defaults(alpha: object) -> None:
-    x, ids, weight = torch.randn(6, 3), torch.tensor([0, -1, 3, 2, -5, 1]), torch.rand(3)
-    options = {"alpha": alpha, "gamma": 1.5, "reduction": "sum", "normalizer": "positives", "ignore_index": -5}
-    module = focal_ext.SigmoidFocalLoss(**options)
-    assert torch.equal(module(x, ids, weight), focal_ext.sigmoid_focal_loss(x, ids, weight=weight, **options))
-    assert torch.equal(module(x, ids), focal_ext.sigmoid_focal_loss(x, ids, **options))
-    assert torch.equal(focal_ext.SigmoidFocalLoss()(x, ids.clamp(min=-2)), focal_ext.sigmoid_focal_loss(x, ids.clamp(min=-2)))
-    assert "gamma=1.5" in repr(module) and not module.state_dict()
-    moved = module.to("meta")
-    assert not isinstance(alpha, Tensor) or moved.alpha.device.type == "meta"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import ID_DTYPES, IMPLEMENTATIONS, Implementation
+from family import Member, every_loss
 
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
 REDUCTIONS = {
@@ -18,28 +19,30 @@ REDUCTIONS = {
 reductions = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
+@every_loss
 @implementations
 @reductions
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(0, 80), (5, 0), (0, 0), (0,), (2, 0, 4), (2, 3, 0), (0, 3, 2, 5)], ids=str)
-def test_no_logits_give_0_and_an_empty_gradient(shape: tuple, dtype: torch.dtype, reduction: str, implementation: Implementation) -> None:
+def test_no_logits_give_0_and_an_empty_gradient(shape: tuple, dtype: torch.dtype, reduction: str, implementation: Implementation, loss_of: Member) -> None:
     x = torch.zeros(shape, dtype=dtype, requires_grad=True)
     for targets in (torch.full(shape[:-1], -1), torch.zeros(shape)):
         if reduction == "positives" and targets.dim() == x.dim():
             continue
         for weight in (None, torch.ones(shape[-1:]), torch.ones(*shape[:-1], 1), torch.ones(shape)):
-            loss = implementation.module.sigmoid_focal_loss(x, targets, weight=weight, **REDUCTIONS[reduction])
+            loss = loss_of.on(implementation)(x, targets, weight=weight, **REDUCTIONS[reduction])
             assert loss.shape == (shape if reduction == "none" else ()) and not loss.any()
             (gradient,) = torch.autograd.grad(loss.sum(), x)
             assert gradient.shape == x.shape and gradient.dtype == dtype
 
 
+@every_loss
 @implementations
 @reductions
 @pytest.mark.parametrize("shape", [(4, 80), (1, 1), (700, 30)], ids=str)
-def test_rows_that_are_all_ignored_give_exactly_0(shape: tuple, reduction: str, implementation: Implementation) -> None:
+def test_rows_that_are_all_ignored_give_exactly_0(shape: tuple, reduction: str, implementation: Implementation, loss_of: Member) -> None:
     x = torch.randn(shape, requires_grad=True)
-    loss = implementation.module.sigmoid_focal_loss(x, torch.full(shape[:-1], -2), **REDUCTIONS[reduction])
+    loss = loss_of.on(implementation)(x, torch.full(shape[:-1], -2), **REDUCTIONS[reduction])
     loss.sum().backward()
     assert not loss.any() and not x.grad.any()
 
@@ -61,12 +64,13 @@ def test_one_class_is_a_column_of_binary_targets_for_every_integer_type(name: st
     assert torch.allclose(loss, implementation.module.sigmoid_focal_loss(x, dense), rtol=1e-5)
 
 
+@every_loss
 @implementations
-def test_mean_divides_by_the_logits_that_are_not_ignored(implementation: Implementation) -> None:
+def test_mean_divides_by_the_logits_that_are_not_ignored(implementation: Implementation, loss_of: Member) -> None:
     x, ids = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, -2, -1, 5, -2, 4])
-    each = implementation.module.sigmoid_focal_loss(x, ids)
-    assert implementation.module.sigmoid_focal_loss(x, ids, reduction="mean").item() == pytest.approx(each.sum().item() / 20, rel=1e-12)
-    assert implementation.module.sigmoid_focal_loss(x, ids, reduction="sum", normalizer="positives").item() == pytest.approx(each.sum().item() / 2, rel=1e-12)
+    each = loss_of.on(implementation)(x, ids)
+    assert loss_of.on(implementation)(x, ids, reduction="mean").item() == pytest.approx(each.sum().item() / 20, rel=1e-12)
+    assert loss_of.on(implementation)(x, ids, reduction="sum", normalizer="positives").item() == pytest.approx(each.sum().item() / 2, rel=1e-12)
     dense = torch.rand(6, 5, dtype=torch.float64)
-    each = implementation.module.sigmoid_focal_loss(x, dense)
-    assert implementation.module.sigmoid_focal_loss(x, dense, reduction="mean").item() == pytest.approx(each.mean().item(), rel=1e-12)
+    each = loss_of.on(implementation)(x, dense)
+    assert loss_of.on(implementation)(x, dense, reduction="mean").item() == pytest.approx(each.mean().item(), rel=1e-12)

@@ -88,16 +88,65 @@ ROWS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "ignore_index bool": ({"ignore_index": True}, TypeError, r"ignore_index: .*bool"),
 }
 
+PAIR = (IDS, torch.rand(4))
+FAMILY: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
+    "smoothing negative": ("sigmoid_focal_loss", {"label_smoothing": -0.1}, ValueError, r"label_smoothing: .*\[0, 1\].*-0\.1.*0 switches it off"),
+    "smoothing above 1": ("sigmoid_focal_loss", {"label_smoothing": 1.1}, ValueError, r"label_smoothing: .*\[0, 1\].*1\.1"),
+    "smoothing NaN": ("sigmoid_focal_loss", {"label_smoothing": math.nan}, ValueError, r"label_smoothing: .*nan"),
+    "smoothing None": ("sigmoid_focal_loss", {"label_smoothing": None}, TypeError, r"label_smoothing: .*number.*NoneType"),
+    "smoothing tensor": ("sigmoid_focal_loss", {"label_smoothing": torch.tensor(0.1)}, TypeError, r"label_smoothing: .*number.*Tensor"),
+    "beta below 1": ("quality_focal_loss", {"targets": PAIR, "beta": 0.99}, ValueError, r"beta: .*finite and >= 1.*0\.99.*derivative is infinite"),
+    "beta infinite": ("quality_focal_loss", {"targets": PAIR, "beta": math.inf}, ValueError, r"beta: .*finite.*inf"),
+    "beta NaN": ("quality_focal_loss", {"targets": PAIR, "beta": math.nan}, ValueError, r"beta: .*nan"),
+    "beta tensor": ("quality_focal_loss", {"targets": PAIR, "beta": torch.tensor(2.0)}, TypeError, r"beta: .*number.*Tensor.*learnable beta"),
+    "beta bool": ("quality_focal_loss", {"targets": PAIR, "beta": True}, TypeError, r"beta: .*number.*bool"),
+    "alpha of varifocal off": ("varifocal_loss", {"targets": PAIR, "alpha": None}, TypeError, r"alpha: .*number.*NoneType"),
+    "alpha of varifocal -1": ("varifocal_loss", {"targets": PAIR, "alpha": -1}, ValueError, r"alpha: .*\[0, 1\].*-1"),
+    "alpha of varifocal per class": ("varifocal_loss", {"targets": PAIR, "alpha": [0.1, 0.2, 0.3]}, TypeError, r"alpha: .*number.*list"),
+    "gamma of varifocal negative": ("varifocal_loss", {"targets": PAIR, "gamma": -1.0}, ValueError, r"gamma: .*finite and >= 0.*-1"),
+    "gamma_neg negative": ("asymmetric_loss", {"gamma_neg": -1.0}, ValueError, r"gamma_neg: .*finite and >= 0.*-1"),
+    "gamma_pos infinite": ("asymmetric_loss", {"gamma_pos": math.inf}, ValueError, r"gamma_pos: .*finite.*inf"),
+    "gamma_pos text": ("asymmetric_loss", {"gamma_pos": "1"}, TypeError, r"gamma_pos: .*number.*str"),
+    "clip 1": ("asymmetric_loss", {"clip": 1.0}, ValueError, r"clip: .*\[0, 1\).*1\.0.*0 switches it off"),
+    "clip negative": ("asymmetric_loss", {"clip": -0.05}, ValueError, r"clip: .*-0\.05"),
+    "clip tensor": ("asymmetric_loss", {"clip": torch.tensor(0.05)}, TypeError, r"clip: .*number.*Tensor"),
+    "pair for asymmetric": ("asymmetric_loss", {"targets": PAIR}, TypeError, r"targets: .*torch\.Tensor.*tuple"),
+    **{
+        f"{what} of {loss}": (loss, changed, exception, sentence)
+        for loss in ("quality_focal_loss", "varifocal_loss")
+        for what, changed, exception, sentence in (
+            ("ids alone", {"targets": IDS}, ValueError, r"targets: class ids need a score each.*pair \(ids, scores\)"),
+            ("three tensors", {"targets": (*PAIR, IDS)}, TypeError, r"targets: .*pair \(ids, scores\).*tuple"),
+            ("list of numbers", {"targets": (0, 1)}, TypeError, r"targets: .*pair"),
+            ("too few scores", {"targets": (IDS, torch.rand(3))}, ValueError, r"targets: .*both must have shape \(4,\).*\(4,\) and \(3,\)"),
+            ("dense ids in a pair", {"targets": (DENSE, DENSE)}, ValueError, r"targets: .*both must have shape \(4,\)"),
+            ("float ids in a pair", {"targets": (IDS.float(), torch.rand(4))}, TypeError, r"targets: .*class ids.*torch\.float32"),
+            ("integer scores", {"targets": (IDS, IDS)}, TypeError, r"targets: the scores.*floating point.*int64.*scores\.float\(\)"),
+            ("sparse scores", {"targets": (IDS, torch.rand(4).to_sparse())}, TypeError, r"targets: .*dense strided"),
+            ("scores elsewhere", {"targets": (IDS, torch.rand(4).to("meta"))}, ValueError, r"targets: scores.*device.*cpu.*meta"),
+            ("bad id in a pair", {"targets": (IDS + 7, torch.rand(4))}, ValueError, r"targets: class id 7 at anchor 0 is outside \[0, 3\)"),
+            ("weight too wide", {"targets": PAIR, "weight": torch.rand(4, 4)}, ValueError, r"weight: .*\(4, 3\).*\(4, 4\)"),
+            ("normalizer with mean", {"targets": PAIR, "reduction": "mean", "normalizer": 2.0}, ValueError, r"normalizer: .*reduction='sum'"),
+            ("positives of dense", {"targets": DENSE, "reduction": "sum", "normalizer": "positives"}, ValueError, r"normalizer: 'positives'.*dense"),
+            ("unknown reduction", {"targets": PAIR, "reduction": "avg"}, ValueError, r"reduction: .*'avg'"),
+            ("logits integer", {"inputs": X.long(), "targets": PAIR}, TypeError, r"inputs: .*torch\.int64"),
+            ("ignore_index float", {"targets": PAIR, "ignore_index": -2.0}, TypeError, r"ignore_index: .*float"),
+        )
+    },
+    **{f"{name} of asymmetric_loss": ("asymmetric_loss", *ROWS[name]) for name in ROWS if not name.startswith(("gamma", "alpha"))},
+}
+EVERY_ROW = {**{name: ("sigmoid_focal_loss", *row) for name, row in ROWS.items()}, **FAMILY}
+
 
 @implementations
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", EVERY_ROW)
 def test_a_bad_argument_is_named_with_its_rule_before_anything_is_written(name: str, implementation: Implementation) -> None:
-    changed, exception, sentence = ROWS[name]
+    loss, changed, exception, sentence = EVERY_ROW[name]
     call = {"inputs": X, "targets": IDS, **changed}
     tensors = [value for value in call.values() if isinstance(value, Tensor) and value.device.type == "cpu"]
     before = [(bytes(value.untyped_storage()), value._version) for value in tensors]
     with pytest.raises(exception, match=sentence) as caught:
-        implementation.module.sigmoid_focal_loss(**call)
+        getattr(implementation.module, loss)(**call)
     assert type(caught.value) is exception
     assert [(bytes(value.untyped_storage()), value._version) for value in tensors] == before
 
@@ -128,12 +177,17 @@ def test_an_ignore_index_beyond_int64_is_an_error_and_never_wraps(ignore_index: 
         implementation.module.sigmoid_focal_loss(X, IDS.clamp(min=-1), ignore_index=ignore_index)
 
 
+POSITIONAL = {"sigmoid_focal_loss": (X, IDS, 0.25, 2.0), "quality_focal_loss": (X, PAIR, 2.0), "varifocal_loss": (X, PAIR, 0.75, 2.0), "asymmetric_loss": (X, IDS, 4.0, 1.0, 0.05)}
+
+
 @implementations
-@pytest.mark.parametrize("positional", [7, 6])
-def test_everything_after_reduction_is_keyword_only(positional: int, implementation: Implementation) -> None:
-    arguments = (X, IDS, 0.25, 2.0, "sum", 1.0, None)[:positional]
-    with pytest.raises(TypeError, match="positional"):
-        implementation.module.sigmoid_focal_loss(*arguments)
+@pytest.mark.parametrize("loss", POSITIONAL)
+def test_everything_after_reduction_is_keyword_only(loss: str, implementation: Implementation) -> None:
+    function, arguments = getattr(implementation.module, loss), (*POSITIONAL[loss], "sum")
+    assert torch.equal(function(*arguments), function(*POSITIONAL[loss][:2], reduction="sum"))  # they are the defaults
+    for rest in ((1.0,), (1.0, None)):
+        with pytest.raises(TypeError, match="positional"):
+            function(*arguments, *rest)
 
 
 @pytest.mark.parametrize("prior", [0, 1, -0.1, 1.5, math.nan])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from cases import GAMMAS, IMPLEMENTATIONS, Implementation
-from oracle import soft
+from family import SCORED, Member, every_member
+from formulas import CLOSED, factor_of, soft
+from tolerances import SIGMOID
 from torch import Tensor
 
 INF, NAN = math.inf, math.nan
@@ -18,23 +21,43 @@ implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-def limit(x: float, t: float, alpha: float | None, gamma: float) -> tuple[float, float]:
-    """Loss and gradient, with the limits of the formula where the logit is so large that exp(-|x|) is 0."""
-    alpha_t = 1.0 if alpha is None else alpha * t + (1 - alpha) * (1 - t)
-    if alpha_t == 0:
-        return 0.0, 0.0
+# What one loss is asked at extreme logits: its name and parameters.
+FORMULAS: list[tuple[str, dict[str, Any]]] = [
+    *(("sigmoid_focal_loss", {"gamma": gamma, "alpha": alpha}) for gamma in GAMMAS for alpha in ALPHAS),
+    *(("sigmoid_focal_loss", {"gamma": gamma, "alpha": 0.25, "label_smoothing": s}) for gamma in (0.0, 0.5, 1.0, 2.0) for s in (0.1, 1.0)),
+    *(("quality_focal_loss", {"beta": beta}) for beta in (1.0, 1.5, 2.0, 5.0)),
+    *(("varifocal_loss", {"gamma": gamma, "alpha": alpha}) for gamma in (0.0, 0.5, 2.0) for alpha in (0.75, 0.0)),
+    *(("asymmetric_loss", dict(zip(("gamma_neg", "gamma_pos", "clip"), p))) for p in ((4.0, 1.0, 0.05), (0.0, 0.0, None), (0.5, 1.7, 0.9), (0.0, 2.0, 0.3))),
+]
+
+
+def limit(loss: str, x: float, t: float, parameters: dict[str, Any]) -> tuple[float, float]:
+    """Loss and gradient without alpha, with the limits of the formula where the logit is so large that exp(-|x|) is 0."""
     if abs(x) <= 120:
-        closed = soft(torch.tensor(x, dtype=torch.float64), torch.tensor(t, dtype=torch.float64), gamma)
-        return alpha_t * float(closed.loss), alpha_t * float(closed.gradient)
-    share, sign = (1 - t, 1) if x > 0 else (t, -1)  # of the target that the logit contradicts
-    power = share**gamma
-    return (alpha_t * power * abs(x) * share if share else 0.0), sign * alpha_t * power * share
+        closed = CLOSED[loss](torch.tensor([x], dtype=torch.float64), torch.tensor([t], dtype=torch.float64), parameters)
+        return float(closed.loss), float(closed.gradient)
+    sign = 1 if x > 0 else -1
+    share = 1 - t if x > 0 else t  # of the target that the logit contradicts
+    if loss == "asymmetric_loss":
+        clip = parameters["clip"]
+        if x < 0 or not clip:
+            return (abs(x) * share if share else 0.0), sign * share
+        return share * -((1 - clip) ** parameters["gamma_neg"]) * math.log(clip), 0.0
+    smoothing, moved = parameters.get("label_smoothing", 0.0), share
+    if smoothing:
+        moved = share * (1 - smoothing) + smoothing / 2
+    if loss == "varifocal_loss":
+        power = t if t > 0 else share ** parameters["gamma"]
+    else:
+        power = share ** parameters.get("gamma", parameters.get("beta"))
+    size = power * moved
+    return (size * abs(x) if size else 0.0), sign * size
 
 
-def run(implementation: Implementation, x: Tensor, targets: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+def run(implementation: Implementation, x: Tensor, targets: Any, loss: str = "sigmoid_focal_loss", **options: object) -> tuple[Tensor, Tensor]:
     leaf = x.clone().requires_grad_()
-    loss = implementation.module.sigmoid_focal_loss(leaf, targets, **options)
-    return loss.detach(), torch.autograd.grad(loss.sum(), leaf)[0]
+    value = getattr(implementation.module, loss)(leaf, targets, **options)
+    return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
 # Targets by name: of a column of logits, and the value of each.
@@ -48,57 +71,74 @@ TARGETS = {
 }
 
 
+def scored(loss: str, ids: Tensor, score: float) -> Any:
+    """Class ids as the loss takes them."""
+    return (ids, torch.full(ids.shape, score)) if loss in SCORED and ids.dtype == torch.int64 else ids
+
+
 @implementations
 @dtypes
 @pytest.mark.parametrize("kind", TARGETS)
-@pytest.mark.parametrize("gamma", GAMMAS)
-def test_loss_and_gradient_at_extreme_logits_are_their_limits(gamma: float, kind: str, dtype: torch.dtype, implementation: Implementation) -> None:
+@pytest.mark.parametrize("loss, parameters", FORMULAS, ids=str)
+def test_loss_and_gradient_at_extreme_logits_are_their_limits(loss: str, parameters: dict[str, Any], kind: str, dtype: torch.dtype, implementation: Implementation) -> None:
     x = torch.tensor(LOGITS, dtype=torch.float64).to(dtype)[:, None]
     targets, t = TARGETS[kind](len(x))
-    for alpha in ALPHAS:
-        loss, gradient = run(implementation, x, targets, alpha=alpha, gamma=gamma)
-        for i, logit in enumerate(x.double().flatten().tolist()):
-            want = torch.tensor(limit(logit, t, alpha, gamma), dtype=torch.float64).to(dtype)
-            got = torch.stack([loss[i, 0], gradient[i, 0]])
-            # 2^-6: these are limits and magnitudes, rounded to as few as 8 bits; the smallest results are subnormals of one or two bits
-            near = torch.isclose(got.double(), want.double(), rtol=2**-6, atol=8 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps)
-            assert near.all(), f"alpha {alpha}, x {logit}: got {got.tolist()}, want {want.tolist()}"
+    if loss in SCORED and kind == "positive ids":
+        t = 0.25
+    value, gradient = run(implementation, x, scored(loss, targets, t), loss, **parameters)
+    alpha_t = float(factor_of(loss, torch.tensor([t], dtype=torch.float64), parameters.get("alpha")))
+    # 2^-6: these are limits and magnitudes, rounded to as few as 8 bits. The smallest probabilities are subnormals of one or two bits,
+    # which a cross entropy of 120 multiplies; torch.sigmoid of float32 has none. In float64 the root of p is bounded by exp(-400), which 3e38 multiplies.
+    lost = (SIGMOID.units if implementation.name == "reference" else 8) * 120 * 2.0**-149 if dtype != torch.float64 else 1e-130
+    near = {"rtol": 2**-6, "atol": 8 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps + lost}
+    for i, logit in enumerate(x.double().flatten().tolist()):
+        want = torch.tensor([alpha_t * w if alpha_t else 0.0 for w in limit(loss, logit, t, parameters)], dtype=torch.float64).to(dtype)
+        got = torch.stack([value[i, 0], gradient[i, 0]])
+        assert torch.isclose(got.double(), want.double(), **near).all(), f"x {logit}: got {got.tolist()}, want {want.tolist()}"
 
 
 @implementations
 @dtypes
-@pytest.mark.parametrize("gamma", GAMMAS)
-def test_nan_logits_and_targets_show_in_their_own_results_and_nowhere_else(gamma: float, dtype: torch.dtype, implementation: Implementation) -> None:
+@pytest.mark.parametrize("loss, parameters", [row for row in FORMULAS if row[1].get("alpha", 0.25) in (None, 0.25, 0.75)], ids=str)
+def test_nan_logits_and_targets_show_in_their_own_results_and_nowhere_else(loss: str, parameters: dict[str, Any], dtype: torch.dtype, implementation: Implementation) -> None:
     x = torch.randn(40, 30).to(dtype)
     dense = torch.rand(40, 30).to(dtype)
     ids = torch.randint(-1, 31, (40,))
     x[3, 4] = x[39, 29] = NAN
     bad = x.isnan()
     for targets in (ids, torch.full((40,), -1), dense, torch.zeros(40, 30)):
-        for alpha in ALPHAS[:2]:
-            for result in run(implementation, x, targets, alpha=alpha, gamma=gamma):
-                assert torch.equal(result.isnan(), bad)
+        for result in run(implementation, x, scored(loss, targets, 0.7), loss, **parameters):
+            assert torch.equal(result.isnan(), bad)
     x, dense[7, 7] = torch.randn(40, 30).to(dtype), NAN
-    for result in run(implementation, x, dense, gamma=gamma):
+    for result in run(implementation, x, dense, loss, **parameters):
         assert result.isnan().nonzero().tolist() == [[7, 7]]
-    total = implementation.module.sigmoid_focal_loss(x, dense, gamma=gamma, reduction="sum")
-    assert total.isnan()
+    assert getattr(implementation.module, loss)(x, dense, reduction="sum", **parameters).isnan()
+    if loss in SCORED:
+        scores = torch.full((40,), 0.5)
+        scores[5] = NAN
+        want = torch.zeros(40, 30, dtype=torch.bool)
+        want[5, 2], ids[5] = True, 2
+        for result in run(implementation, x, (ids, scores), loss, **parameters):
+            assert torch.equal(result.isnan(), want)
 
 
 @implementations
 @dtypes
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("ignore_index", [-2, -1, 3, 255])
-def test_ignored_rows_give_exactly_nothing_whatever_their_logits_and_weights(ignore_index: int, reduction: str, dtype: torch.dtype, implementation: Implementation) -> None:
+@every_member
+def test_ignored_rows_give_exactly_nothing_whatever_their_logits_and_weights(loss_of: Member, ignore_index: int, reduction: str, dtype: torch.dtype, implementation: Implementation) -> None:
     x, ids = torch.randn(12, 5).to(dtype), torch.tensor([0, 5, 4, 1] * 3)
     ids[2:9] = ignore_index
-    weight = torch.rand(12, 5)
-    clean = run(implementation, x, ids, reduction=reduction, ignore_index=ignore_index, weight=weight)
+    weight, scores = torch.rand(12, 5), torch.rand(12)
+    options = {"reduction": reduction, "ignore_index": ignore_index, "weight": weight, **loss_of.options}
+    targets = (ids, scores) if loss_of.loss in SCORED else ids
+    clean = run(implementation, x, targets, loss_of.loss, **options)
     x[2], x[3], x[4], x[5, 0] = NAN, INF, -INF, NAN
-    weight[6], weight[7] = INF, NAN
-    loss, gradient = run(implementation, x, ids, reduction=reduction, ignore_index=ignore_index, weight=weight)
+    weight[6], weight[7], scores[8] = INF, NAN, NAN
+    loss, gradient = run(implementation, x, targets, loss_of.loss, **options)
     assert torch.equal(loss, clean[0]) and torch.equal(gradient, clean[1])
-    assert not gradient[2:9].any() and loss.isfinite().all() and gradient[:2].all()
+    assert not gradient[2:9].any() and loss.isfinite().all() and gradient[:2].any()
     assert reduction != "none" or not loss[2:9].any()
 
 

@@ -7,7 +7,7 @@ import torch
 from cases import CASES, ON_DEVICES, Call, Case, Implementation, build
 from oracle import Expected, expected
 from rounding import outside, ulp
-from tolerances import EXPONENT, FLUSHED, SUBNORMAL, STORED, units
+from tolerances import EXPONENT, FLUSHED, SIGMOID, SUBNORMAL, STORED, units
 from torch import Tensor
 
 
@@ -19,9 +19,10 @@ def slack(implementation: Implementation, case: Case, call: Call, want: Expected
     if kind != "sum":
         relative = torch.where(want.is_soft, units(implementation.name, dtype, "soft"), relative)
     if accumulation == torch.float64:
-        relative = relative + EXPONENT.units * torch.finfo(dtype).eps * case.gamma * call.inputs.double().abs().amax() if call.inputs.numel() else relative
-    absolute = (FLUSHED if implementation.name == "cuda" else SUBNORMAL).units * torch.finfo(accumulation).smallest_normal * torch.finfo(accumulation).eps
-    steepest = (1 + case.gamma) * 120.0 * (1 + want.factor.max()) if want.factor.numel() else 1.0
+        relative = relative + EXPONENT.units * torch.finfo(dtype).eps * max(case.exponents) * call.inputs.double().abs().amax() if call.inputs.numel() else relative
+    lost = FLUSHED if implementation.name == "cuda" else SIGMOID if implementation.name == "reference" and accumulation == torch.float32 else SUBNORMAL
+    absolute = lost.units * torch.finfo(accumulation).smallest_normal * torch.finfo(accumulation).eps
+    steepest = (1 + max(case.exponents)) * case.steepest_term * (1 + want.factor.max()) if want.factor.numel() else 1.0
     return relative * magnitude + absolute * steepest * max(1, magnitude.numel() if kind == "sum" else 1)
 
 

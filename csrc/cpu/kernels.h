@@ -1,4 +1,4 @@
-// Owns: the boundary between the chunk kernels, compiled once per instruction set, and the code that calls them.
+// Owns: the boundary between the kernels, compiled once per instruction set, and the code that calls them.
 // Must not know: which instruction set is in use.
 #pragma once
 #include <stdint.h>
@@ -9,13 +9,22 @@ namespace focal_ext::cpu {
 
 // A chunk is the unit of work and of summation: sums inside it are in a fixed order, so results do not depend on who computes it.
 constexpr int64_t kChunk = 16384;
+constexpr int64_t kMaxStrip = 512;
 
-// Computes chunk `index` of the flat logits; gradients are multiplied by `scale`. Returns the chunk's sum of losses.
+// Neighbouring positions of one anchor's planes, at most kMaxStrip of them.
+struct Strip {
+  int64_t anchors, positions;  // of the level
+  int64_t anchor, first, count;
+};
+
+// Computes chunk `index` of the flat logits, or a strip of planes; gradients are multiplied by `scale`. Returns the sum of losses.
 using ChunkKernel = double (*)(const Problem& problem, int64_t index, double scale);
+using StripKernel = double (*)(const Problem& problem, const Strip& strip, double scale);
 
-#define FOCAL_EXT_DECLARE_LEVEL(level) \
-  namespace level {                    \
-  double run_chunk(const Problem& problem, int64_t index, double scale); \
+#define FOCAL_EXT_DECLARE_LEVEL(level)                                         \
+  namespace level {                                                            \
+  double run_chunk(const Problem& problem, int64_t index, double scale);       \
+  double run_strip(const Problem& problem, const Strip& strip, double scale);  \
   }
 FOCAL_EXT_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)

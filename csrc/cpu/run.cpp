@@ -3,7 +3,9 @@
 #include "run.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
+#include <vector>
 
 #include "kernels.h"
 #include "level.h"
@@ -17,14 +19,17 @@ int level_index() {
   return index;
 }
 
-ChunkKernel chunk_kernel() {
-#if defined(__x86_64__)
-  static constexpr ChunkKernel kernels[] = {baseline::run_chunk, x86_64_v3::run_chunk, x86_64_v4::run_chunk};
-  return kernels[level_index()];
-#else
-  return baseline::run_chunk;
-#endif
+// The kernel of this machine's instruction set, of those for all.
+template <class Kernel>
+Kernel best(std::initializer_list<Kernel> kernels) {
+  return kernels.begin()[level_index()];
 }
+
+#if defined(__x86_64__)
+#define FOCAL_EXT_BEST(kernel) best({&baseline::kernel, &x86_64_v3::kernel, &x86_64_v4::kernel})
+#else
+#define FOCAL_EXT_BEST(kernel) best({&baseline::kernel})
+#endif
 
 // Calls body(i) for i in [0, n), in the calling thread when there is one piece only.
 template <class Body>
@@ -73,24 +78,93 @@ void scale_chunk(void* gradient, int64_t begin, int64_t end, double factor) {
   for (int64_t i = begin; i < end; ++i) store(g[i], acc_t(load(g[i]) * acc_t(factor)));
 }
 
+// Runs unit(i, scale of gradients) for every i and writes the loss: units in any order, their sums in one.
+template <class RunUnit>
+void run_units(const Problem& problem, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
+  const double divisor = divisor_of(problem, parallel_for);
+  const double upstream =
+      problem.grad_output && !problem.grad_output_per_element ? read_acc(problem.grad_output, problem.scalar) : 1.0;
+  const std::unique_ptr<double[]> sums(new double[units]);
+  parallel(parallel_for, units, [&](int64_t i) { sums[i] = unit(i, upstream / divisor); });
+  if (!problem.loss) return;
+  double total = 0;
+  for (int64_t i = 0; i < units; ++i) total += sums[i];
+  const double loss = units ? total / divisor : 0;  // nothing divided by nothing is 0 too
+  if (problem.scalar == Scalar::f64) *static_cast<double*>(problem.loss) = loss;
+  else *static_cast<float*>(problem.loss) = float(loss);
+}
+
+// A piece of one image of one level: a strip of planes, or with channels last a chunk of rows.
+struct Unit {
+  int64_t level, first_anchor, image;
+  Strip strip;
+  int64_t chunk;
+};
+
+std::vector<Unit> units_of(const Pyramid& p) {
+  // Narrow enough to share many classes out, in whole blocks of 32.
+  const int64_t width = std::clamp<int64_t>(4 * kChunk / std::max<int64_t>(p.problem.classes, 1) / 32 * 32, 64, kMaxStrip);
+  std::vector<Unit> units;
+  int64_t first_anchor = 0;
+  for (int64_t l = 0; l < p.level_count; ++l) {
+    const Level& level = p.levels[l];
+    for (int64_t image = 0; image < p.images; ++image) {
+      if (level.channels_last) {
+        for (int64_t chunk = 0; chunk < chunks_of(level.positions * p.anchors * p.problem.classes); ++chunk)
+          units.push_back({l, first_anchor, image, {}, chunk});
+        continue;
+      }
+      for (int64_t a = 0; a < p.anchors; ++a)
+        for (int64_t at = 0; at < level.positions; at += width)
+          units.push_back({l, first_anchor, image, {p.anchors, level.positions, a, at, std::min(width, level.positions - at)}, 0});
+    }
+    first_anchor += level.positions * p.anchors;
+  }
+  return units;
+}
+
+const void* advance(const void* p, int64_t elements, int64_t size) { return p ? static_cast<const char*>(p) + elements * size : nullptr; }
+
+// The unit's image of its level as a problem of its own: its rows are the level's anchors.
+Problem image_problem(const Pyramid& pyramid, const Unit& unit) {
+  const Level& level = pyramid.levels[unit.level];
+  Problem p = pyramid.problem;
+  const int64_t acc_size = p.scalar == Scalar::f64 ? 8 : 4;
+  const int64_t row = unit.image * (p.rows / pyramid.images) + unit.first_anchor;
+  p.rows = level.positions * pyramid.anchors;
+  const int64_t offset = unit.image * p.rows * p.classes;
+  p.inputs = advance(level.inputs, offset, size_of(p.scalar));
+  p.gradient = const_cast<void*>(advance(level.gradient, offset, size_of(p.scalar)));
+  p.targets = advance(p.targets, row, size_of(p.target));
+  p.weight = advance(p.weight, pyramid.weight_per_image ? unit.image : row, acc_size);
+  p.weight_row_stride = pyramid.weight_per_image ? 0 : 1;
+  if (p.weight && pyramid.weight_per_image && !p.alpha) {  // one factor more for the whole image, which stays uniform
+    const double weight = read_acc(p.weight, p.scalar);
+    p.alpha_positive *= weight;
+    p.alpha_negative *= weight;
+    p.weight = nullptr;
+  }
+  return p;
+}
+
 }  // namespace
 
 const char* level() { return kLevels[level_index()]; }
 
 void run(const Problem& problem, ParallelFor parallel_for) {
-  const double divisor = divisor_of(problem, parallel_for);
-  const double upstream =
-      problem.grad_output && !problem.grad_output_per_element ? read_acc(problem.grad_output, problem.scalar) : 1.0;
-  const int64_t chunks = chunks_of(numel(problem));
-  const std::unique_ptr<double[]> sums(new double[chunks]);
-  const ChunkKernel kernel = chunk_kernel();
-  parallel(parallel_for, chunks, [&](int64_t i) { sums[i] = kernel(problem, i, upstream / divisor); });
-  if (!problem.loss) return;
-  double total = 0;
-  for (int64_t i = 0; i < chunks; ++i) total += sums[i];
-  const double loss = chunks ? total / divisor : 0;  // nothing divided by nothing is 0 too
-  if (problem.scalar == Scalar::f64) *static_cast<double*>(problem.loss) = loss;
-  else *static_cast<float*>(problem.loss) = float(loss);
+  const ChunkKernel kernel = FOCAL_EXT_BEST(run_chunk);
+  run_units(problem, chunks_of(numel(problem)), parallel_for, [&](int64_t i, double scale) { return kernel(problem, i, scale); });
+}
+
+void run(const Pyramid& pyramid, ParallelFor parallel_for) {
+  const ChunkKernel chunk = FOCAL_EXT_BEST(run_chunk);
+  const StripKernel strip = FOCAL_EXT_BEST(run_strip);
+  const std::vector<Unit> units = units_of(pyramid);
+  run_units(pyramid.problem, int64_t(units.size()), parallel_for, [&](int64_t i, double scale) {
+    const Unit& unit = units[i];
+    const Problem image = image_problem(pyramid, unit);
+    return unit.strip.count ? strip(image, unit.strip, scale) : chunk(image, unit.chunk, scale);
+  });
 }
 
 int64_t first_bad_id(const Problem& problem, ParallelFor parallel_for) {

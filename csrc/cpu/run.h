@@ -13,6 +13,8 @@ using ParallelFor = void (*)(int64_t n, void (*body)(void* context, int64_t i), 
 // Computes every result of the problem that is not null.
 void run(const Problem& problem, ParallelFor parallel_for);
 
+void run(const Pyramid& pyramid, ParallelFor parallel_for);
+
 // Index of the first class id that is neither ignored nor in [-1, classes]; -1 if there is none.
 int64_t first_bad_id(const Problem& problem, ParallelFor parallel_for);
 

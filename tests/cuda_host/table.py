@@ -49,7 +49,7 @@ def call_of(case: Case) -> Call:
     return call
 
 
-ROWS = CASES + STREAMS
+ROWS = [case for case in CASES if case.loss == LOSS and not case.label_smoothing] + STREAMS  # what the kernels serve
 GRID_OF = dict(zip(ROWS, cycle(GRIDS)))  # rows take turns
 
 

@@ -1,0 +1,99 @@
+// Owns: a block of elements in float or double: how it is read from memory and written back, its special elements, its sum.
+// Must not know: losses, rows, planes. Compiled once per instruction set, inside its namespace.
+#pragma once
+#include "storage.h"
+
+namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
+namespace {
+
+constexpr int64_t kBlock = 512;  // a few buffers of it stay in the first-level cache
+constexpr int64_t kLanes = 16;   // partial sums per block, the same at every vector width
+constexpr int64_t kStep = 32;    // formulas run over whole steps of padded blocks: no loop has a remainder, which halves the library
+
+constexpr int64_t whole_steps(int64_t n) { return (n + kStep - 1) / kStep * kStep; }
+
+// Elements that need more than the logit: targets, weights, per-class alpha, an upstream gradient map.
+template <class acc_t>
+struct Block {
+  acc_t x[kBlock];
+  acc_t t[kBlock];         // target
+  acc_t value[kBlock];     // factor of the loss
+  acc_t gradient[kBlock];  // factor of the derivative, scale included
+
+  void pad(int64_t n) {
+    for (int64_t i = n; i < whole_steps(n); ++i) x[i] = t[i] = value[i] = gradient[i] = 0;
+  }
+};
+
+// What replaces elements of a block that is computed as if all were negatives: positives, and ranges of ignored (0) or bad (NaN) ones.
+template <class acc_t>
+struct Specials {
+  Block<acc_t> positives;
+  int64_t count = 0, ranges = 0;
+  int64_t at[kBlock];  // of positives
+  int64_t first[kBlock], last[kBlock];
+  acc_t constant[kBlock];
+
+  void add_range(int64_t begin, int64_t end, bool bad) {
+    first[ranges] = begin, last[ranges] = end, constant[ranges++] = bad ? acc_t(__builtin_nan("")) : acc_t(0);
+  }
+};
+
+// Formulas see blocks of float or double only: half types are widened and rounded here, a block at a time, which costs less than
+// the instructions that packing them inside the formula's loop would, and instantiates no loss twice.
+template <class acc_t, class scalar_t>
+void widen(const scalar_t* from, int64_t n, acc_t* to) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) to[i] = acc_t(load(from[i]));
+  for (int64_t i = n; i < whole_steps(n); ++i) to[i] = 0;
+}
+template <class acc_t, class scalar_t>
+void narrow(const acc_t* from, int64_t n, scalar_t* to) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) store(to[i], from[i]);
+}
+
+// Elements [begin, begin + n) of a tensor of logits' type, in place if they are whole steps of acc_t, else in `buffer`.
+template <class acc_t>
+const acc_t* load_block(const void* tensor, Scalar scalar, int64_t begin, int64_t n, acc_t* buffer) {
+  if (scalar == Scalar::bf16) widen(static_cast<const BFloat16*>(tensor) + begin, n, buffer);
+  else if (scalar == Scalar::f16) widen(static_cast<const Float16*>(tensor) + begin, n, buffer);
+  else if (n % kStep == 0) return static_cast<const acc_t*>(tensor) + begin;
+  else widen(static_cast<const acc_t*>(tensor) + begin, n, buffer);
+  return buffer;
+}
+
+template <class acc_t>
+void store_block(const acc_t* values, int64_t n, void* tensor, Scalar scalar, int64_t begin) {
+  if (scalar == Scalar::bf16) narrow(values, n, static_cast<BFloat16*>(tensor) + begin);
+  else if (scalar == Scalar::f16) narrow(values, n, static_cast<Float16*>(tensor) + begin);
+  else narrow(values, n, static_cast<acc_t*>(tensor) + begin);
+}
+
+template <class acc_t>
+double sum(const acc_t* values, int64_t n) {
+  acc_t lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane];
+  double total = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) total += double(lanes[lane]);
+  for (; i < n; ++i) total += double(values[i]);
+  return total;
+}
+
+// True when every target is 0; NaN is not.
+template <class target_t>
+bool is_zero(const target_t* t, int64_t n) {
+  int nonzero = 0;
+#pragma omp simd reduction(| : nonzero)
+  for (int64_t i = 0; i < n; ++i) nonzero |= !(load(t[i]) == 0);
+  return !nonzero;
+}
+
+// A logit whose alpha is 0 contributes 0 also where the loss is infinite.
+template <class acc_t>
+acc_t finite(acc_t x) { return x > acc_t(3e38) ? acc_t(3e38) : x < acc_t(-3e38) ? acc_t(-3e38) : x; }
+
+}  // namespace
+}  // namespace focal_ext::cpu::FOCAL_EXT_LEVEL

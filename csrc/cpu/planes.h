@@ -1,0 +1,67 @@
+// Owns: elements that lie in planes, as a convolution writes them: for each anchor of an image [classes, positions].
+// Must not know: formulas, threads, tensors, and the standard library (see storage.h).
+#pragma once
+#include "elements.h"
+
+namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
+namespace {
+
+// The problem is one image of one level: its rows are the level's anchors, position by position, and row p A + a has its class c at
+// offset (a classes + c) positions + p. A strip is a block of neighbouring positions of one anchor, with all their classes.
+template <class Math, class Loss>
+class Planes : Elements<Math, Loss> {
+  using Base = Elements<Math, Loss>;
+  using acc_t = typename Base::acc_t;
+  using Base::p_, Base::scale_, Base::uniform_;
+
+ public:
+  using Base::Base;
+
+  double run(const Strip& strip) const {
+    Labels labels;
+    find_labels(labels, strip);
+    double total = 0;
+    for (int64_t c = 0; c < p_.classes; ++c) total += plane(labels, strip, c);
+    return total;
+  }
+
+ private:
+  // The positions of a strip that are not background; a positive's own class, for others -1 (ignored) or -2 (bad).
+  struct Labels {
+    int64_t count = 0;
+    int64_t at[kBlock], label[kBlock];
+  };
+
+  int64_t row_of(const Strip& strip, int64_t i) const { return (strip.first + i) * strip.anchors + strip.anchor; }
+
+  void find_labels(Labels& labels, const Strip& strip) const {
+    for (int64_t i = 0; i < strip.count; ++i) {
+      const int64_t label = label_at(p_, row_of(strip, i));
+      const Row kind = row_kind(p_, label);
+      if (kind == Row::background) continue;
+      labels.at[labels.count] = i;
+      labels.label[labels.count++] = kind == Row::positive ? label : kind == Row::ignored ? -1 : -2;
+    }
+  }
+
+  double plane(const Labels& labels, const Strip& strip, int64_t c) const {
+    const int64_t begin = (strip.anchor * p_.classes + c) * strip.positions + strip.first, n = strip.count;
+    acc_t buffer[kBlock];
+    const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
+    if (uniform_ && !labels.count) return this->uniform(x, begin, n, nullptr);
+    Specials<acc_t> specials;
+    for (int64_t i = 0; i < labels.count; ++i) {
+      const int64_t at = labels.at[i], label = labels.label[i];
+      if (label == c) this->add_positive(specials, at, row_of(strip, at), c, x[at], acc_t(scale_));
+      else if (label < 0) specials.add_range(at, at + 1, label == -2);
+    }
+    if (uniform_) return this->uniform(x, begin, n, &specials);
+    Block<acc_t> b;
+    for (int64_t i = 0; i < n; ++i) this->fill(b, i, row_of(strip, i), c, x[i], 0, acc_t(scale_));
+    b.pad(n);
+    return this->varied(b, begin, n, &specials);
+  }
+};
+
+}  // namespace
+}  // namespace focal_ext::cpu::FOCAL_EXT_LEVEL

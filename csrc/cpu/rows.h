@@ -1,0 +1,102 @@
+// Owns: elements that lie in rows of classes, [rows, classes]: labels, targets, weights and upstream factors of a chunk of them.
+// Must not know: formulas, threads, tensors, and the standard library (see storage.h).
+#pragma once
+#include "elements.h"
+
+namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
+namespace {
+
+template <class Math, class Loss>
+class Rows : Elements<Math, Loss> {
+  using Base = Elements<Math, Loss>;
+  using acc_t = typename Base::acc_t;
+  using Base::p_, Base::scale_, Base::uniform_;
+
+ public:
+  using Base::Base;
+
+  double run(int64_t begin, int64_t end) const {
+    double total = 0;
+    for (int64_t at = begin; at < end; at += kBlock) total += block(at, end - at < kBlock ? end - at : kBlock);
+    return total;
+  }
+
+ private:
+  double block(int64_t begin, int64_t n) const {
+    acc_t buffer[kBlock];
+    const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
+    if (is_negative(begin, n)) return this->uniform(x, begin, n, nullptr);
+    Block<acc_t> b;
+    if (is_dense(p_.target)) {
+      fill_dense(b, x, begin, n);
+      return this->dense(b, begin, n);
+    }
+    Specials<acc_t> specials;
+    const Upstream upstream(p_, scale_, begin, n);
+    find_specials(specials, x, upstream, begin, n);
+    if (uniform_) return this->uniform(x, begin, n, &specials);
+    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
+      for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], 0, upstream[offset + c]);
+    });
+    b.pad(n);
+    return this->varied(b, begin, n, &specials);
+  }
+
+  // True when every element is a negative with the same factor.
+  bool is_negative(int64_t begin, int64_t n) const {
+    if (!uniform_) return false;
+    if (p_.target == Target::dense_u8) return is_zero(static_cast<const uint8_t*>(p_.targets) + begin, n);
+    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::bf16) return is_zero(static_cast<const BFloat16*>(p_.targets) + begin, n);
+    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::f16) return is_zero(static_cast<const Float16*>(p_.targets) + begin, n);
+    if (is_dense(p_.target)) return is_zero(static_cast<const acc_t*>(p_.targets) + begin, n);
+    for (int64_t row = begin / p_.classes; row <= (begin + n - 1) / p_.classes; ++row)
+      if (row_kind(p_, label_at(p_, row)) != Row::background) return false;
+    return true;
+  }
+
+  // Calls f(row, first class, one past the last, offset in the block) for each row's part of the block.
+  template <class F>
+  void each_row(int64_t begin, int64_t n, F f) const {
+    int64_t row = begin / p_.classes, c = begin - row * p_.classes;
+    for (int64_t at = 0; at < n; ++row, c = 0) {
+      const int64_t end = c + (n - at) < p_.classes ? c + (n - at) : p_.classes;
+      f(row, c, end, at - c);
+      at += end - c;
+    }
+  }
+
+  // What the derivatives of a block are multiplied by.
+  struct Upstream {
+    acc_t buffer[kBlock];
+    const acc_t* map;
+    acc_t scale;
+    Upstream(const Problem& p, double scale, int64_t begin, int64_t n)
+        : map(p.grad_output_per_element ? load_block(p.grad_output, p.scalar, begin, n, buffer) : nullptr), scale(acc_t(scale)) {}
+    acc_t operator[](int64_t i) const { return map ? scale * map[i] : scale; }
+  };
+
+  void find_specials(Specials<acc_t>& specials, const acc_t* x, const Upstream& upstream, int64_t begin, int64_t n) const {
+    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
+      const int64_t label = label_at(p_, row);
+      const Row kind = row_kind(p_, label);
+      if (kind == Row::ignored || kind == Row::bad) specials.add_range(offset + first, offset + last, kind == Row::bad);
+      else if (kind == Row::positive && first <= label && label < last)
+        this->add_positive(specials, offset + label, row, label, x[offset + label], upstream[offset + label]);
+    });
+  }
+
+  void fill_dense(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
+    acc_t buffer[kBlock];
+    const acc_t* t = buffer;
+    if (p_.target == Target::dense_u8) widen(static_cast<const uint8_t*>(p_.targets) + begin, n, buffer);
+    else t = load_block(p_.targets, p_.target == Target::dense_acc ? Scalar::f32 : p_.scalar, begin, n, buffer);
+    const Upstream upstream(p_, scale_, begin, n);
+    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
+      for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], t[offset + c], upstream[offset + c]);
+    });
+    b.pad(n);
+  }
+};
+
+}  // namespace
+}  // namespace focal_ext::cpu::FOCAL_EXT_LEVEL

@@ -1,0 +1,145 @@
+# Owns: what compiled graphs need to know of the ops: shapes of results, and autograd formulas. Importing it registers them.
+# Must not know: arguments, kernels; eager calls, which go through focal_ext._autograd, where it can be seen whether a graph is kept.
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arguments import accumulation_dtype
+from ._call import Call, PyramidCall
+from ._native import ops
+
+register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
+
+
+def refuse_create_graph() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "focal_ext: a compiled or exported loss is once differentiable; for create_graph=True call it outside the compiled"
+            " function, or use focal_ext.reference in it"
+        )
+
+
+def _number(inputs: Tensor) -> Tensor:
+    return inputs.new_empty((), dtype=accumulation_dtype(inputs.dtype))
+
+
+# ---- logits in rows: inputs, then the fields of a Call ------------------------------------------------------------------------------
+
+
+def _like_logits(inputs: Tensor) -> Tensor:
+    return torch.empty_like(inputs, memory_format=torch.contiguous_format)
+
+
+@register_fake("focal_ext::loss")
+def _(inputs: Tensor, *call: Any) -> Tensor:
+    return _number(inputs)
+
+
+@register_fake("focal_ext::loss_and_gradient")
+def _(inputs: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
+    return _number(inputs), _like_logits(inputs)
+
+
+@register_fake("focal_ext::loss_map")
+def _(inputs: Tensor, *call: Any) -> Tensor:
+    return _like_logits(inputs)
+
+
+@register_fake("focal_ext::gradient")
+def _(inputs: Tensor, *call_and_grad_output: Any) -> Tensor:
+    return _like_logits(inputs)
+
+
+@register_fake("focal_ext::gradient_")
+def _(inputs: Tensor, *call_and_grad_output: Any) -> None:
+    return None
+
+
+@register_fake("focal_ext::scale_")
+def _(gradient: Tensor, factor: Tensor) -> None:
+    return None
+
+
+NO_GRADIENTS = [None] * len(Call._fields)
+
+
+def save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def scale_gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
+    refuse_create_graph()
+    return ctx.saved_tensors[0] * grad_loss, *NO_GRADIENTS
+
+
+def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    call = Call(*inputs[1:])
+    ctx.save_for_backward(inputs[0], *call.tensors)
+    ctx.scalars = call.scalars
+
+
+def recompute_gradient(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    refuse_create_graph()
+    return ops.gradient(*ctx.saved_tensors, *ctx.scalars, grad_output.contiguous()), *NO_GRADIENTS
+
+
+register_autograd("focal_ext::loss_and_gradient", scale_gradient, setup_context=save_gradient)
+register_autograd("focal_ext::loss", recompute_gradient, setup_context=save_inputs)
+register_autograd("focal_ext::loss_map", recompute_gradient, setup_context=save_inputs)
+
+
+# ---- pyramids: levels, then the fields of a PyramidCall -----------------------------------------------------------------------------
+
+
+@register_fake("focal_ext::pyramid_loss")
+def _(levels: list[Tensor], *call: Any) -> Tensor:
+    return _number(levels[0])
+
+
+@register_fake("focal_ext::pyramid_loss_and_gradient")
+def _(levels: list[Tensor], *call: Any) -> tuple[Tensor, list[Tensor]]:
+    return _number(levels[0]), [torch.empty_like(level) for level in levels]
+
+
+@register_fake("focal_ext::pyramid_gradient")
+def _(levels: list[Tensor], *call_and_grad_output: Any) -> list[Tensor]:
+    return [torch.empty_like(level) for level in levels]
+
+
+@register_fake("focal_ext::pyramid_gradient_")
+def _(levels: list[Tensor], *call_grad_output_and_loss: Any) -> None:
+    return None
+
+
+NO_PYRAMID_GRADIENTS = [None] * len(PyramidCall._fields)
+
+
+def save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    ctx.mark_non_differentiable(*output[1])
+    ctx.save_for_backward(*output[1])
+
+
+def scale_gradients(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
+    refuse_create_graph()
+    return [gradient * grad_loss for gradient in ctx.saved_tensors], *NO_PYRAMID_GRADIENTS
+
+
+def save_levels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    call = PyramidCall(*inputs[1:])
+    ctx.save_for_backward(*call.tensors, *inputs[0])
+    ctx.scalars = call.scalars
+
+
+def recompute_gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    refuse_create_graph()
+    tensors = len(PyramidCall._fields) - len(ctx.scalars)
+    call, levels = ctx.saved_tensors[:tensors], list(ctx.saved_tensors[tensors:])
+    return ops.pyramid_gradient(levels, *call, *ctx.scalars, grad_output.contiguous()), *NO_PYRAMID_GRADIENTS
+
+
+register_autograd("focal_ext::pyramid_loss_and_gradient", scale_gradients, setup_context=save_gradients)
+register_autograd("focal_ext::pyramid_loss", recompute_gradients, setup_context=save_levels)

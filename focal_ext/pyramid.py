@@ -1,0 +1,253 @@
+# Owns: the loss over a feature pyramid in the head's own layout: arguments, autograd, reference.
+# Must not know: formulas, kernels.
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _arguments as arguments
+from . import _autograd, _native, _reference
+from ._arguments import Alpha, Normalizer
+from ._call import Loss, PyramidCall, check
+from ._native import ops
+
+
+def sigmoid_focal_loss_pyramid(
+    levels: Sequence[Tensor],
+    targets: Tensor | Sequence[Tensor],
+    num_classes: int,
+    alpha: Alpha = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "sum",
+    *,
+    normalizer: Normalizer = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = -2,
+    label_smoothing: float = 0.0,
+    overwrite_inputs: bool = False,
+) -> Tensor:
+    """Sigmoid focal loss of a feature pyramid, read in the layout in which a convolution writes it: no permute, no cat, no copy.
+
+    Equal to flattening the levels to (images, anchors, classes), concatenating them and calling
+    :func:`focal_ext.sigmoid_focal_loss`, to rounding. Gradients come back in each level's own memory format.
+
+    Args:
+        levels: logits [B, A * K, H_l, W_l] of each level, channel ``a * K + k`` for anchor a and class k, as torchvision, detectron2 and
+            mmdet arrange them. Each contiguous or channels_last; any other layout costs a copy.
+        targets: class ids [B, sum of H_l W_l A], the levels one after the other, in each (y, x, anchor) with the anchor fastest; or a list
+            of such tensors, one for each level. Their meaning is that of :func:`focal_ext.sigmoid_focal_loss`.
+        num_classes: K.
+        alpha, gamma, normalizer, ignore_index, label_smoothing, overwrite_inputs: as in :func:`focal_ext.sigmoid_focal_loss`.
+        reduction: "sum" or "mean" (over all logits that are not ignored).
+        weight: factor of each image, [B, 1], such as torchvision's normaliser for each image, or of each anchor, of the shape of targets.
+
+    Returns:
+        The loss, a float32 (float64 for float64) number.
+
+    Raises:
+        TypeError, ValueError: as in :func:`focal_ext.sigmoid_focal_loss`; also for an empty list of levels.
+
+    Example:
+        >>> levels = [torch.randn(2, 9 * 80, s, s, requires_grad=True) for s in (8, 4)]
+        >>> labels = torch.full((2, 9 * (64 + 16)), -1)
+        >>> sigmoid_focal_loss_pyramid(levels, labels, 80, normalizer="positives").backward()
+    """
+    check_levels(levels, num_classes)
+    ids = join_targets(levels, targets, num_classes)
+    # The rules of the arguments that both layouts share are those of a call on rows; it needs no logits.
+    arguments.check_exponent("gamma", gamma)
+    smoothing = arguments.check_fraction("label_smoothing", label_smoothing)
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got {reduction!r}; for 'none' flatten the levels and use sigmoid_focal_loss")
+    no_rows = levels[0].new_empty((0, num_classes))
+    shared = check(Loss.SIGMOID_FOCAL, no_rows, ids.flatten()[:0], alpha, gamma, reduction, normalizer, None, ignore_index, False).call
+    call = PyramidCall(
+        ids,
+        check_weight(weight, ids, levels[0]),
+        shared.alpha,
+        shared.normalizer,
+        num_classes,
+        shared.gamma,
+        smoothing,
+        shared.alpha_positive,
+        shared.alpha_negative,
+        shared.ignore_index,
+        shared.divisor,
+        shared.divisor_value,
+    )
+    if overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
+        for level in levels:
+            arguments.check_overwrite(level, ids, weight)
+    loss = dispatch(tuple(levels), call, overwrite_inputs)
+    if arguments.values_are_readable(levels[0], ids) and math.isnan(loss.item()):  # on the CPU; a bad id makes the loss NaN
+        _check_ids(ids, num_classes, call.ignore_index)
+    return loss
+
+
+def _check_ids(ids: Tensor, classes: int, ignore_index: int | None) -> None:
+    bad = _reference.bad_ids(_reference.widened(ids.flatten()), classes, ignore_index).nonzero()
+    arguments.check_ids(int(bad[0]) if bad.numel() else -1, ids, classes, ignore_index)
+
+
+def check_levels(levels: Sequence[Tensor], num_classes: int) -> None:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+        raise TypeError(f"num_classes: must be an integer, got {type(num_classes).__name__}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes: must be at least 1, got {num_classes}")
+    if isinstance(levels, Tensor) or not isinstance(levels, Sequence):
+        raise TypeError(f"levels: must be a list of tensors, one for each level, got {type(levels).__name__}; use [levels]")
+    if not levels:
+        raise ValueError("levels: must hold at least one level, got an empty list")
+    for i, level in enumerate(levels):
+        arguments.check_inputs(level)
+        first = levels[0]
+        if level.dim() != 4 or level.shape[1] == 0 or level.shape[1] % num_classes:
+            raise ValueError(f"levels: level {i} must have shape [B, anchors * {num_classes}, H, W], got {tuple(level.shape)}")
+        if level.shape[:2] != first.shape[:2]:
+            raise ValueError(f"levels: level {i} must have the images and channels of level 0, {tuple(first.shape[:2])}, got {tuple(level.shape[:2])}")
+        if level.dtype != first.dtype or level.device != first.device:
+            raise ValueError(f"levels: level {i} must be {first.dtype} on {first.device} as level 0 is, got {level.dtype} on {level.device}")
+
+
+def anchors_of(levels: Sequence[Tensor], num_classes: int) -> list[int]:
+    """Number of anchors of an image in each level."""
+    return [level.shape[1] // num_classes * level.shape[2] * level.shape[3] for level in levels]
+
+
+def join_targets(levels: Sequence[Tensor], targets: Tensor | Sequence[Tensor], num_classes: int) -> Tensor:
+    """Checked class ids [B, anchors of all levels], contiguous."""
+    images, counts = levels[0].shape[0], anchors_of(levels, num_classes)
+    parts = [targets] if isinstance(targets, Tensor) else targets
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(f"targets: must be a tensor of class ids or a list of them, one for each level, got {type(targets).__name__}")
+    wanted = [(images, sum(counts))] if isinstance(targets, Tensor) else [(images, count) for count in counts]
+    if [tuple(part.shape) for part in parts] != wanted:
+        raise ValueError(f"targets: class ids must have shape {wanted[0] if len(wanted) == 1 else wanted}, got {[tuple(part.shape) for part in parts]}")
+    for part in parts:
+        if part.dtype not in arguments.ID_DTYPES:
+            raise TypeError(f"targets: class ids must be integers, got {part.dtype}; use targets.long()")
+        if part.device != levels[0].device:
+            raise ValueError(f"targets: must be on the device of levels, {levels[0].device}, got {part.device}; use targets.to(levels[0].device)")
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts), dim=1)
+
+
+def check_weight(weight: Tensor | None, ids: Tensor, level: Tensor) -> Tensor | None:
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: must be a torch.Tensor or None, got {type(weight).__name__}")
+    if weight.shape != ids.shape and weight.shape != (ids.shape[0], 1):
+        raise ValueError(f"weight: must have shape {(ids.shape[0], 1)}, one factor an image, or {tuple(ids.shape)}, one an anchor, got {tuple(weight.shape)}")
+    if weight.is_complex() or weight.device != level.device:
+        raise ValueError(f"weight: must be real and on {level.device}, got {weight.dtype} on {weight.device}")
+    return weight.to(arguments.accumulation_dtype(level.dtype)).contiguous()
+
+
+def as_rows(levels: Sequence[Tensor], num_classes: int) -> Tensor:
+    """The levels as [B, anchors of all levels, classes], by copies: what the ops avoid."""
+
+    def rows(level: Tensor) -> Tensor:
+        images, channels, height, width = level.shape
+        split = level.view(images, channels // num_classes, num_classes, height, width) if level.is_contiguous() else level.unflatten(1, (-1, num_classes))
+        return split.permute(0, 3, 4, 1, 2).reshape(images, -1, num_classes)
+
+    return torch.cat([rows(level) for level in levels], dim=1)
+
+
+def reference(levels: Sequence[Tensor], call: PyramidCall) -> Tensor:
+    rows = as_rows(levels, call.classes)
+    weight = None if call.weight is None else call.weight[..., None]
+    reduction = "mean" if call.divisor == arguments.BY_KEPT else "sum"
+    plain = check(Loss.SIGMOID_FOCAL, rows, call.targets, None, call.gamma, reduction, None, weight, call.ignore_index, False, smoothing=call.smoothing)
+    same = {name: getattr(call, name) for name in ("alpha", "normalizer", "alpha_positive", "alpha_negative", "divisor", "divisor_value")}
+    return _reference.compute(rows, plain.call._replace(**same), reduction)
+
+
+class _OnePass(torch.autograd.Function):
+    """Loss and gradients in one pass; backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, call: PyramidCall, *levels: Tensor) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, gradients = ops.pyramid_loss_and_gradient(levels, *call)
+        _save(ctx, call, levels, gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        levels, call, gradients = _saved(ctx)
+        if torch.is_grad_enabled():
+            return None, *_reference_gradients(levels, call, grad_output)
+        if _autograd.keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):
+            return None, *(gradient * grad_output for gradient in gradients)
+        if grad_output.device.type != "cpu" or grad_output.item() != 1:  # on the CPU
+            for gradient in gradients:
+                gradient.mul_(grad_output)
+        return None, *gradients
+
+
+class _Recompute(torch.autograd.Function):
+    """fp16, whose unscaled gradients underflow, and overwrite_inputs, whose gradients replace the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, overwrite: bool, call: PyramidCall, *levels: Tensor) -> Tensor:
+        _save(ctx, call, levels, ())
+        ctx.overwrite = overwrite
+        with torch._C._AutoDispatchBelowAutograd():
+            return ops.pyramid_loss(levels, *call)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        if not ctx.overwrite:
+            levels, call, _ = _saved(ctx)
+            if torch.is_grad_enabled():
+                return None, None, *_reference_gradients(levels, call, grad_output)
+            return None, None, *ops.pyramid_gradient(levels, *call, _number(grad_output, levels))
+        _autograd.claim_overwrite(ctx)
+        levels, call, _ = _saved(ctx)
+        targets = [level.detach() for level in levels]
+        ops.pyramid_gradient_(targets, *call, _number(grad_output, levels), None)
+        for level in levels:
+            torch.autograd.graph.increment_version(level)  # whoever else saved the logits gets autograd's error
+        return None, None, *targets
+
+
+def _number(grad_output: Tensor, levels: Sequence[Tensor]) -> Tensor:
+    return grad_output.to(arguments.accumulation_dtype(levels[0].dtype))
+
+
+def _save(ctx: Any, call: PyramidCall, levels: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    ctx.save_for_backward(*call.tensors, *levels, *gradients)
+    ctx.scalars, ctx.count = call.scalars, len(levels)
+
+
+def _saved(ctx: Any) -> tuple[Sequence[Tensor], PyramidCall, Sequence[Tensor]]:
+    saved, first = ctx.saved_tensors, len(PyramidCall._fields) - len(ctx.scalars)
+    return saved[first : first + ctx.count], PyramidCall(*saved[:first], *ctx.scalars), saved[first + ctx.count :]
+
+
+def _reference_gradients(levels: Sequence[Tensor], call: PyramidCall, grad_output: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(reference(levels, call), levels, grad_output, create_graph=True)
+
+
+def dispatch(levels: tuple[Tensor, ...], call: PyramidCall, overwrite_inputs: bool) -> Tensor:
+    """The loss of checked arguments by the fastest implementation that is right for them."""
+    tensors = (*levels, *call.tensors)
+    if _autograd.needs_reference(call.tensors) or levels[0].device.type != "cpu" or not (
+        torch.compiler.is_compiling() or all(map(arguments.is_plain, tensors))
+    ):
+        return reference(levels, call)
+    wants_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in levels)
+    plain = tuple(level if level.is_contiguous() or level.is_contiguous(memory_format=torch.channels_last) else level.contiguous() for level in levels)
+    if torch.compiler.is_compiling():
+        one_pass = wants_gradient and levels[0].dtype is not torch.float16
+        return ops.pyramid_loss_and_gradient(plain, *call)[0] if one_pass else ops.pyramid_loss(plain, *call)
+    if not wants_gradient:
+        return ops.pyramid_loss(plain, *call)
+    if overwrite_inputs or levels[0].dtype is torch.float16:
+        return _Recompute.apply(overwrite_inputs, call, *plain)
+    return _OnePass.apply(call, *plain)
