@@ -18,6 +18,7 @@ __all__ = [
     "__version__",
     "asymmetric_loss",
     "build_info",
+    "compat",
     "distributed",
     "init_prior_",
     "quality_focal_loss",
@@ -29,6 +30,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name == "distributed":  # imported when first used
+    if name in ("compat", "distributed"):  # imported when first used
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
