@@ -1,5 +1,8 @@
 """Focal losses for dense detectors, loss and gradient in one pass, on CUDA and on CPU."""
 
+import importlib
+from types import ModuleType
+
 from . import reference
 from ._native import build_info
 from ._version import __version__
@@ -15,6 +18,8 @@ __all__ = [
     "__version__",
     "asymmetric_loss",
     "build_info",
+    "compat",
+    "distributed",
     "init_prior_",
     "quality_focal_loss",
     "reference",
@@ -22,3 +27,9 @@ __all__ = [
     "sigmoid_focal_loss_pyramid",
     "varifocal_loss",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in ("compat", "distributed"):  # imported when first used
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
