@@ -57,7 +57,7 @@ def check_inputs(inputs: Tensor) -> None:
         raise ValueError("inputs: logits need shape (..., classes), got a 0-d tensor; use inputs[None]")
 
 
-def is_dense(inputs: Tensor, targets: Tensor) -> bool:
+def is_dense(inputs: Tensor, targets: Targets) -> bool:
     """Reads the kind of targets from their rank, never from their values."""
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: must be a torch.Tensor, got {type(targets).__name__}")

@@ -105,6 +105,7 @@ def check(
     if loss in (Loss.QUALITY_FOCAL, Loss.VARIFOCAL):
         targets, scores = arguments.check_scored(inputs, targets)
     dense = arguments.is_dense(inputs, targets)
+    assert isinstance(targets, Tensor)  # is_dense has seen to it
     if loss == Loss.VARIFOCAL:  # the only loss whose alpha is the factor of negatives alone
         alpha_positive, alpha_negative, alpha_tensor = 1.0, arguments.check_fraction("alpha", alpha), None
     else:

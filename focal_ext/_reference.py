@@ -153,7 +153,7 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         arguments.BY_KEPT: kept.clamp(min=1),
         arguments.BY_POSITIVES: positives.clamp(min=1) if positives is not None else None,
     }[call.divisor]
-    return loss.sum() / divisor
+    return loss.sum() / divisor  # type: ignore[operator]
 
 
 def first_bad_id(call: Call, classes: int) -> int:
