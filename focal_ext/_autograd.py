@@ -182,11 +182,11 @@ def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool)
     elif not (inputs.requires_grad and torch.is_grad_enabled()):
         loss = loss_only(inputs, call, reduction)
     elif overwrite:
-        loss = _Overwrite.apply(inputs, call, reduction)  # type: ignore[no-untyped-call]
+        loss = _Overwrite.apply(inputs, call, reduction)
     elif reduction == "none" or inputs.dtype is torch.float16:
-        loss = _Recompute.apply(inputs, call, reduction)  # type: ignore[no-untyped-call]
+        loss = _Recompute.apply(inputs, call, reduction)
     else:
-        loss = _OnePass.apply(inputs, call, reduction)  # type: ignore[no-untyped-call]
+        loss = _OnePass.apply(inputs, call, reduction)
     if order is not None and reduction == "none":
         loss = loss.permute([order.index(d) for d in range(len(order))])
     return loss
