@@ -1,6 +1,6 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kernels gpu bench kernels wheel exhaustive readme clean
+.PHONY: demo test test-kernels gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
@@ -34,6 +34,14 @@ bench: .venv/.native .venv/.examples
 
 exhaustive: .venv/.native .venv/.tests
 	$(PYTHON) tests/exhaustive.py
+
+# Random calls against the float64 reference, for as long as one likes: make fuzz FUZZ_MINUTES=60. FUZZ_SEED repeats a run.
+fuzz: .venv/.native .venv/.examples .venv/.tests
+	PYTHONPATH=.:tests FUZZ_MINUTES=$(or $(FUZZ_MINUTES),10) $(PYTHON) tests/test_properties.py
+
+# Microseconds of a call on 64 logits, and where they go.
+overhead: .venv/.native .venv/.examples
+	$(PYTHON) -m bench.overhead
 
 wheel: .venv/.tools
 	$(PYTHON) -m pip wheel --no-build-isolation --no-deps -w dist .
