@@ -1,6 +1,6 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kernels test-wheels lint coverage gpu bench kernels wheel exhaustive readme clean
+.PHONY: demo test test-kernels test-wheels lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
@@ -62,6 +62,15 @@ lint: .venv/.tools .venv-lint/.tools
 # Lines of focal_ext that the suite runs, in this process; fails below 95 %.
 coverage: .venv/.native .venv/.examples .venv/.tests
 	$(PYTHON) -m pytest --cov=focal_ext --cov-fail-under=95
+
+# Random calls against the float64 reference, for as long as one likes: make fuzz FUZZ_MINUTES=60. FUZZ_SEED repeats a run.
+fuzz: .venv/.native .venv/.examples .venv/.tests
+	PYTHONPATH=.:tests FUZZ_MINUTES=$(or $(FUZZ_MINUTES),10) $(PYTHON) tests/test_properties.py
+
+# Microseconds of a call on 64 logits, and where they go.
+overhead: .venv/.native .venv/.examples
+	$(PYTHON) -m bench.overhead
+
 
 readme: .venv/.examples
 	$(PYTHON) -m bench.readme

@@ -98,7 +98,8 @@ def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | Non
         raise TypeError(f"targets: the scores of a pair (ids, scores) must be floating point, got {scores.dtype}; use scores.float()")
     if scores.device != inputs.device:
         raise ValueError(f"targets: scores must be on the device of inputs, {inputs.device}, got {scores.device}")
-    return ids, scores.to(accumulation_dtype(inputs.dtype)).reshape(-1).contiguous()
+    scores = scores.to(accumulation_dtype(inputs.dtype))
+    return ids, (scores if scores.dim() == 1 else scores.reshape(-1)).contiguous()
 
 
 def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int | None) -> None:

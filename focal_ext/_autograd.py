@@ -52,7 +52,9 @@ class _OnePass(torch.autograd.Function):
         inputs, *tensors, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None
-        if keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
+        if torch.compiler.is_compiling() or keeps_graph():  # compiled autograd cannot trace the question
+            return gradient * grad_output, None, None
+        if torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
             return gradient * grad_output, None, None
         if gradient.device.type == "cpu" and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
             return gradient, None, None
