@@ -171,7 +171,7 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
 
 def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    if needs_reference(call.tensors) or not native.runs(call, inputs.device) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call.tensors)))):
+    if needs_reference(call.tensors) or not native.runs_on(inputs.device) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call.tensors)))):
         return reference.compute(inputs, call, reduction)
     overwrite = overwrite_inputs and inputs.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     order = None

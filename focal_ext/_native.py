@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ._call import Call, Loss
+from ._call import Call
 from ._version import __version__
 
 LIBRARY = Path(__file__).with_name("libfocal_ext.so")
@@ -93,13 +93,9 @@ def _cuda_usable() -> bool:
     return True
 
 
-def runs(call: Call, device: torch.device) -> bool:
-    """Whether there are fused kernels for this call on tensors of this device."""
-    if not available:
-        return False
-    if device.type == "cpu":
-        return True
-    return device.type == "cuda" and call.loss == Loss.SIGMOID_FOCAL and call.smoothing == 0 and _cuda_usable()
+def runs_on(device: torch.device) -> bool:
+    """Whether there are fused kernels for tensors of this device."""
+    return available and (device.type == "cpu" or (device.type == "cuda" and _cuda_usable()))
 
 
 if available:

@@ -49,7 +49,7 @@ Flow choose_flow(const Problem& p) {
   const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) &&
                        (!is_dense(p.target) || is_aligned(p.targets)) && (!p.grad_output_per_element || is_aligned(p.grad_output));
   const bool plain = !p.weight && !p.alpha && p.alpha_negative != 0 && !(p.gradient && p.loss_map);
-  if (!aligned || !plain || p.scalar == Scalar::f64) return Flow::careful;
+  if (!aligned || !plain || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
   if (!p.gradient) return Flow::loss;
   return p.grad_output_per_element ? Flow::chain : Flow::gradient;
