@@ -55,7 +55,8 @@ def _focal(x: Tensor, t: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor
         return ce
     p, q = _sigmoids(x)
     u = p * (1 - t) + q * t
-    power = _power(u, gamma, _bounded(x, 3e38), t)  # far beyond the limit: a smoothed label's cross entropy grows on the winning side too
+    # A smoothed label's cross entropy grows on the winning side too, so there p^gamma is needed beyond the limit.
+    power = _power(u, gamma, _bounded(x, 1e30 if smoothing else LIMIT), t)
     # An infinite cross entropy stays infinite where u^gamma underflows, but not where u is 0: smoothing on the winning side.
     won = ce.isinf() & (u == 0)
     return torch.where(ce.isinf() & ~won, power.clamp(min=torch.finfo(x.dtype).tiny), power) * torch.where(won, 0.0, ce)
