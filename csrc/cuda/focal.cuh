@@ -85,14 +85,16 @@ __device__ acc_t one_tile(Flow flow, const Arguments<scalar_t>& a, const Targets
 }
 
 // Blocks that registers must let a multiprocessor hold. 4 of 8 warps with 64 bytes each in flight cover the memory's latency and
-// leave 64 registers a thread; fp64, any power of a soft target and losses of several formulas need more and are bound by arithmetic.
+// leave 64 registers a thread, 3 leave 80. Bound by arithmetic are fp64, and any power of a smoothed label, which spills at 80.
 template <class scalar_t, class Targets, class Loss>
-constexpr int kResidentBlocks = sizeof(scalar_t) == 8 ? 2
-                                : !Loss::mirrors || (has_any_power<Loss> && !std::is_same_v<Targets, IdTargets<float>>) ? 3
-                                                                                                                     : 4;
+constexpr int resident_blocks() {
+  constexpr bool is_ids = std::is_same_v<Targets, IdTargets<float>>;
+  if (sizeof(scalar_t) == 8 || std::is_same_v<Loss, SmoothedSigmoidFocal<AnyModulator>>) return 2;
+  return !Loss::mirrors || (has_any_power<Loss> && !is_ids) ? 3 : 4;
+}
 
 template <class scalar_t, class Targets, class Loss>
-__global__ __launch_bounds__(kThreads, kResidentBlocks<scalar_t, Targets, Loss>) void focal_kernel(
+__global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, Targets, Loss>())) void focal_kernel(
     const __grid_constant__ Arguments<scalar_t> a, const __grid_constant__ Targets targets, const __grid_constant__ Loss loss) {
   using acc_t = acc_of<scalar_t>;
   FOCAL_EXT_SHARED(int, labels_of_warp, [kWarps][kMaxTileRows]);

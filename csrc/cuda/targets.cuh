@@ -35,9 +35,12 @@ __device__ acc_t finite_if(bool zero_coefficient, acc_t x) {
   return x;
 }
 
-// Whether p^gamma takes an exponential in the negatives of a loss.
+// Whether p^gamma takes an exponential in the negatives of a loss, as far as is known.
 template <class Loss>
-constexpr bool has_any_power = std::is_same_v<decltype(Loss::modulator), AnyModulator>;
+constexpr bool has_any_power = true;
+template <class Loss>
+  requires requires { &Loss::modulator; }
+constexpr bool has_any_power<Loss> = std::is_same_v<decltype(Loss::modulator), AnyModulator>;
 
 // Whether they need the stream's single grade for every type of logits: also where the gradient multiplies q and nothing hides its error.
 template <class Loss>

@@ -72,6 +72,7 @@ struct Dual {
 // A loss from its value alone: Value has value<Math>(x, t) and factor(t, of_one, of_zero).
 template <class Value>
 struct FromValue : Value {
+  static constexpr bool mirrors = false;
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const Number<T> loss = this->template value<Dual<Math>>(Number<T>{x, T(1)}, Number<T>{t, T(0)});

@@ -6,22 +6,14 @@
 namespace focal_ext {
 
 template <bool fast, class F>
-auto with_sigmoid_focal(const LossParameters& p, F&& f) {
-  const Exponent gamma(p.gamma);
-  const AnyModulator any(gamma);
-  const WholeModulator<2> square(gamma);
-  if (p.smoothing != 0) {
-    if constexpr (fast)
-      if (p.gamma == 2) return f(SmoothedSigmoidFocal<WholeModulator<2>>{square, p.smoothing});
-    if (p.gamma == 0) return f(SmoothedSigmoidFocal<WholeModulator<0>>{WholeModulator<0>(gamma), p.smoothing});
-    return f(SmoothedSigmoidFocal<AnyModulator>{any, p.smoothing});
-  }
+auto with_sigmoid_focal(double gamma, F&& f) {
+  const Exponent exponent(gamma);
   if constexpr (fast) {
-    if (p.gamma == 0) return f(SigmoidFocal<WholeModulator<0>>{WholeModulator<0>(gamma)});
-    if (p.gamma == 1) return f(SigmoidFocal<WholeModulator<1>>{WholeModulator<1>(gamma)});
-    if (p.gamma == 2) return f(SigmoidFocal<WholeModulator<2>>{square});
+    if (gamma == 0) return f(SigmoidFocal<WholeModulator<0>>{WholeModulator<0>(exponent)});
+    if (gamma == 1) return f(SigmoidFocal<WholeModulator<1>>{WholeModulator<1>(exponent)});
+    if (gamma == 2) return f(SigmoidFocal<WholeModulator<2>>{WholeModulator<2>(exponent)});
   }
-  return f(SigmoidFocal<AnyModulator>{any});
+  return f(SigmoidFocal<AnyModulator>{AnyModulator(exponent)});
 }
 
 // Calls f(loss) with the instance for these parameters. `fast`: with the cheapest modulators for the gammas that detectors use.
@@ -48,7 +40,12 @@ auto with_loss(const LossParameters& p, F&& f) {
       if (p.clip != 0) return f(Asymmetric<AnyModulator, AnyModulator, true>{any, positive, p.clip});
       return f(Asymmetric<AnyModulator, AnyModulator, false>{any, positive, 0});
     }
-    default: return with_sigmoid_focal<fast>(p, f);
+    default:
+      if (p.smoothing == 0) return with_sigmoid_focal<fast>(p.gamma, f);
+      if constexpr (fast)
+        if (p.gamma == 2) return f(SmoothedSigmoidFocal<WholeModulator<2>>{square, p.smoothing});
+      if (p.gamma == 0) return f(SmoothedSigmoidFocal<WholeModulator<0>>{WholeModulator<0>(gamma), p.smoothing});
+      return f(SmoothedSigmoidFocal<AnyModulator>{any, p.smoothing});
   }
 }
 
@@ -57,7 +54,8 @@ template <bool fast, class F>
 auto with_loss_by_negatives(const LossParameters& p, F&& f) {
   const Exponent gamma(p.gamma);
   const AnyModulator any(gamma), second(Exponent(p.loss == Loss::quality_focal ? p.gamma - 1 : p.gamma_positive));
-  if (p.loss == Loss::sigmoid_focal) return with_sigmoid_focal<fast>(p, f);
+  if (p.loss == Loss::sigmoid_focal && p.smoothing != 0) return f(SmoothedSigmoidFocal<AnyModulator>{any, p.smoothing});
+  if (p.loss == Loss::sigmoid_focal) return with_sigmoid_focal<fast>(p.gamma, f);
   if (p.loss == Loss::asymmetric && p.clip != 0) {
     if constexpr (fast)
       if (p.gamma == 4) return f(Asymmetric<WholeModulator<4>, AnyModulator, true>{WholeModulator<4>(gamma), second, p.clip});

@@ -158,8 +158,7 @@ def expected(loss: str, a: Arguments) -> Expected:
 
 # In units of 2^-23 or 2^-52 of the magnitudes; the budgets are those of table.py.
 UNITS = {
-    "whole": Tolerance(18, "16 units of a term, and four products"),
-    "any": Tolerance(42, "40 units of a term, and four products"),
+    "float": Tolerance(18, "16 units of a term, any power included, for its magnitude counts how fast it falls; and four products"),
     "half": Tolerance(212, "2.5e-5, and four products"),
     "double": Tolerance(24, "the formula and libm of the CPU kernel"),
 }
@@ -170,16 +169,19 @@ FLUSHED = Tolerance(4, "units of 2^-126: where an exponential is smaller, the ch
 def units(row: Row) -> float:
     if row.dtype == "float64":
         return UNITS["double"].units
-    return UNITS["half" if row.dtype != "float32" else "whole"].units
+    return UNITS["half" if row.dtype != "float32" else "float"].units
 
 
 def room(row: Row, grid: int, want: Expected) -> tuple[Tensor, Tensor]:
     eps = torch.finfo(torch.float64 if row.dtype == "float64" else torch.float32).eps
     steepest = max((v for k, v in FORMULAS[row.formula][1].items() if k.startswith(("gamma", "beta"))), default=2.0)
-    flushed = FLUSHED.units * 2.0**-126 * 120 * (1 + steepest) * (1 + want.magnitudes[1].numel()) if row.dtype != "float64" else 1e-300
+    flushed = FLUSHED.units * 2.0**-126 * 120 * (1 + steepest) if row.dtype != "float64" else 1e-300
+    of_gradient = units(row) * eps * want.magnitudes[1] + flushed
+    if row.way[0] == "none":
+        return units(row) * eps * want.magnitudes[0] + flushed, of_gradient
     numel = torch.Size(row.shape).numel()
-    added = 0.0 if row.way[0] == "none" else ADDED.units * (numel / (256 * grid) + max(8 * row.shape[-1], min(numel, 4096)) / 32)
-    return tuple((units(row) + extra) * eps * magnitude + flushed for magnitude, extra in zip(want.magnitudes, (added, 0.0)))
+    added = ADDED.units * (numel / (256 * grid) + max(8 * row.shape[-1], min(numel, 4096)) / 32)
+    return (units(row) + added) * eps * want.magnitudes[0] + flushed * numel, of_gradient
 
 
 def check(row: Row, grid: int) -> None:
