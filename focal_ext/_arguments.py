@@ -47,14 +47,14 @@ def check_layout(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: must be a dense strided tensor, got {'a nested tensor' if tensor.is_nested else tensor.layout}; use {name}.to_dense()")
 
 
-def check_inputs(inputs: Tensor) -> None:
+def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
     if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs: logits must be a torch.Tensor, got {type(inputs).__name__}")
-    check_layout("inputs", inputs)
+        raise TypeError(f"{name}: must be a torch.Tensor, got {type(inputs).__name__}")
+    check_layout(name, inputs)
     if inputs.dtype not in LOGIT_DTYPES:
-        raise TypeError(f"inputs: logits must be float32, bfloat16, float16 or float64, got {inputs.dtype}; convert with inputs.float()")
+        raise TypeError(f"{name}: must be float32, bfloat16, float16 or float64, got {inputs.dtype}; convert with {name}.float()")
     if inputs.dim() == 0:
-        raise ValueError("inputs: logits need shape (..., classes), got a 0-d tensor; use inputs[None]")
+        raise ValueError(f"{name}: logits need shape (..., classes), got a 0-d tensor; use {name}[None]")
 
 
 def is_dense(inputs: Tensor, targets: Targets) -> bool:
@@ -245,18 +245,18 @@ def is_overlapping(inputs: Tensor) -> bool:
     return False
 
 
-def check_overwrite(inputs: Tensor, *others: Tensor | None) -> None:
+def check_overwrite(inputs: Tensor, *others: Tensor | None, name: str = "inputs") -> None:
     if inputs.is_inference():
         raise ValueError("overwrite_inputs: an inference tensor cannot take a gradient; compute the logits outside torch.inference_mode()")
     owner = inputs._base if inputs._is_view() and inputs._base is not None else inputs
     if inputs.requires_grad and owner.requires_grad and owner.is_leaf:
-        raise ValueError("overwrite_inputs: inputs is a leaf that requires grad, or a view of one; its values must survive backward; pass logits that a layer computed")
+        raise ValueError(f"overwrite_inputs: {name} is a leaf that requires grad, or a view of one; its values must survive backward; pass logits that a layer computed")
     if is_overlapping(inputs):
-        raise ValueError(f"overwrite_inputs: elements of inputs share memory (strides {inputs.stride()}); use inputs.contiguous()")
+        raise ValueError(f"overwrite_inputs: elements of {name} share memory (strides {inputs.stride()}); use {name}.contiguous()")
     if inputs.is_neg():
-        raise ValueError("overwrite_inputs: inputs is a view that negates on reading; use inputs.resolve_neg()")
+        raise ValueError(f"overwrite_inputs: {name} is a view that negates on reading; use {name}.resolve_neg()")
     for other in others:
         if other is None or not (is_plain(inputs) and is_plain(other)) or inputs.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
             continue
         if inputs.numel() and (other.data_ptr(), other.shape, other.stride()) != (inputs.data_ptr(), inputs.shape, inputs.stride()):
-            raise ValueError("overwrite_inputs: targets or weight share memory with inputs at another place; clone them")
+            raise ValueError(f"overwrite_inputs: targets or weight share memory with {name} at another place; clone them")
