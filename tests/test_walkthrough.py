@@ -8,6 +8,7 @@ import types
 import numpy
 import pytest
 import torch
+from drawn import NONE, scene
 
 import focal_ext
 from examples.retinanet import __main__ as command
@@ -17,15 +18,7 @@ from examples.retinanet.scenes import Scene
 from examples.retinanet.session import Session
 from examples.retinanet.settings import Settings, resumed
 
-NONE = torch.zeros(0, 4)
 TINY = "--epochs 3 --epoch-steps 2 --batch-size 2 --crop-size 64 --evaluate-every 2 --depth 1"
-
-
-def scene(seed=0, height=96, width=160, count=12, channels=1):
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * torch.tensor([width - 30, height - 30])
-    boxes = torch.cat([corner, corner + 12 + 18 * torch.rand(count, 2, generator=generator)], dim=1)
-    return Scene(torch.rand(channels, height, width, generator=generator), boxes, torch.zeros(count, dtype=torch.int64), NONE)
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +200,8 @@ def test_crops_none_come_from_a_fixed_grid_scaled_ones_show_objects_larger_and_s
 
 def test_a_scene_is_drawn_as_often_as_its_area():
     generator = torch.Generator().manual_seed(0)
-    small, large = (Scene(torch.full((1, 64, width), value), NONE, torch.zeros(0, dtype=torch.int64), NONE) for width, value in ((64, 0.0), (192, 1.0)))
+    small, large = (Scene(torch.full((1, 64, width), value), NONE, torch.zeros(0, dtype=torch.int64), NONE)
+                    for width, value in ((64, 0.0), (192, 1.0)))
     share = sum(float(augment.draw([small, large], 64, ("crop",), generator).image[0, 0, 0]) for _ in range(400)) / 400
     assert abs(share - 0.75) < 0.1  # four and a half standard deviations of 400 draws
 
