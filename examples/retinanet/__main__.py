@@ -1,0 +1,94 @@
+# Owns the command that trains one network: what is printed, written and resumed.
+# Must not know formulas, geometry or what a setting does.
+"""Train a small RetinaNet.
+
+    python -m examples.retinanet --data trees --gamma 2 --epochs 20 --out out/trees
+    python -m examples.retinanet --resume out/trees/last.pt
+
+Writes metrics.csv (a row per step), TensorBoard events if that package is installed, and after every epoch the checkpoint last.pt.
+The same settings and seed give the same numbers, also when the training was interrupted and resumed.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+# Must precede torch; see demo.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# ruff: noqa: E402
+import torch
+from tqdm import tqdm
+
+from . import datasets
+from .data import DataError
+from .logbook import Logbook
+from .precision import precision
+from .session import Session
+from .settings import Settings, add_arguments, given, resumed
+
+
+def main(argv=None):
+    arguments = parser().parse_args(argv)
+    settings, checkpoint = start(arguments)
+    dataset = datasets.load(settings.data, arguments.cache)
+    result = train(settings, dataset, arguments.out, checkpoint)
+    print(f"{settings.data}, {settings.loss}, {settings.steps} steps: AP50 {result['ap50']:.3f}, AP {result['ap']:.3f}, "
+          f"recall {result['recall']:.3f}; {arguments.out}/metrics.csv")
+    return result
+
+
+def start(arguments):
+    """(settings, checkpoint or None). A resumed training stays in its folder unless told otherwise."""
+    if arguments.resume is None:
+        arguments.out = arguments.out or Path("out/train")
+        return Settings(**given(arguments)), None
+    arguments.out = arguments.out or arguments.resume.parent
+    checkpoint = torch.load(arguments.resume, weights_only=True)
+    return resumed(checkpoint["settings"], given(arguments)), checkpoint
+
+
+def train(settings, dataset, folder, checkpoint=None, silent=False):
+    """Train to the end of settings; the figures of the trained network. folder: where metrics and checkpoints go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    session, result = Session(settings, dataset), None
+    if checkpoint is not None:
+        session.load(checkpoint)
+        result = checkpoint["result"]
+    logbook = Logbook(folder, session.done)
+    with tqdm(total=settings.steps, initial=session.done, unit="step", mininterval=0.5, disable=silent) as bar:
+        try:
+            while session.done < settings.steps:
+                row = session.step()
+                end_of_epoch = session.done % settings.epoch_steps == 0
+                last = session.done == settings.steps
+                if last or end_of_epoch and session.done // settings.epoch_steps % settings.evaluate_every == 0:
+                    result = precision(session.model, dataset)
+                    row.update(result)
+                logbook.write(row)
+                if end_of_epoch:
+                    session.save(folder / "last.pt", result=result)
+                bar.set_postfix(loss=f"{row['loss']:.3f}", AP50=f"{result['ap50']:.2f}" if result else "", refresh=False)
+                bar.update()
+        finally:
+            logbook.close()
+    return result
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="python -m examples.retinanet", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="folder for metrics.csv and last.pt (default: out/train, or that of the checkpoint)")
+    parser.add_argument("--cache", type=Path, default=Path("out/data"), help="folder in which downloaded wheels are kept")
+    parser.add_argument("--resume", type=Path, help="a checkpoint last.pt to go on from")
+    add_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, ValueError) as error:
+        sys.exit(f"training failed: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; go on with --resume last.pt of the folder given by --out")

