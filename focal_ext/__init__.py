@@ -6,14 +6,15 @@ from types import ModuleType
 from . import reference
 from ._native import build_info
 from ._version import __version__
-from .losses import asymmetric_loss, quality_focal_loss, sigmoid_focal_loss, varifocal_loss
-from .modules import AsymmetricLoss, QualityFocalLoss, SigmoidFocalLoss, VarifocalLoss, init_prior_
+from .losses import asymmetric_loss, quality_focal_loss, sigmoid_focal_loss, softmax_focal_loss, varifocal_loss
+from .modules import AsymmetricLoss, QualityFocalLoss, SigmoidFocalLoss, SoftmaxFocalLoss, VarifocalLoss, init_prior_
 from .pyramid import sigmoid_focal_loss_pyramid
 
 __all__ = [
     "AsymmetricLoss",
     "QualityFocalLoss",
     "SigmoidFocalLoss",
+    "SoftmaxFocalLoss",
     "VarifocalLoss",
     "__version__",
     "asymmetric_loss",
@@ -25,6 +26,7 @@ __all__ = [
     "reference",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_pyramid",
+    "softmax_focal_loss",
     "varifocal_loss",
 ]
 

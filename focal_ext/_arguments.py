@@ -102,14 +102,17 @@ def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | Non
     return ids, (scores if scores.dim() == 1 else scores.reshape(-1)).contiguous()
 
 
-def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int | None) -> None:
+def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int | None, background: bool = True) -> None:
     """Raises for the class id at flat position first_bad unless that is -1."""
-    if first_bad >= 0:
-        skip = "" if ignore_index is None else f", ignore_index={ignore_index} to skip an anchor"
-        raise ValueError(
-            f"targets: class id {targets.flatten()[first_bad].numpy()} at anchor {first_bad} is outside [0, {classes});"
-            f" use {classes} or -1 for background{skip}"
-        )
+    if first_bad < 0:
+        return
+    skip = "" if ignore_index is None else f"ignore_index={ignore_index} to skip {'an anchor' if background else 'a row'}"
+    if background:
+        hint = f"; use {classes} or -1 for background{skip and ', ' + skip}"
+    else:
+        hint = f"; softmax has no background, make it a class of its own{skip and ' or use ' + skip}"
+    where = f"{'anchor' if background else 'row'} {first_bad}"
+    raise ValueError(f"targets: class id {targets.flatten()[first_bad].numpy()} at {where} is outside [0, {classes}){hint}")
 
 
 def is_number(value: object) -> bool:
@@ -141,13 +144,14 @@ def check_fraction(name: str, value: object, below_one: bool = False) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def check_alpha(alpha: Alpha, inputs: Tensor) -> tuple[float, float, Tensor | None]:
+def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float, float, Tensor | None]:
     """Returns the factors of positives and negatives, and the tensor of per-class alphas if there is one."""
+    rule = "in [0, 1]" if most == 1 else "finite and >= 0"
     if alpha is None or (is_number(alpha) and alpha == -1):
         return 1.0, 1.0, None
     if is_number(alpha):
-        if not 0 <= alpha <= 1:  # type: ignore[operator]
-            raise ValueError(f"alpha: must be in [0, 1], or None or -1 to switch it off, got {alpha}")
+        if not 0 <= as_float(alpha) <= most or as_float(alpha) == math.inf:  # type: ignore[arg-type]
+            raise ValueError(f"alpha: must be {rule}, or None or -1 to switch it off, got {alpha}")
         return float(alpha), 1.0 - float(alpha), None  # type: ignore[arg-type]
     classes, dtype = inputs.shape[-1], accumulation_dtype(inputs.dtype)
     if not isinstance(alpha, Tensor):
@@ -162,8 +166,8 @@ def check_alpha(alpha: Alpha, inputs: Tensor) -> tuple[float, float, Tensor | No
         raise ValueError(f"alpha: a tensor or sequence must hold one value per class, shape ({classes},), got {tuple(alpha.shape)}")
     if alpha.device != inputs.device:
         raise ValueError(f"alpha: must be on the device of inputs, {inputs.device}, got {alpha.device}")
-    if values_are_readable(alpha) and not bool(((alpha >= 0) & (alpha <= 1)).all()):
-        raise ValueError(f"alpha: every value must be in [0, 1], got {alpha.tolist()}")
+    if values_are_readable(alpha) and not bool(((alpha >= 0) & (alpha <= most) & (alpha < math.inf)).all()):
+        raise ValueError(f"alpha: every value must be {rule}, got {alpha.tolist()}")
     return 1.0, 1.0, alpha.to(dtype).contiguous()
 
 
@@ -190,14 +194,28 @@ def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
     return weight.expand(*shape[:-1], last).reshape(math.prod(shape[:-1]), last).contiguous()
 
 
-def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool) -> tuple[int, float, Tensor | None]:
-    """Returns the divisor's kind, its value and its tensor."""
+def check_row_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
+    """Brings a weight that broadcasts to inputs.shape[:-1] to [rows or 1, 1]."""
+    if isinstance(weight, Tensor):
+        rows = inputs.shape[:-1]
+        if weight.dim() > len(rows) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(rows))):
+            hint = "; a column is weight.squeeze(-1)" if weight.shape == (*rows, 1) else "; a factor for each class is alpha" if weight.shape == inputs.shape[-1:] else ""
+            raise ValueError(f"weight: must broadcast to the rows of inputs, {tuple(rows)}, got {tuple(weight.shape)}{hint}")
+        check_layout("weight", weight)
+        weight = weight.unsqueeze(-1)
+    return check_weight(weight, inputs)
+
+
+def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool, per_row: bool = False) -> tuple[int, float, Tensor | None]:
+    """Returns the divisor's kind, its value and its tensor; the mean is that of all losses that are not ignored, one a row or one a logit."""
     if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: must be 'none', 'mean' or 'sum', got {reduction!r}")
     if normalizer is None:
         if reduction != "mean":
             return BY_VALUE, 1.0, None
-        return (BY_VALUE, float(max(inputs.numel(), 1)), None) if dense else (BY_KEPT, 1.0, None)
+        if dense:
+            return BY_VALUE, float(max(math.prod(inputs.shape[:-1]) if per_row else inputs.numel(), 1)), None
+        return BY_POSITIVES if per_row else BY_KEPT, 1.0, None
     if reduction != "sum":
         raise ValueError(f"normalizer: goes with reduction='sum', got reduction={reduction!r}")
     if isinstance(normalizer, str):

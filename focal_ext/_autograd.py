@@ -190,5 +190,5 @@ def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool)
     else:
         loss = _OnePass.apply(inputs, call, reduction)
     if order is not None and reduction == "none":
-        loss = loss.permute([order.index(d) for d in range(len(order))])
+        loss = loss.permute([order.index(d) for d in range(loss.dim())])  # the classes are last before and after
     return loss

@@ -21,6 +21,8 @@ struct WholeModulator {
   template <class Math, class T>
   FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const { return of<Math>(p); }
   template <class Math, class T>
+  FOCAL_EXT_INLINE T of_logarithm(T u, T) const { return of<Math>(u); }
+  template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const {
     if constexpr (gamma_ == 0) return Math::constant(1);
     else if constexpr (gamma_ == 1) return u;
@@ -42,6 +44,9 @@ struct AnyModulator {
       if (Math::is_steep(exponent)) return Math::pow_sigmoid(exponent, z, negative_part);
     return Math::pow_exp(exponent, negative_part, log1p_e);
   }
+  // u^gamma with log u = -minus_log, where u rounds to 1
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_logarithm(T, T minus_log) const { return Math::pow_exp(exponent, Math::constant(0), minus_log); }
   template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const { return Math::pow(u, exponent); }
 };
