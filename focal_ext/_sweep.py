@@ -91,11 +91,11 @@ class Sweep:
             logits, inputs, weight, [len(weight)], stride, padding, (1, 1), False, (0, 0), 1, mask
         )
         if gradient is not None:
-            gradient[chunk.images, :, view.rows] += by_input[:, :, view.above : by_input.shape[2] - view.below]
+            gradient[chunk.images, :, view.rows].add_(by_input[:, :, view.above : by_input.shape[2] - view.below])
         if self.weight_gradient is not None:
-            self.weight_gradient[rows] += by_weight
+            self.weight_gradient[rows].add_(by_weight)
         if self.bias_gradient is not None:
-            self.bias_gradient[rows] += by_bias
+            self.bias_gradient[rows].add_(by_bias)
 
     def _loss_over(self, logits: Tensor, call: PyramidCall, with_gradient: bool) -> Tensor:
         """The loss of a chunk; its gradient, if wanted, replaces the logits."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _arguments as arguments
-from . import _autograd, _reference
+from . import _autograd, _native, _reference
 from ._arguments import Alpha, Normalizer
 from ._call import Loss, PyramidCall, check
 from ._native import ops
@@ -89,7 +89,7 @@ def reference(levels: Sequence[Tensor], call: PyramidCall) -> Tensor:
 
 def has_kernels(device: torch.device) -> bool:
     """Whether the pyramid ops run on tensors of this device."""
-    return _autograd.native.available and device.type == "cpu"
+    return _native.available and device.type == "cpu"
 
 
 def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
