@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chip:
-    """Data-sheet numbers: multiprocessors, sustained GHz, memory TB/s, and lanes per cycle and multiprocessor of each unit."""
+    """Data-sheet numbers, and the code that it runs (sm_80's on sm_86 and sm_89): multiprocessors, sustained GHz, memory TB/s, and lanes per cycle and multiprocessor of each unit."""
 
     name: str
     arch: str
@@ -25,7 +25,7 @@ CHIPS = (
     Chip("H100 SXM", "sm_90", 132, 1.755, 3.35, 128),
     Chip("H200", "sm_90", 132, 1.755, 4.8, 128),
     Chip("B200", "sm_100", 148, 1.965, 8.0, 128),
-    Chip("RTX 4090", "sm_89", 128, 2.52, 1.008, 128),
+    Chip("RTX 4090", "sm_80", 128, 2.52, 1.008, 128),
 )
 
 # Bytes that others move per logit of s bytes, forward and backward, counted from their code.

@@ -6,12 +6,14 @@ from types import ModuleType
 from . import reference
 from ._native import build_info
 from ._version import __version__
+from .fused_head import FusedFocalHead, conv_sigmoid_focal_loss
 from .losses import asymmetric_loss, quality_focal_loss, sigmoid_focal_loss, softmax_focal_loss, varifocal_loss
 from .modules import AsymmetricLoss, QualityFocalLoss, SigmoidFocalLoss, SoftmaxFocalLoss, VarifocalLoss, init_prior_
 from .pyramid import sigmoid_focal_loss_pyramid
 
 __all__ = [
     "AsymmetricLoss",
+    "FusedFocalHead",
     "QualityFocalLoss",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
@@ -20,6 +22,7 @@ __all__ = [
     "asymmetric_loss",
     "build_info",
     "compat",
+    "conv_sigmoid_focal_loss",
     "distributed",
     "init_prior_",
     "quality_focal_loss",

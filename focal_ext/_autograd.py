@@ -128,8 +128,12 @@ def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
 
 
 def needs_reference(tensors: Sequence[Tensor | None]) -> bool:
+    return not native.available or needs_graph(tensors)
+
+
+def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a transform runs the call, or something besides the logits wants a gradient."""
-    if not native.available or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 

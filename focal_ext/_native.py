@@ -22,6 +22,7 @@ REINSTALL = (
 )
 
 ops = torch.ops.focal_ext  # resolves names lazily: empty until the library is loaded
+convolution_backward = torch.ops.aten.convolution_backward  # both derivatives of a convolution without an autograd graph
 OPS = ("loss", "loss_and_gradient", "loss_map", "gradient", "gradient_", "scale_", "first_bad_id")
 PYRAMID_OPS = ("pyramid_loss", "pyramid_loss_and_gradient", "pyramid_gradient", "pyramid_gradient_")
 

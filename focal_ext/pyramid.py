@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _arguments as arguments
-from . import _autograd, _reference
+from . import _autograd, _native, _reference
 from ._arguments import Alpha, Normalizer
 from ._call import Loss, PyramidCall, check
 from ._native import ops
@@ -87,6 +87,22 @@ def reference(levels: Sequence[Tensor], call: PyramidCall) -> Tensor:
     return _reference.compute(rows, plain.call._replace(**same), reduction)
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether the pyramid ops run on tensors of this device."""
+    return _native.available and device.type == "cpu"
+
+
+def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+    """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
+    if _autograd.keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(factor):  # is_grads_batched=True: many factors at once
+        return [None if gradient is None else gradient * factor for gradient in gradients]
+    if factor.device.type != "cpu" or factor.item() != 1:  # on the CPU
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(factor)
+    return list(gradients)
+
+
 class _OnePass(torch.autograd.Function):
     """Loss and gradients in one pass; backward only scales them."""
 
@@ -102,12 +118,7 @@ class _OnePass(torch.autograd.Function):
         levels, call, gradients = _saved(ctx)
         if torch.is_grad_enabled():
             return None, *_reference_gradients(levels, call, grad_output)
-        if _autograd.keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):
-            return None, *(gradient * grad_output for gradient in gradients)
-        if grad_output.device.type != "cpu" or grad_output.item() != 1:  # on the CPU
-            for gradient in gradients:
-                gradient.mul_(grad_output)
-        return None, *gradients
+        return None, *scaled(gradients, grad_output)
 
 
 class _Recompute(torch.autograd.Function):
@@ -157,7 +168,7 @@ def _reference_gradients(levels: Sequence[Tensor], call: PyramidCall, grad_outpu
 def dispatch(levels: tuple[Tensor, ...], call: PyramidCall, overwrite_inputs: bool) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
     tensors = (*levels, *call.tensors)
-    if _autograd.needs_reference(call.tensors) or levels[0].device.type != "cpu" or not (
+    if _autograd.needs_graph(call.tensors) or not has_kernels(levels[0].device) or not (
         torch.compiler.is_compiling() or all(map(arguments.is_plain, tensors))
     ):
         return reference(levels, call)
