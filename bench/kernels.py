@@ -182,8 +182,8 @@ took part: instruction counts are read from the code, times are a model.
 One pass over the pure-negative stream, rare branches left out, per logit. The careful path takes the tiles with positives, ignored rows,
 weights or a tail, and every tile of a gamma above 10; it is told from all else by the high product that finds a logit's row. Its row is the
 cheapest pass that computes and stores all its logits: no weight, no alpha per class and, for any gamma, no gamma above 10; of ids, of a
-negative. Losses whose negatives are the focal loss's share its stream, and one kernel: they differ in its careful path. sm_75, sm_86 and
-sm_89 are in the certificate only. The budget is the count below which the kernel is limited by memory on the tightest chip of that
+negative. Losses whose negatives are the focal loss's share its stream, and one kernel: they differ in its careful path. sm_75 is in the
+certificate only. The budget is the count below which the kernel is limited by memory on the tightest chip of that
 architecture.
 
 {loop_table(kernels)}
