@@ -108,6 +108,17 @@ def test_every_half_precision_logit_gives_the_correctly_rounded_result(dtype: to
         assert errors.max() <= 1, f"{what} at {x[errors.argmax()].item()!r}"
 
 
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_half_precision_losses_stay_within_the_claimed_error_before_they_are_rounded(gamma: float) -> None:
+    x = all_patterns(torch.bfloat16)[3::16]
+    x = x[x.abs() < 40 / (1 + gamma)]  # losses are normal numbers
+    label = torch.tensor([-1])
+    loss = torch.stack([PUBLIC.module.sigmoid_focal_loss(logit[None, None], label, None, gamma, "sum") for logit in x])
+    want = hard(x.double(), gamma).loss
+    units = (loss.double() - want).abs() / want * 2**23
+    assert loss.dtype == torch.float32 and units.max() <= CLAIMS[PUBLIC.name, "half"].units, f"{units.max():.1f} units at {x[units.argmax()].item()!r}"
+
+
 def test_distances_in_ulp_are_those_of_the_formats() -> None:
     one = torch.tensor([1.0, 1.5, 2.0, 1e-50, 0.0], dtype=torch.float64)
     for dtype, (_, smallest) in FORMATS.items():

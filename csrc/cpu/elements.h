@@ -12,6 +12,18 @@
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
+// The arithmetic for logits within Math::limit().
+template <class Math>
+struct within_limit {
+  using type = Math;
+  static constexpr bool is_cheaper = false;
+};
+template <Precision precision>
+struct within_limit<Host<precision, Tail::vanishing>> {
+  using type = Host<precision, Tail::absent>;
+  static constexpr bool is_cheaper = true;
+};
+
 template <class Math, class Loss>
 class Elements {
  public:
@@ -28,11 +40,15 @@ class Elements {
   // Negatives with one factor for all: the hot path, and nearly every element of a detector. Returns the sum of losses.
   FOCAL_EXT_ONE_COPY double uniform(const acc_t* x, int64_t begin, int64_t n, Specials<acc_t>* specials) const {
     const acc_t value = acc_t(p_.alpha_negative), gradient = acc_t(p_.alpha_negative * scale_);
-    // By value: behind a pointer the compiler would have to reload them after every store.
-    return emit(begin, n, [value, gradient, x, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-      const Both term = loss.template negative<Math>(x[i]);
-      return Both{value * term.value, gradient * term.gradient};
-    }, specials);
+    const auto with = [&]<class AnyMath>(AnyMath) {
+      // By value: behind a pointer the compiler would have to reload them after every store.
+      return emit(begin, n, [value, gradient, x, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+        const Both term = loss.template negative<AnyMath>(x[i]);
+        return Both{value * term.value, gradient * term.gradient};
+      }, specials);
+    };
+    if (within_limit<Math>::is_cheaper && is_within(acc_t(Math::limit()), x, n)) return with(typename within_limit<Math>::type());
+    return with(Math());
   }
 
   // Negatives with factors of their own.

@@ -8,12 +8,30 @@
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
+// The arithmetic of a loss on float: as cheap as its results permit where it says how they behave, else right for everything.
+template <class Loss, Precision precision>
+auto host_math() {
+  if constexpr (requires { Loss::tail; }) return Host<precision, Loss::tail>();
+  else return HostFloat();
+}
+
+// Processors without AVX2 are rare: one generic instance a loss serves them, at half the speed, and keeps the library small.
+#ifdef FOCAL_EXT_FEW_INSTANCES
+constexpr bool kFast = false;
+#else
+constexpr bool kFast = true;
+#endif
+
 // Calls kernel(Math, loss) for the problem's arithmetic and loss.
 template <class Kernel>
 double with_instance(const Problem& problem, Kernel&& kernel) {
   // fp64 is the accurate path, not the fast one: few instances serve every parameter.
   if (problem.scalar == Scalar::f64) return with_loss<false>(problem.loss_parameters, [&](const auto& loss) { return kernel(Double(), loss); });
-  return with_loss<true>(problem.loss_parameters, [&](const auto& loss) { return kernel(HostFloat(), loss); });
+  return with_loss<kFast>(problem.loss_parameters, [&]<class Loss>(const Loss& loss) {
+    if constexpr (!kFast) return kernel(HostFloat(), loss);
+    else if (problem.scalar == Scalar::f32) return kernel(host_math<Loss, Precision::single>(), loss);
+    else return kernel(host_math<Loss, Precision::half>(), loss);
+  });
 }
 
 }  // namespace

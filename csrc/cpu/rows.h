@@ -17,7 +17,10 @@ class Rows : Elements<Math, Loss> {
 
   double run(int64_t begin, int64_t end) const {
     double total = 0;
-    for (int64_t at = begin; at < end; at += kBlock) total += block(at, end - at < kBlock ? end - at : kBlock);
+    for (int64_t at = begin; at < end; at += kBlock) {
+      prefetch_block(p_.inputs, p_.scalar, at + kAhead * kBlock);
+      total += block(at, end - at < kBlock ? end - at : kBlock);
+    }
     return total;
   }
 

@@ -15,6 +15,7 @@ template <int gamma_>
 struct WholeModulator {
   static_assert(gamma_ == 0 || gamma_ == 1 || gamma_ == 2 || gamma_ == 4);
   static constexpr bool is_one = gamma_ == 0;  // p^0 = 1: plain cross entropy
+  static constexpr Tail tail = gamma_ >= 1 ? Tail::vanishing : Tail::full;
   explicit WholeModulator(Exponent) {}
   template <class Math>
   FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(gamma_); }
@@ -33,6 +34,7 @@ struct WholeModulator {
 
 struct AnyModulator {
   static constexpr bool is_one = false;
+  static constexpr Tail tail = Tail::full;
   Exponent exponent;
   explicit AnyModulator(Exponent gamma) : exponent(gamma) {}
   template <class Math>
@@ -65,7 +67,7 @@ struct Sigmoid {
     p = Math::select_positive(z, r, w);
     q = Math::select_positive(z, w, r);
   }
-  FOCAL_EXT_INLINE T softplus(T z) const { return Math::max(z, Math::constant(0)) + log1p_e; }
+  FOCAL_EXT_INLINE T softplus(T z) const { return Math::select_positive(z, z, Math::constant(0)) + log1p_e; }
   FOCAL_EXT_INLINE T negative_part(T z) const { return Math::select_positive(z, Math::constant(0), Math::constant(0) - size); }
   // For what grows with |z| on the winning side. A power of 1e-16 is 1 to rounding, one of 1e20 is steep: their product with it is finite.
   FOCAL_EXT_INLINE T whole_negative_part(T z) const { return Math::max(Math::constant(-1e18f), Math::min(Math::constant(0), z)); }

@@ -3,7 +3,7 @@
 //
 // A policy `Math` supplies: value_t, limit(), abs, min, max, fma, select_positive(z, a, b) = z > 0 ? a : b, exp_neg(y) = exp(-y)
 // for 0 <= y <= limit(), shares(e, w, r): r = 1 / (1 + e) and w = e r, log1p_exp(e, w) = log(1 + e), pow_exp(gamma, a, b) =
-// exp(gamma (a - b)), pow(u, gamma), and bounded(y) = min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond
+// exp(gamma (a - b)) for a <= 0 <= b, pow(u, gamma), and bounded(y) = min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond
 // limit() exp(-y) rounds to 0, so clamping there changes no result. min and max keep the second argument when it is NaN.
 // log_ratio(u, rest, ratio, inverse): ratio = -log(1 - u) / u and inverse = 1 / rest, for 0 < u < 1 and rest = 1 - u, anything outside.
 // product_or_zero(a, b) = a b, 0 where a is 0 even if b is infinite.
@@ -82,10 +82,31 @@ FOCAL_EXT_INLINE typename Math::value_t log2_polynomial(typename Math::value_t m
   return Math::fma(p, m, Math::constant(1.44269504f));
 }
 
+// log(1+e) / w as above, relative error 2^-19.9: enough where the result is rounded to 2^-9 or 2^-12.
+template <class Math>
+FOCAL_EXT_INLINE typename Math::value_t log1p_polynomial_20_bits(typename Math::value_t w) {
+  typename Math::value_t q = Math::constant(0.990582466f);
+  q = Math::fma(q, w, Math::constant(-0.637922227f));
+  q = Math::fma(q, w, Math::constant(0.522745609f));
+  q = Math::fma(q, w, Math::constant(0.187532291f));
+  q = Math::fma(q, w, Math::constant(0.338911027f));
+  q = Math::fma(q, w, Math::constant(0.499816746f));
+  return Math::fma(q, w, Math::constant(1.00000095f));
+}
+
+// How exact the arithmetic is: to a few ULP of float, or to 2^-17, for results that are rounded to bf16 or fp16.
+enum class Precision { single, half };
+
+// What a policy does with small p. full: right to the last subnormal. vanishing: for gamma >= 1, where results are 0 before p is
+// subnormal, p is clamped at exp(-87), which saves five instructions. absent: for finite logits within limit() only, the same bits as
+// vanishing, without its clamps.
+enum class Tail { full, vanishing, absent };
+
 // float on the host. Plain C++ without branch or call, so that a simd loop over it vectorises at every instruction-set level.
-struct HostFloat {
+template <Precision precision, Tail tail>
+struct Host {
   using value_t = float;
-  static constexpr FOCAL_EXT_INLINE float limit() { return 105.f; }
+  static constexpr FOCAL_EXT_INLINE float limit() { return tail == Tail::full ? 105.f : 87.f; }
   static constexpr FOCAL_EXT_INLINE float constant(float c) { return c; }
   static FOCAL_EXT_INLINE float constant(Exponent gamma) { return gamma.high; }
   static FOCAL_EXT_INLINE float constant(Parameter a) { return a.single; }
@@ -94,8 +115,9 @@ struct HostFloat {
   static FOCAL_EXT_INLINE float min(float a, float b) { return a < b ? a : b; }
   static FOCAL_EXT_INLINE float max(float a, float b) { return a > b ? a : b; }
   static FOCAL_EXT_INLINE float select_positive(float z, float a, float b) { return z > 0.f ? a : b; }
+  static FOCAL_EXT_INLINE float bounded(float y) { return tail == Tail::absent ? y : min_positive(y, 1e30f); }
   // On the bits, where positive floats are ordered like integers: one instruction instead of a compare and a blend.
-  static FOCAL_EXT_INLINE float bounded(float y) { return from_bits(bits(y) < 0x7f000000u ? bits(y) : 0x7f000000u); }
+  static FOCAL_EXT_INLINE float min_positive(float a, float b) { return from_bits(bits(a) < bits(b) ? bits(a) : bits(b)); }
   // Contraction is off for the whole library: a product and a sum fuse here or nowhere, so AVX2 and AVX-512 agree to the bit.
   static FOCAL_EXT_INLINE float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
@@ -108,19 +130,27 @@ struct HostFloat {
   static FOCAL_EXT_INLINE void shares(float e, float& w, float& r) { w = e / (1.f + e), r = 1.f - w; }
   static FOCAL_EXT_INLINE float exp_neg(float y) {
     const float shifted = fma(y, -1.44269504f, kRound);
-    return scale(exp_polynomial(reduce(y, shifted)), shifted);
+    if constexpr (precision == Precision::half) return scale(exp2_polynomial(fma(y, -1.44269504f, kRound - shifted)), shifted);
+    else return scale(exp_polynomial(reduce(y, shifted)), shifted);
   }
-  static FOCAL_EXT_INLINE float log1p_exp(float, float w) { return w * log1p_polynomial<HostFloat>(w); }
+  static FOCAL_EXT_INLINE float log1p_ratio(float w) {
+    if constexpr (precision == Precision::half) return log1p_polynomial_20_bits<Host>(w);
+    else return log1p_polynomial<Host>(w);
+  }
+  static FOCAL_EXT_INLINE float log1p_exp(float, float w) { return w * log1p_ratio(w); }
 
+  // a <= 0 <= b, and -a >= b unless a is 0.
   static FOCAL_EXT_INLINE float pow_exp(Exponent gamma, float a, float b) {
-    // gamma multiplies the rounding error of a - b, so the difference is kept in two floats (Knuth's sum).
-    const float difference = a - b, minus_b = difference - a;
-    const float rest = (a - (difference - minus_b)) - (b + minus_b);
-    const float high = gamma.high * difference;
-    const float low = residual(gamma.high, difference, high) + (gamma.low * difference + gamma.high * rest);
-    const float y = min(limit(), -high);
-    const float shifted = fma(y, -1.44269504f, kRound);
-    return scale(exp_polynomial(reduce(y, shifted) - (y < limit() ? low : 0.f)), shifted);
+    const float difference = a - b, high = gamma.high2 * difference;
+    const float clamped = min_positive(high, -152.f), shifted = clamped + kRound;  // of two negative numbers the bits' minimum is nearer to 0
+    if constexpr (precision == Precision::half) {
+      return scale(exp2_polynomial(clamped - (shifted - kRound)), shifted);
+    } else {
+      // gamma multiplies the rounding error of a - b, so the difference is kept in two floats.
+      const float rest = (a - difference) - b;
+      const float low = fma(gamma.low2, difference, fma(gamma.high2, rest, residual(gamma.high2, difference, high)));
+      return scale(exp2_polynomial((clamped - (shifted - kRound)) + (high > -152.f ? low : 0.f)), shifted);
+    }
   }
 
   // u^gamma = 2^(gamma (k + log2 m)), u = 2^k m; the integer part times gamma stays exact in two floats.
@@ -131,9 +161,11 @@ struct HostFloat {
     const float m = from_bits(bits(v) - (uint32_t(shifted) << 23)) - 1.f;
     const float k = float(shifted) - (subnormal ? 32.f : 0.f);
     const float high = gamma.high * k;
-    const float low = residual(gamma.high, k, high) + (gamma.low * k + gamma.high * (m * log2_polynomial<HostFloat>(m)));
+    const float low = residual(gamma.high, k, high) + (gamma.low * k + gamma.high * (m * log2_polynomial<Host>(m)));
     const bool underflows = high + low < -152.f;
-    const float power = exp2_sum(underflows ? -152.f : high, underflows ? 0.f : low);
+    const float whole = underflows ? -152.f : high, part = underflows ? 0.f : low;
+    const float rounded = whole + part + kRound;
+    const float power = scale(exp2_polynomial((whole - (rounded - kRound)) + part), rounded);
     return u < 0.f ? __builtin_nanf("") : power;
   }
 
@@ -143,8 +175,8 @@ struct HostFloat {
     const float normal = max(1.17549435e-38f, rest);
     const int32_t k = int32_t(bits(normal) - 0x3f3504f3u) >> 23;  // rest = 2^k (1 + m), 1 + m in [sqrt(1/2), sqrt(2))
     const float m = from_bits(bits(normal) - (uint32_t(k) << 23)) - 1.f;
-    const float far = -0.693147182f * fma(m, log2_polynomial<HostFloat>(m), float(k)) / u;
-    ratio = u <= 0.5f ? log1p_polynomial<HostFloat>(u) : far;
+    const float far = -0.693147182f * fma(m, log2_polynomial<Host>(m), float(k)) / u;
+    ratio = u <= 0.5f ? log1p_ratio(u) : far;
     inverse = 1.f / rest;
   }
 
@@ -163,10 +195,14 @@ struct HostFloat {
 #endif
   }
 
-  // 2^n p without a second rounding before the last product: n + 64 is built as an exponent, so the scale is a normal number
-  // for all n >= -190 and subnormal results round once.
-  static FOCAL_EXT_INLINE float scale(float p, float shifted) { return (p * from_bits(bits(shifted) << 23)) * 5.42101086e-20f; }
-  static constexpr float kRound = 12582912.f + 191.f;  // 1.5 * 2^23: adding it rounds to an integer; 191 = 127 + 64
+  // 2^n p. With a full tail without a second rounding before the last product: n + 64 is built as an exponent, so the scale is a
+  // normal number for all n >= -190 and subnormal results round once.
+  static FOCAL_EXT_INLINE float scale(float p, float shifted) {
+    const float scaled = p * from_bits(bits(shifted) << 23);
+    return tail == Tail::full ? scaled * 5.42101086e-20f : scaled;
+  }
+  // 1.5 * 2^23: adding it rounds to an integer; 127 is the bias of the exponent.
+  static constexpr float kRound = 12582912.f + (tail == Tail::full ? 127.f + 64.f : 127.f);
 
   // Cody-Waite: y = -n ln 2 + (result), n = shifted - kRound; the first product is exact.
   static FOCAL_EXT_INLINE float reduce(float y, float shifted) {
@@ -185,19 +221,45 @@ struct HostFloat {
     return fma(p, r, 1.f);
   }
 
-  // 2^(a + b), -152 <= a + b < 64.
-  static FOCAL_EXT_INLINE float exp2_sum(float a, float b) {
-    const float shifted = a + b + kRound;
-    const float f = (a - (shifted - kRound)) + b;
-    float p = 1.53457886e-4f;
-    p = fma(p, f, 1.33999578e-3f);
-    p = fma(p, f, 9.61848925e-3f);
-    p = fma(p, f, 5.55032871e-2f);
-    p = fma(p, f, 0.240226469f);
-    p = fma(p, f, 0.693147206f);
-    p = fma(p, f, 1.f);
-    return scale(p, shifted);
+  // 2^f for |f| <= 1/2; minimax, relative error 2^-18.5 at half precision.
+  static FOCAL_EXT_INLINE float exp2_polynomial(float f) {
+    if constexpr (precision == Precision::half) {
+      float p = 9.57010221e-3f;
+      p = fma(p, f, 5.59178591e-2f);
+      p = fma(p, f, 0.240247443f);
+      p = fma(p, f, 0.693121791f);
+      return fma(p, f, 0.999999285f);
+    } else {
+      float p = 1.53457886e-4f;
+      p = fma(p, f, 1.33999578e-3f);
+      p = fma(p, f, 9.61848925e-3f);
+      p = fma(p, f, 5.55032871e-2f);
+      p = fma(p, f, 0.240226469f);
+      p = fma(p, f, 0.693147206f);
+      return fma(p, f, 1.f);
+    }
   }
+};
+
+using HostFloat = Host<Precision::single, Tail::full>;
+
+// Without |z|: e = exp(-z), p = 1 / (1 + e), q = e p, and min(p, q) is the polynomial's argument on either side.
+template <Precision precision, Tail tail>
+  requires(tail != Tail::full)
+struct Sigmoid<Host<precision, tail>> {
+  using Math = Host<precision, tail>;
+  float log1p_e, p, q;
+  explicit FOCAL_EXT_INLINE Sigmoid(float z) {
+    const float e = Math::exp_neg(tail == Tail::vanishing ? Math::min(Math::limit(), Math::max(-Math::limit(), z)) : z);
+    p = 1.f / (1.f + e), q = e * p;
+    w_ = Math::min_positive(p, q), ratio_ = Math::log1p_ratio(w_);
+    log1p_e = w_ * ratio_;
+  }
+  FOCAL_EXT_INLINE float softplus(float z) const { return Math::fma(w_, ratio_, Math::select_positive(z, z, 0.f)); }
+  FOCAL_EXT_INLINE float negative_part(float z) const { return Math::select_positive(z, 0.f, z); }
+
+ private:
+  float w_, ratio_;
 };
 
 // double on host and device, through libm: the accurate path, not the fast one.

@@ -67,6 +67,7 @@ FOCAL_EXT_INLINE ValueAndGradient<T> mirrored(ValueAndGradient<T> term) {
 template <class Modulator>
 struct SigmoidFocal {
   static constexpr bool mirrors = true;
+  static constexpr Tail tail = Modulator::tail;
   Modulator modulator;
 
   template <class Math, class T>
