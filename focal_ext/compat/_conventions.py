@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .. import _arguments as arguments
-from .._arguments import Normalizer
 from .._reference import widened
 
 # An id outside every range: the core makes loss and gradient of its row NaN.
@@ -51,7 +50,7 @@ def unless_negative(alpha: float) -> float | None:
     return None if arguments.is_number(alpha) and alpha < 0 else alpha
 
 
-def as_scalar(normalizer: Normalizer) -> Normalizer:
+def as_scalar(normalizer: float | Tensor) -> float | Tensor:
     """A tensor of one element as the 0-d tensor that the core takes."""
     return normalizer.reshape(()) if isinstance(normalizer, Tensor) and normalizer.numel() == 1 else normalizer
 

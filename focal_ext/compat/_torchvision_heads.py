@@ -7,9 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.models.detection import fcos, retinanet
+from torchvision.models.detection import fcos, retinanet  # type: ignore[import-not-found]
 
 from .. import losses
+from .._arguments import accumulation_dtype
 from ._conventions import checked_ids
 
 
@@ -24,18 +25,18 @@ def _class_ids(logits: Tensor, targets: list[dict[str, Tensor]], matched_idxs: l
     return checked_ids(logits, ids, -2, classes - 1, f"torchvision labels: 0..{classes - 1}; build the model with num_classes above the largest label")
 
 
-class RetinaNetClassificationHead(retinanet.RetinaNetClassificationHead):
+class RetinaNetClassificationHead(retinanet.RetinaNetClassificationHead):  # type: ignore[misc]
     """torchvision's head whose loss has no one-hot, no boolean indexing and no loop over images' logits."""
 
     def compute_loss(self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], matched_idxs: list[Tensor]) -> Tensor:
         logits = head_outputs["cls_logits"]
         ids = _class_ids(logits, targets, matched_idxs)
-        positives = (ids >= 0).sum(1).clamp(min=1)
+        positives = (ids >= 0).sum(1).clamp(min=1).to(accumulation_dtype(logits.dtype))
         weight = 1 / (positives * len(targets))[:, None, None]  # the mean over images of each image's own mean
         return losses.sigmoid_focal_loss(logits, ids, reduction="sum", weight=weight)
 
 
-class FCOSHead(fcos.FCOSHead):
+class FCOSHead(fcos.FCOSHead):  # type: ignore[misc]
     """torchvision's head with the classification loss from class ids; the box losses are torchvision's."""
 
     def compute_loss(

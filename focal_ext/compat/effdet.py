@@ -20,7 +20,7 @@ def new_focal_loss(
 ) -> Tensor:
     """Equivalent to ``effdet.loss.new_focal_loss``: the loss of each logit divided by ``normalizer``; dense targets."""
     check_dense(logits, targets, "effdet")
-    weight = torch.as_tensor(1.0 / as_scalar(normalizer), dtype=arguments.accumulation_dtype(logits.dtype), device=logits.device)
+    weight = 1 / torch.as_tensor(as_scalar(normalizer), dtype=arguments.accumulation_dtype(logits.dtype), device=logits.device)
     return losses.sigmoid_focal_loss(logits, targets, alpha, gamma, "none", weight=weight, label_smoothing=label_smoothing)
 
 

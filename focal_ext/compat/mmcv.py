@@ -43,6 +43,8 @@ def sigmoid_focal_loss(
 class SigmoidFocalLoss(nn.Module):
     """Equivalent to ``mmcv.ops.SigmoidFocalLoss``."""
 
+    weight: Tensor | None
+
     def __init__(self, gamma: float, alpha: float, weight: Tensor | None = None, reduction: str = "mean") -> None:
         super().__init__()
         self.gamma, self.alpha, self.reduction = gamma, alpha, reduction

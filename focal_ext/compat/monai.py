@@ -36,6 +36,8 @@ class FocalLoss(nn.Module):
     with ignore_index "mean" divides by voxels, not by logits. float64 logits stay float64.
     """
 
+    class_weight: Tensor | None
+
     def __init__(
         self,
         include_background: bool = True,
@@ -60,7 +62,7 @@ class FocalLoss(nn.Module):
         channels = input.shape[1]
         to_ids = self._applies("to_onehot_y=True", self.to_onehot_y, channels)
         first = int(self._applies("include_background=False", not self.include_background, channels))
-        kept = None if self.ignore_index is None else self._kept(target)
+        kept = None if self.ignore_index is None else _kept(target, self.ignore_index)
         logits = without_half(input, self.reduction)[:, first:].movedim(1, -1)
         if to_ids:
             targets = self._ids(input, target, first)
@@ -81,14 +83,6 @@ class FocalLoss(nn.Module):
         classes = input.shape[1]
         ids = checked_ids(input.movedim(1, -1), target[:, 0].long(), 0, classes - 1, f"monai labels: 0..{classes - 1}", self.ignore_index)
         return (ids - first).masked_fill(ids == self.ignore_index, IGNORED) if self.ignore_index is not None else ids - first
-
-    def _kept(self, target: Tensor) -> Tensor:
-        """1 where a voxel counts, of shape (B, 1, ...): dense targets are ignored where the class is set, or where none is."""
-        if target.shape[1] == 1:
-            return (target != self.ignore_index).float()
-        if 0 <= self.ignore_index < target.shape[1]:
-            return 1 - target[:, self.ignore_index, None].float()
-        return (target.sum(1, keepdim=True) > 0).float()
 
     def _class_weight(self, logits: Tensor) -> Tensor | None:
         if self.class_weight is None:
@@ -126,6 +120,15 @@ class FocalLoss(nn.Module):
             weight = _product(weight, kept.movedim(1, -1))
         weight, reduction = _product(weight, divisor.image_weight), "none" if self.reduction == "none" else "sum"
         return losses.sigmoid_focal_loss(logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight)
+
+
+def _kept(target: Tensor, ignore_index: int) -> Tensor:
+    """1 where a voxel counts, of shape (B, 1, ...): dense targets are ignored where the class is set, or where none is."""
+    if target.shape[1] == 1:
+        return torch.ne(target, ignore_index).float()
+    if 0 <= ignore_index < target.shape[1]:
+        return 1 - target[:, ignore_index, None].float()
+    return (target.sum(1, keepdim=True) > 0).float()
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:

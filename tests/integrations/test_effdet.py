@@ -1,0 +1,87 @@
+# Owns: effdet's detector, trained a few steps with its own loss and with the fused one in its place.
+# Must not know: formulas.
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import effdet
+import effdet.loss
+import focal_ext
+import pytest
+import torch
+from focal_ext import compat
+from torch import Tensor, nn
+
+CLASSES, SIZE, STEPS = 4, 128, 3
+# effdet casts logits to float32: the two losses differ by some units of its epsilon. The network works in float64, lest those units
+# move an activation across a corner of relu6.
+TOLERANCE = 1e-6
+
+
+def bench(smoothing: float) -> nn.Module:
+    torch.manual_seed(3)
+    config = effdet.get_efficientdet_config("tf_efficientdet_lite0")
+    changes = {"image_size": (SIZE, SIZE), "num_classes": CLASSES, "fpn_channels": 16, "fpn_cell_repeats": 1, "box_class_repeats": 1}
+    config.update({**changes, "label_smoothing": smoothing, "jit_loss": False})
+    return effdet.DetBenchTrain(effdet.EfficientDet(config, pretrained_backbone=False).double(), config)
+
+
+def batch(step: int) -> tuple[Tensor, dict[str, Any]]:
+    rng = torch.Generator().manual_seed(step)
+    boxes = torch.tensor([[[10.0, 10, 60, 60], [50, 40, 100, 120]], [[5.0, 20, 50, 90 + step], [-1, -1, -1, -1]]])
+    labels = torch.tensor([[1.0, 3], [2, -1]])  # effdet's files count from 1
+    return torch.randn(2, 3, SIZE, SIZE, generator=rng, dtype=torch.float64), {"bbox": boxes, "cls": labels, "img_scale": None, "img_size": None}
+
+
+def train(smoothing: float, context: Callable[[], AbstractContextManager[Any]] = nullcontext) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Class loss, total loss and all gradients in one tensor, of each step."""
+    found, net = [], bench(smoothing)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # the statistics of two images at 1 x 1 positions would amplify differences ten-thousandfold
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
+    for step in range(STEPS):
+        with context():
+            losses = net(*batch(step))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        gradient = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+        found.append((losses["class_loss"].detach(), losses["loss"].detach(), gradient))
+        optimizer.step()
+    return found
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_and_gradients_of_every_step_are_effdets(smoothing: float, assert_close: Callable[..., None]) -> None:
+    for ours, theirs in zip(train(smoothing, compat.effdet.patched), train(smoothing), strict=True):
+        for name, a, b in zip(("class loss", "loss", "gradients"), ours, theirs, strict=True):
+            assert_close(f"effdet {name}", a, b, TOLERANCE)
+
+
+def test_a_step_calls_the_fused_loss_once_per_level_and_leaves_effdet_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, original, fused = [], effdet.loss.new_focal_loss, focal_ext.losses.sigmoid_focal_loss
+    monkeypatch.setattr(focal_ext.losses, "sigmoid_focal_loss", lambda *args, **options: calls.append(args[0].shape) or fused(*args, **options))
+    with compat.effdet.patched():
+        bench(0.0)(*batch(0))
+    assert len(calls) == 5 and effdet.loss.new_focal_loss is original
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_ids_without_one_hot_and_mask_give_effdets_class_loss(smoothing: float, assert_close: Callable[..., None]) -> None:
+    """The recipe of docs/integrations.md: -1 background, -2 ignored, normalizer positives + 1, one call per level."""
+    rng = torch.Generator().manual_seed(4)
+    outputs = [torch.randn(2, 3 * CLASSES, s, s, generator=rng) for s in (16, 8, 4, 2, 1)]
+    targets = [torch.randint(-2, CLASSES, (2, s, s, 3), generator=rng) for s in (16, 8, 4, 2, 1)]
+    positives = torch.tensor([7.0, 12.0])
+    boxes = [torch.zeros(2, 12, s, s) for s in (16, 8, 4, 2, 1)]
+    box_targets = [torch.zeros(2, s, s, 12) for s in (16, 8, 4, 2, 1)]
+    _, theirs, _ = effdet.loss.loss_fn(outputs, boxes, targets, box_targets, positives, CLASSES, 0.25, 1.5, 0.1, 50.0, smoothing)
+    ours = sum(
+        focal_ext.sigmoid_focal_loss(
+            x.permute(0, 2, 3, 1).unflatten(-1, (-1, CLASSES)), ids, 0.25, 1.5, "sum", normalizer=positives.sum() + 1, label_smoothing=smoothing
+        )
+        for x, ids in zip(outputs, targets)
+    )
+    assert_close("effdet by class ids", ours, theirs, 1e-6)
