@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ._call import Call
 from ._version import __version__
 
 LIBRARY = Path(__file__).with_name("libfocal_ext.so")

@@ -156,12 +156,12 @@ class FusedFocalHead(nn.Conv2d):
         nn.init.normal_(self.weight, std=0.01)
         init_prior_(self, prior)
         self.num_classes = num_classes
-        self.loss_options = {
+        self.loss_options: dict[str, Any] = {
             "alpha": alpha, "gamma": gamma, "reduction": reduction, "normalizer": normalizer, "ignore_index": ignore_index,
             "label_smoothing": label_smoothing, "memory_budget": memory_budget,
         }  # fmt: skip
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         features: Sequence[Tensor],
         targets: Tensor | Sequence[Tensor] | None = None,
@@ -174,7 +174,7 @@ class FusedFocalHead(nn.Conv2d):
             raise ValueError("targets: needed in training mode, where the head returns the loss; use head.eval() for logits")
         options = self.loss_options if normalizer is None else {**self.loss_options, "normalizer": normalizer}
         return conv_sigmoid_focal_loss(
-            features, self.weight, self.bias, targets, self.num_classes, stride=self.stride, padding=self.padding, weight=weight_of_anchors, **options
+            features, self.weight, self.bias, targets, self.num_classes, stride=self.stride, padding=self.padding, weight=weight_of_anchors, **options  # type: ignore[arg-type]
         )
 
     def extra_repr(self) -> str:

@@ -193,11 +193,8 @@ def test_one_graph_gives_the_eager_numbers(dtype: torch.dtype, layout: str, name
 
     inputs = leaves(maps(SHAPE, layout, dtype))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    for call in (function, compiled):
-        loss = call(*inputs)
-        results = (loss.detach(), *torch.autograd.grad(2 * loss, inputs))
-        want = results if call is function else want
-    assert all(torch.allclose(a, b, rtol=2 * torch.finfo(dtype).eps, atol=1e-7) for a, b in zip(want, results))
+    want, got = ((loss.detach(), *torch.autograd.grad(2 * loss, inputs)) for loss in (call(*inputs) for call in (function, compiled)))
+    assert all(torch.allclose(a, b, rtol=2 * torch.finfo(dtype).eps, atol=1e-7) for a, b in zip(want, got))
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import IMPLEMENTATIONS, PUBLIC, Implementation
+from cases import IMPLEMENTATIONS, Implementation
 from rounding import outside
 from softmax_oracle import closed, expected, textbook_point
 from softmax_table import ROWS, Row, build

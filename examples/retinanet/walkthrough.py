@@ -18,7 +18,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must precede torch; see demo.py
 
-# ruff: noqa: E402
 from examples import loss_curves
 
 from . import concentration, datasets, steps, study, tables
@@ -33,7 +32,7 @@ class Materials:
     def __init__(self, folder, runs):
         self.folder, self.runs = folder, runs
 
-    @cache
+    @cache  # noqa: B019  one such object lives as long as the process
     def dataset(self, name):
         return datasets.load(name, self.folder)
 
@@ -41,7 +40,7 @@ class Materials:
     def both(self):
         return [self.dataset("nuclei"), self.dataset("trees")]
 
-    @cache
+    @cache  # noqa: B019  one such object lives as long as the process
     def scored(self, name):
         """(logits, targets) of the hold-out, by a network trained with focal loss."""
         dataset = self.dataset(name)
