@@ -9,7 +9,6 @@ import csv
 import re
 from pathlib import Path
 
-from . import head_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = {"default allocator": ROOT / "bench/results/cpu.csv", "memory kept": ROOT / "bench/results/cpu_kept_memory.csv"}
@@ -79,12 +78,10 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
     wanted = MARKERS.sub(lambda m: m.group(1) + section() + m.group(2), text)
-    wanted = head_page.MARKERS.sub(lambda m: m.group(1) + head_page.section() + m.group(2), wanted)
     if parser.parse_args().check:
         raise SystemExit("README.md differs from bench/results; run make readme" if wanted != text else 0)
     readme.write_text(wanted)
     draw(ROOT / "docs/performance.png")
-    head_page.draw(ROOT / "docs/memory.png")
 
 
 if __name__ == "__main__":
