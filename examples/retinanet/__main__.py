@@ -17,7 +17,6 @@ from pathlib import Path
 # Must precede torch; see demo.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# ruff: noqa: E402
 import torch
 from tqdm import tqdm
 
@@ -62,8 +61,8 @@ def train(settings, dataset, folder, checkpoint=None, silent=False):
             while session.done < settings.steps:
                 row = session.step()
                 end_of_epoch = session.done % settings.epoch_steps == 0
-                last = session.done == settings.steps
-                if last or end_of_epoch and session.done // settings.epoch_steps % settings.evaluate_every == 0:
+                due = end_of_epoch and session.done // settings.epoch_steps % settings.evaluate_every == 0
+                if due or session.done == settings.steps:
                     result = precision(session.model, dataset)
                     row.update(result)
                 logbook.write(row)

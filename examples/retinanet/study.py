@@ -15,7 +15,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must precede torch; see demo.py
 
-# ruff: noqa: E402
 import torch
 
 from . import datasets

@@ -37,5 +37,5 @@ def grid():
 
 def bases():
     """The options that all rows of a data set share."""
-    for name, options in BASE.items():
+    for options in BASE.values():
         yield f"    python -m examples.retinanet {options} ..."

@@ -18,7 +18,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # must precede torch; see demo.py
 
-# ruff: noqa: E402
 from examples import loss_curves
 
 from . import concentration, datasets, steps, study, tables
@@ -31,18 +30,15 @@ class Materials:
     """What steps are made of, fetched or trained when the first step asks for it."""
 
     def __init__(self, folder, runs):
-        self.folder, self.runs = folder, runs
-
-    @cache
-    def dataset(self, name):
-        return datasets.load(name, self.folder)
+        self.dataset = cache(lambda name: datasets.load(name, folder))
+        self.runs = runs
+        self.scored = cache(self.score)
 
     @property
     def both(self):
         return [self.dataset("nuclei"), self.dataset("trees")]
 
-    @cache
-    def scored(self, name):
+    def score(self, name):
         """(logits, targets) of the hold-out, by a network trained with focal loss."""
         dataset = self.dataset(name)
         return steps.scored(study.trained(name, "--loss focal", dataset, self.runs), dataset)
