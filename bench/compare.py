@@ -147,14 +147,14 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
 
 
-def provenance(device: str) -> dict[str, object]:
+def provenance(device: str, module: str = "bench.compare") -> dict[str, object]:
     cpu = f"{processor()}, {torch.get_num_threads()} threads, {focal_ext.build_info()['cpu_level']}"
     git = shutil.which("git")
     commit = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip() if git else ""
     return {
         "machine": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if device == "cuda" else cpu, "torch": torch.__version__,
         "allocator": os.environ.get("GLIBC_TUNABLES", "default"), "focal_ext": focal_ext.__version__, "commit": commit,
-        "date": time.strftime("%Y-%m-%d"), "command": " ".join(["python -m bench.compare", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"), "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
     }  # fmt: skip
 
 
@@ -166,6 +166,17 @@ def print_table(rows: list[dict[str, object]]) -> None:
 
     headers = ["logits", "implementation", "forward + backward, ms\nmedian (p20 - p80)", "times\nfocal_ext's", "peak extra memory\n/ logits", "worst relative error\nof a gradient vs fp64"]
     print(tabulate([line(row) for row in rows], headers=headers, disable_numparse=True))
+
+
+def write(path: Path | None, rows: list[dict[str, object]], origin: dict[str, object]) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *origin])
+        writer.writeheader()
+        writer.writerows({**{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}, **origin} for row in rows)
+    print(path)
 
 
 def main() -> None:
@@ -186,13 +197,7 @@ def main() -> None:
     origin = provenance(options.device)
     print(f"\n{origin['machine']}; torch {torch.__version__}; allocator: {origin['allocator']}; interleaved in one process; compile time not included")
     print_table(rows)
-    if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *origin])
-            writer.writeheader()
-            writer.writerows({**{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}, **origin} for row in rows)
-        print(options.csv)
+    write(options.csv, rows, origin)
 
 
 if __name__ == "__main__":

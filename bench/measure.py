@@ -53,6 +53,7 @@ class Timing:
     p20: float
     p80: float
     rounds: int
+    least: float
 
 
 def _quantile(values: list[float], share: float) -> float:
@@ -88,7 +89,7 @@ def interleaved(steps: dict[str, Step], seconds: float, least: int = 5, most: in
         for name, step in steps.items():
             times[name].append(sum(_seconds(step) for _ in range(in_a_row)) / in_a_row)
         rounds += 1
-    return {name: Timing(_quantile(t, 0.5), _quantile(t, 0.2), _quantile(t, 0.8), rounds) for name, t in times.items()}
+    return {name: Timing(_quantile(t, 0.5), _quantile(t, 0.2), _quantile(t, 0.8), rounds, min(t)) for name, t in times.items()}
 
 
 def peak_bytes(step: Step) -> int:

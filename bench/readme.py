@@ -1,6 +1,6 @@
 # Owns: the README's performance table and figure, rewritten from the checked-in CSV files.
 # Must not know: how the figures were measured.
-"""python -m bench.readme [--check]: rewrites README.md and docs/performance.png, or fails when the README differs from the CSV."""
+"""python -m bench.readme [--check]: rewrites README.md, docs/performance.png and docs/memory.png, or fails when the README differs from the CSV."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import argparse
 import csv
 import re
 from pathlib import Path
+
+from . import head_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = {"default allocator": ROOT / "bench/results/cpu.csv", "memory kept": ROOT / "bench/results/cpu_kept_memory.csv"}
@@ -77,10 +79,12 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text()
     wanted = MARKERS.sub(lambda m: m.group(1) + section() + m.group(2), text)
+    wanted = head_page.MARKERS.sub(lambda m: m.group(1) + head_page.section() + m.group(2), wanted)
     if parser.parse_args().check:
         raise SystemExit("README.md differs from bench/results; run make readme" if wanted != text else 0)
     readme.write_text(wanted)
     draw(ROOT / "docs/performance.png")
+    head_page.draw(ROOT / "docs/memory.png")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# A kernel's mangled name: type of the logits, kind of targets, modulator.
-NAME = re.compile(r"focal_kernelI(f|d|13__nv_bfloat16|6__half)\w*?(9IdTargets|12DenseTargetsI(?:h|f|d|13__nv_bfloat16|6__half|S\d*_)E)\w*?(WholeModulatorILi(\d)E|AnyModulator)")
-TYPES = {"f": "fp32", "d": "fp64", "13__nv_bfloat16": "bf16", "6__half": "fp16", "h": "uint8"}
+# A kernel's mangled name: type of the logits, kind of targets, loss, modulator of its negatives.
+NAME = re.compile(
+    r"focal_kernelI(f|d|13__nv_bfloat16|6__half)\w*?(Id|Dense|Either)TargetsI\w*?\d(SigmoidFocal|SmoothedSigmoidFocal|FocalNegatives|Asymmetric)I"
+    r"\w*?(WholeModulatorILi(\d)E|AnyModulator)"
+)
+TYPES = {"f": "fp32", "d": "fp64", "13__nv_bfloat16": "bf16", "6__half": "fp16"}
+CLIPPED = "asymmetric with clip"
+# The focal loss is named by its targets, another loss by itself: it takes all.
+TARGETS = {"Id": "ids", "Dense": "dense", "Either": "ids or dense"}
+LOSSES = {"SmoothedSigmoidFocal": "label smoothing", "FocalNegatives": "quality, varifocal, asymmetric", "Asymmetric": CLIPPED}
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][\w.]*)(.*?);?\s*$")
 
 
@@ -45,6 +52,15 @@ class Loop:
         return sum(n for opcode, n in self.instructions.items() if opcode.startswith(prefixes))
 
     @property
+    def finds_rows(self) -> int:
+        """How often it multiplies for a high word: once per logit in the careful path, to find the logit's row, and nowhere else."""
+        return self.count("IMAD.HI")
+
+    @property
+    def stores(self) -> int:
+        return self.count("STG", "ST.E")
+
+    @property
     def vector_loads(self) -> int:
         return self.count("LDG.E.128", "LD.E.128")
 
@@ -65,13 +81,9 @@ class Kernel:
 
     @property
     def identity(self) -> tuple[str, str, str] | None:
-        """(type of the logits, targets, gamma) of a focal kernel."""
+        """(type of the logits, targets or loss, gamma) of a focal kernel."""
         match = NAME.search(self.name)
-        if not match:
-            return None
-        inner = re.search(r"DenseTargetsI(\w+)E", match[2])
-        stored = TYPES.get(inner[1], TYPES[match[1]]) if inner else ""  # S2_ repeats the logits' type
-        return TYPES[match[1]], f"dense {stored}" if inner else "ids", match[4] or "any"
+        return (TYPES[match[1]], LOSSES.get(match[3], TARGETS[match[2]]), match[5] or "any") if match else None
 
 
 def resources(library: Path) -> dict[tuple[str, str], Kernel]:
@@ -137,32 +149,46 @@ def blocks(lines: list[str]) -> tuple[list[list[str]], list[list[int]]]:
 
 
 def loops(lines: list[str]) -> list[Loop]:
-    """Each loop that loads and computes exponentials, by its cheapest pass: rare branches are left out, the work is not."""
+    """Each loop that loads and computes exponentials, by its cheapest complete pass: rare branches are left out, the work is not."""
     opcodes, successors = blocks(lines)
     found = []
     for latch, targets in enumerate(successors):
         for header in targets:
             if header > latch:
                 continue  # not a back edge
-            path = cheapest(opcodes, successors, header, latch)
-            loop = Loop(Counter(op for block in path or [] for op in opcodes[block]))
-            if loop.count("LDG", "LD.E") and loop.count("MUFU.EX2"):
-                found.append(loop)
+            passes = [Loop(Counter(op for block in path for op in opcodes[block])) for path in cheapest(opcodes, successors, header, latch)]
+            working = [loop for loop in passes if loop.count("LDG", "LD.E") and loop.count("MUFU.EX2")]
+            if working:
+                found.append(min(working, key=incompleteness))
     return found
 
 
-def cheapest(opcodes: list[list[str]], successors: list[list[int]], header: int, latch: int) -> list[int] | None:
-    """Blocks of the path from header to latch, forward edges only, that issues least."""
-    queue = [(len(opcodes[header]), header, [header])]
+def incompleteness(loop: Loop) -> tuple[int, int, int]:
+    """Least for the pass to count. A stream's is whole by its nature; the careful path's computes all its logits and stores each of them."""
+    if not loop.finds_rows:
+        return 0, 0, loop.issued
+    return -loop.count("MUFU.EX2"), max(0, loop.finds_rows - loop.stores), loop.issued
+
+
+def cheapest(opcodes: list[list[str]], successors: list[list[int]], header: int, latch: int) -> list[list[int]]:
+    """Paths from header to latch, as blocks, forward edges only: the one that issues least for each number of exponentials, rows and stores."""
+
+    def work(block: int) -> tuple[int, int, int]:
+        loop = Loop(Counter(opcodes[block]))
+        return loop.count("MUFU.EX2"), loop.finds_rows, loop.stores
+
+    queue = [(len(opcodes[header]), header, work(header), [header])]
     seen = set()
+    complete = []
     while queue:
-        cost, block, path = heapq.heappop(queue)
-        if block == latch:
-            return path
-        if block in seen:
+        cost, block, done, path = heapq.heappop(queue)
+        if (block, done) in seen:
             continue
-        seen.add(block)
+        seen.add((block, done))
+        if block == latch:
+            complete.append(path)
         for following in successors[block]:
             if block < following <= latch:
-                heapq.heappush(queue, (cost + len(opcodes[following]), following, [*path, following]))
-    return None
+                more = tuple(map(sum, zip(done, work(following))))
+                heapq.heappush(queue, (cost + len(opcodes[following]), following, more, [*path, following]))
+    return complete

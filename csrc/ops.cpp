@@ -38,7 +38,7 @@ struct Arguments {
     p.targets = targets.const_data_ptr();
     p.has_ignore_index = ignore_index.has_value();
     p.ignore_index = ignore_index.value_or(0);
-    STD_TORCH_CHECK(loss >= 0 && loss <= int64_t(Loss::asymmetric), "loss: unknown");
+    STD_TORCH_CHECK(loss >= 0 && loss <= int64_t(Loss::softmax_focal), "loss: unknown");
     p.loss_parameters = {Loss(loss), gamma, gamma_positive, clip, smoothing};
     p.scores = checked_data(scores, inputs, p.rows, "scores");
     p.alpha_positive = alpha_positive;
@@ -111,21 +111,21 @@ std::tuple<Tensor, Tensor> loss_and_gradient(FOCAL_EXT_ARGUMENTS) {
 Tensor loss_map(FOCAL_EXT_ARGUMENTS) {
   Arguments a = FOCAL_EXT_PASS;
   Problem p = a.problem();
-  Tensor result = empty_logits(a.inputs);
+  Tensor result = has_row_losses(p) ? empty(a.inputs, a.inputs.dim() - 1, a.inputs.sizes().data(), a.inputs.scalar_type()) : empty_logits(a.inputs);
   p.loss_map = result.mutable_data_ptr();
   run(p, a.inputs);
   return result;
 }
 
-// Writes the gradient for an upstream factor (0-d, accumulation dtype) or map (the logits' shape and dtype).
+// Writes the gradient for an upstream factor (0-d, accumulation dtype) or map (the unreduced loss's shape, the logits' dtype).
 void write_gradient(Arguments& a, const Tensor& grad_output, void* to) {
   Problem p = a.problem();
   const Tensor upstream = as_contiguous(grad_output);
   p.grad_output_per_element = grad_output.dim() > 0;
   STD_TORCH_CHECK(upstream.is_cuda() == a.inputs.is_cuda() &&
-                      (p.grad_output_per_element ? upstream.numel() == a.inputs.numel() && upstream.scalar_type() == a.inputs.scalar_type()
+                      (p.grad_output_per_element ? upstream.numel() == (has_row_losses(p) ? p.rows : numel(p)) && upstream.scalar_type() == a.inputs.scalar_type()
                                                  : upstream.scalar_type() == accumulation_type(a.inputs)),
-                  "grad_output: must be 0-d of the accumulation dtype, or of the shape and dtype of inputs");
+                  "grad_output: must be 0-d of the accumulation dtype, or of the shape of the unreduced loss and the dtype of inputs");
   p.grad_output = upstream.const_data_ptr();
   p.gradient = to;
   run(p, a.inputs);
@@ -159,7 +159,7 @@ void scale_(Tensor gradient, Tensor factor) {
   cpu::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), value, on_torch_threads);
 }
 
-int64_t first_bad_id(Tensor targets, int64_t classes, std::optional<int64_t> ignore_index) {
+int64_t first_bad_id(Tensor targets, int64_t classes, std::optional<int64_t> ignore_index, bool background) {
   const Tensor ids = as_contiguous(targets);
   Problem p{};
   p.targets = ids.const_data_ptr();
@@ -168,7 +168,7 @@ int64_t first_bad_id(Tensor targets, int64_t classes, std::optional<int64_t> ign
   p.has_ignore_index = ignore_index.has_value();
   p.ignore_index = ignore_index.value_or(0);
   p.target = id_target(ids);
-  return cpu::first_bad_id(p, on_torch_threads);
+  return cpu::first_bad_id(p, background, on_torch_threads);
 }
 
 }  // namespace
@@ -180,7 +180,7 @@ STABLE_TORCH_LIBRARY(focal_ext, m) {
   m.def("gradient(Tensor" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> Tensor");
   m.def("gradient_(Tensor(a!)" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> ()");
   m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
-  m.def("first_bad_id(Tensor targets, int classes, int? ignore_index) -> int");
+  m.def("first_bad_id(Tensor targets, int classes, int? ignore_index, bool background=True) -> int");
 }
 
 #define FOCAL_EXT_REGISTER(m)                                 \

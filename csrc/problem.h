@@ -35,7 +35,8 @@ struct Problem {
   const void* targets;  // [rows] ids or [rows, classes] dense, contiguous
   Target target;
   bool has_ignore_index;
-  int64_t ignore_index;  // tested first; then [0, classes) is positive, -1 or classes background, anything else gives NaN
+  // Tested first; then [0, classes) is positive, -1 or classes background, anything else gives NaN. Softmax losses know no background.
+  int64_t ignore_index;
 
   const void* scores;  // class ids: acc_t[rows], the target of a positive row's class; null means 1
 
@@ -49,13 +50,13 @@ struct Problem {
   double divisor_value;
   const void* divisor_tensor;
 
-  // Upstream factor of the gradient: null means 1; one acc_t, or with grad_output_per_element a scalar_t per logit.
+  // Upstream factor of the gradient: null means 1; one acc_t, or with grad_output_per_element a scalar_t per element of the loss map.
   const void* grad_output;
   bool grad_output_per_element;
 
   // Results wanted; null means not wanted.
   void* loss;      // one acc_t: the sum divided by the divisor
-  void* loss_map;  // scalar_t per logit, undivided
+  void* loss_map;  // scalar_t per logit, or per row where a row has one loss; undivided
   void* gradient;  // scalar_t per logit, divided; may be `inputs` itself
 };
 
@@ -78,5 +79,8 @@ struct Pyramid {
 };
 
 inline int64_t numel(const Problem& p) { return p.rows * p.classes; }
+
+// Whether the loss is one number a row; else it is one a logit.
+inline bool has_row_losses(const Problem& p) { return p.loss_parameters.loss == Loss::softmax_focal; }
 
 }  // namespace focal_ext

@@ -6,14 +6,13 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Union
 
 import torch
 from torch import Tensor
 
-Alpha = Union[float, Sequence[float], Tensor, None]
-Normalizer = Union[float, str, Tensor, None]
-Targets = Union[Tensor, tuple[Tensor, Tensor]]
+Alpha = float | Sequence[float] | Tensor | None
+Normalizer = float | str | Tensor | None
+Targets = Tensor | tuple[Tensor, Tensor]
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -48,17 +47,17 @@ def check_layout(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: must be a dense strided tensor, got {'a nested tensor' if tensor.is_nested else tensor.layout}; use {name}.to_dense()")
 
 
-def check_inputs(inputs: Tensor) -> None:
+def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
     if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs: logits must be a torch.Tensor, got {type(inputs).__name__}")
-    check_layout("inputs", inputs)
+        raise TypeError(f"{name}: must be a torch.Tensor, got {type(inputs).__name__}")
+    check_layout(name, inputs)
     if inputs.dtype not in LOGIT_DTYPES:
-        raise TypeError(f"inputs: logits must be float32, bfloat16, float16 or float64, got {inputs.dtype}; convert with inputs.float()")
+        raise TypeError(f"{name}: must be float32, bfloat16, float16 or float64, got {inputs.dtype}; convert with {name}.float()")
     if inputs.dim() == 0:
-        raise ValueError("inputs: logits need shape (..., classes), got a 0-d tensor; use inputs[None]")
+        raise ValueError(f"{name}: logits need shape (..., classes), got a 0-d tensor; use {name}[None]")
 
 
-def is_dense(inputs: Tensor, targets: Tensor) -> bool:
+def is_dense(inputs: Tensor, targets: Targets) -> bool:
     """Reads the kind of targets from their rank, never from their values."""
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: must be a torch.Tensor, got {type(targets).__name__}")
@@ -99,17 +98,21 @@ def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | Non
         raise TypeError(f"targets: the scores of a pair (ids, scores) must be floating point, got {scores.dtype}; use scores.float()")
     if scores.device != inputs.device:
         raise ValueError(f"targets: scores must be on the device of inputs, {inputs.device}, got {scores.device}")
-    return ids, scores.to(accumulation_dtype(inputs.dtype)).reshape(-1).contiguous()
+    scores = scores.to(accumulation_dtype(inputs.dtype))
+    return ids, (scores if scores.dim() == 1 else scores.reshape(-1)).contiguous()
 
 
-def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int | None) -> None:
+def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int | None, background: bool = True) -> None:
     """Raises for the class id at flat position first_bad unless that is -1."""
-    if first_bad >= 0:
-        skip = "" if ignore_index is None else f", ignore_index={ignore_index} to skip an anchor"
-        raise ValueError(
-            f"targets: class id {targets.flatten()[first_bad].numpy()} at anchor {first_bad} is outside [0, {classes});"
-            f" use {classes} or -1 for background{skip}"
-        )
+    if first_bad < 0:
+        return
+    skip = "" if ignore_index is None else f"ignore_index={ignore_index} to skip {'an anchor' if background else 'a row'}"
+    if background:
+        hint = f"; use {classes} or -1 for background{skip and ', ' + skip}"
+    else:
+        hint = f"; softmax has no background, make it a class of its own{skip and ' or use ' + skip}"
+    where = f"{'anchor' if background else 'row'} {first_bad}"
+    raise ValueError(f"targets: class id {targets.flatten()[first_bad].numpy()} at {where} is outside [0, {classes}){hint}")
 
 
 def is_number(value: object) -> bool:
@@ -141,13 +144,14 @@ def check_fraction(name: str, value: object, below_one: bool = False) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def check_alpha(alpha: Alpha, inputs: Tensor) -> tuple[float, float, Tensor | None]:
+def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float, float, Tensor | None]:
     """Returns the factors of positives and negatives, and the tensor of per-class alphas if there is one."""
+    rule = "in [0, 1]" if most == 1 else "finite and >= 0"
     if alpha is None or (is_number(alpha) and alpha == -1):
         return 1.0, 1.0, None
     if is_number(alpha):
-        if not 0 <= alpha <= 1:  # type: ignore[operator]
-            raise ValueError(f"alpha: must be in [0, 1], or None or -1 to switch it off, got {alpha}")
+        if not 0 <= as_float(alpha) <= most or as_float(alpha) == math.inf:  # type: ignore[arg-type]
+            raise ValueError(f"alpha: must be {rule}, or None or -1 to switch it off, got {alpha}")
         return float(alpha), 1.0 - float(alpha), None  # type: ignore[arg-type]
     classes, dtype = inputs.shape[-1], accumulation_dtype(inputs.dtype)
     if not isinstance(alpha, Tensor):
@@ -162,8 +166,8 @@ def check_alpha(alpha: Alpha, inputs: Tensor) -> tuple[float, float, Tensor | No
         raise ValueError(f"alpha: a tensor or sequence must hold one value per class, shape ({classes},), got {tuple(alpha.shape)}")
     if alpha.device != inputs.device:
         raise ValueError(f"alpha: must be on the device of inputs, {inputs.device}, got {alpha.device}")
-    if values_are_readable(alpha) and not bool(((alpha >= 0) & (alpha <= 1)).all()):
-        raise ValueError(f"alpha: every value must be in [0, 1], got {alpha.tolist()}")
+    if values_are_readable(alpha) and not bool(((alpha >= 0) & (alpha <= most) & (alpha < math.inf)).all()):
+        raise ValueError(f"alpha: every value must be {rule}, got {alpha.tolist()}")
     return 1.0, 1.0, alpha.to(dtype).contiguous()
 
 
@@ -178,7 +182,7 @@ def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
         raise TypeError(f"weight: must be real numbers, got {weight.dtype}")
     if weight.device != inputs.device:
         raise ValueError(f"weight: must be on the device of inputs, {inputs.device}, got {weight.device}")
-    shape, classes = inputs.shape, inputs.shape[-1]
+    shape = inputs.shape
     if weight.dim() > len(shape) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(shape))):
         column = "weight[:, None]" if len(shape) == 2 else "weight[..., None]"
         hint = f"; one value per row must be a column, use {column}" if weight.shape == shape[:-1] else ""
@@ -190,14 +194,28 @@ def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
     return weight.expand(*shape[:-1], last).reshape(math.prod(shape[:-1]), last).contiguous()
 
 
-def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool) -> tuple[int, float, Tensor | None]:
-    """Returns the divisor's kind, its value and its tensor."""
+def check_row_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
+    """Brings a weight that broadcasts to inputs.shape[:-1] to [rows or 1, 1]."""
+    if isinstance(weight, Tensor):
+        rows = inputs.shape[:-1]
+        if weight.dim() > len(rows) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(rows))):
+            hint = "; a column is weight.squeeze(-1)" if weight.shape == (*rows, 1) else "; a factor for each class is alpha" if weight.shape == inputs.shape[-1:] else ""
+            raise ValueError(f"weight: must broadcast to the rows of inputs, {tuple(rows)}, got {tuple(weight.shape)}{hint}")
+        check_layout("weight", weight)
+        weight = weight.unsqueeze(-1)
+    return check_weight(weight, inputs)
+
+
+def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool, per_row: bool = False) -> tuple[int, float, Tensor | None]:
+    """Returns the divisor's kind, its value and its tensor; the mean is that of all losses that are not ignored, one a row or one a logit."""
     if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: must be 'none', 'mean' or 'sum', got {reduction!r}")
     if normalizer is None:
         if reduction != "mean":
             return BY_VALUE, 1.0, None
-        return (BY_VALUE, float(max(inputs.numel(), 1)), None) if dense else (BY_KEPT, 1.0, None)
+        if dense:
+            return BY_VALUE, float(max(math.prod(inputs.shape[:-1]) if per_row else inputs.numel(), 1)), None
+        return BY_POSITIVES if per_row else BY_KEPT, 1.0, None
     if reduction != "sum":
         raise ValueError(f"normalizer: goes with reduction='sum', got reduction={reduction!r}")
     if isinstance(normalizer, str):
@@ -245,18 +263,18 @@ def is_overlapping(inputs: Tensor) -> bool:
     return False
 
 
-def check_overwrite(inputs: Tensor, *others: Tensor | None) -> None:
+def check_overwrite(inputs: Tensor, *others: Tensor | None, name: str = "inputs") -> None:
     if inputs.is_inference():
         raise ValueError("overwrite_inputs: an inference tensor cannot take a gradient; compute the logits outside torch.inference_mode()")
     owner = inputs._base if inputs._is_view() and inputs._base is not None else inputs
     if inputs.requires_grad and owner.requires_grad and owner.is_leaf:
-        raise ValueError("overwrite_inputs: inputs is a leaf that requires grad, or a view of one; its values must survive backward; pass logits that a layer computed")
+        raise ValueError(f"overwrite_inputs: {name} is a leaf that requires grad, or a view of one; its values must survive backward; pass logits that a layer computed")
     if is_overlapping(inputs):
-        raise ValueError(f"overwrite_inputs: elements of inputs share memory (strides {inputs.stride()}); use inputs.contiguous()")
+        raise ValueError(f"overwrite_inputs: elements of {name} share memory (strides {inputs.stride()}); use {name}.contiguous()")
     if inputs.is_neg():
-        raise ValueError("overwrite_inputs: inputs is a view that negates on reading; use inputs.resolve_neg()")
+        raise ValueError(f"overwrite_inputs: {name} is a view that negates on reading; use {name}.resolve_neg()")
     for other in others:
         if other is None or not (is_plain(inputs) and is_plain(other)) or inputs.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
             continue
         if inputs.numel() and (other.data_ptr(), other.shape, other.stride()) != (inputs.data_ptr(), inputs.shape, inputs.stride()):
-            raise ValueError("overwrite_inputs: targets or weight share memory with inputs at another place; clone them")
+            raise ValueError(f"overwrite_inputs: targets or weight share memory with {name} at another place; clone them")

@@ -52,7 +52,9 @@ class _OnePass(torch.autograd.Function):
         inputs, *tensors, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None
-        if keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
+        if torch.compiler.is_compiling() or keeps_graph():  # compiled autograd cannot trace the question
+            return gradient * grad_output, None, None
+        if torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
             return gradient * grad_output, None, None
         if gradient.device.type == "cpu" and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
             return gradient, None, None
@@ -126,8 +128,12 @@ def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
 
 
 def needs_reference(tensors: Sequence[Tensor | None]) -> bool:
+    return not native.available or needs_graph(tensors)
+
+
+def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a transform runs the call, or something besides the logits wants a gradient."""
-    if not native.available or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -169,7 +175,7 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
 
 def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    if needs_reference(call.tensors) or not native.runs(call, inputs.device) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call.tensors)))):
+    if needs_reference(call.tensors) or not native.runs_on(inputs.device) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call.tensors)))):
         return reference.compute(inputs, call, reduction)
     overwrite = overwrite_inputs and inputs.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     order = None
@@ -188,5 +194,5 @@ def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool)
     else:
         loss = _OnePass.apply(inputs, call, reduction)
     if order is not None and reduction == "none":
-        loss = loss.permute([order.index(d) for d in range(len(order))])
+        loss = loss.permute([order.index(d) for d in range(loss.dim())])  # the classes are last before and after
     return loss

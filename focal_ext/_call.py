@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ class Loss(enum.IntEnum):
     QUALITY_FOCAL = 1
     VARIFOCAL = 2
     ASYMMETRIC = 3
+    SOFTMAX_FOCAL = 4
 
 
 class Call(NamedTuple):
@@ -39,6 +41,11 @@ class Call(NamedTuple):
     ignore_index: int | None
     divisor: int
     divisor_value: float
+
+    @property
+    def is_per_row(self) -> bool:
+        """Whether the loss is one number a row and class ids know no background; else it is one a logit."""
+        return self.loss == Loss.SOFTMAX_FOCAL
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -104,14 +111,19 @@ def check(
     scores = None
     if loss in (Loss.QUALITY_FOCAL, Loss.VARIFOCAL):
         targets, scores = arguments.check_scored(inputs, targets)
-    dense = arguments.is_dense(inputs, targets)
+    dense, per_row = arguments.is_dense(inputs, targets), loss == Loss.SOFTMAX_FOCAL
+    assert isinstance(targets, Tensor)  # is_dense has seen to it
+    if dense and per_row and smoothing:
+        raise ValueError(f"label_smoothing: needs class ids, got dense targets and {smoothing}; smooth the dense targets instead")
     if loss == Loss.VARIFOCAL:  # the only loss whose alpha is the factor of negatives alone
         alpha_positive, alpha_negative, alpha_tensor = 1.0, arguments.check_fraction("alpha", alpha), None
     else:
-        alpha_positive, alpha_negative, alpha_tensor = arguments.check_alpha(alpha, inputs)
-    divisor, divisor_value, divisor_tensor = arguments.check_normalizer(normalizer, reduction, inputs, dense)
-    plain_weight = arguments.check_weight(weight, inputs)
+        alpha_positive, alpha_negative, alpha_tensor = arguments.check_alpha(alpha, inputs, math.inf if per_row else 1.0)
+    divisor, divisor_value, divisor_tensor = arguments.check_normalizer(normalizer, reduction, inputs, dense, per_row)
+    plain_weight = arguments.check_row_weight(weight, inputs) if per_row else arguments.check_weight(weight, inputs)
     ignore_index = arguments.check_ignore_index(ignore_index)
+    if not isinstance(overwrite_inputs, bool):
+        raise TypeError(f"overwrite_inputs: must be a bool, got {type(overwrite_inputs).__name__}")
     if overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
         arguments.check_overwrite(inputs, targets, weight, scores)
     if dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):

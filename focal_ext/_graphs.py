@@ -45,7 +45,7 @@ def _(inputs: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
 
 @register_fake("focal_ext::loss_map")
 def _(inputs: Tensor, *call: Any) -> Tensor:
-    return _like_logits(inputs)
+    return inputs.new_empty(inputs.shape[:-1]) if Call(*call).is_per_row else _like_logits(inputs)
 
 
 @register_fake("focal_ext::gradient")
@@ -84,7 +84,10 @@ def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def recompute_gradient(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     refuse_create_graph()
-    return ops.gradient(*ctx.saved_tensors, *ctx.scalars, grad_output.contiguous()), *NO_GRADIENTS
+    inputs, *tensors = ctx.saved_tensors
+    # A number is of the accumulation dtype, also where it is the loss of a single row.
+    grad_output = grad_output.contiguous() if grad_output.dim() else grad_output.to(accumulation_dtype(inputs.dtype))
+    return ops.gradient(inputs, *tensors, *ctx.scalars, grad_output), *NO_GRADIENTS
 
 
 register_autograd("focal_ext::loss_and_gradient", scale_gradient, setup_context=save_gradient)

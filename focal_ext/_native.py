@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import platform
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ._call import Call, Loss
+from ._call import Call
 from ._version import __version__
 
 LIBRARY = Path(__file__).with_name("libfocal_ext.so")
@@ -22,6 +22,7 @@ REINSTALL = (
 )
 
 ops = torch.ops.focal_ext  # resolves names lazily: empty until the library is loaded
+convolution_backward = torch.ops.aten.convolution_backward  # both derivatives of a convolution without an autograd graph
 OPS = ("loss", "loss_and_gradient", "loss_map", "gradient", "gradient_", "scale_", "first_bad_id")
 PYRAMID_OPS = ("pyramid_loss", "pyramid_loss_and_gradient", "pyramid_gradient", "pyramid_gradient_")
 
@@ -35,7 +36,10 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:
-        return f"{LIBRARY.name} does not load into torch {torch.__version__} (needs torch >= 2.10): {error}; {REINSTALL}"
+        cause = str(error.__cause__ or error)  # torch hides the linker's words, and the linker says this of a library for another processor
+        if "No such file" in cause:
+            cause = f"it is not for this processor ({platform.machine()}), or another library that it needs is missing: {cause}"
+        return f"{LIBRARY.name} does not load into torch {torch.__version__} (needs torch >= 2.10): {cause}; {REINSTALL}"
     missing = [name for name in OPS + PYRAMID_OPS if not hasattr(ops, name)]
     return f"{LIBRARY.name} has no op {missing[0]}: it is not of version {__version__}; {REINSTALL}" if missing else None
 
@@ -78,7 +82,7 @@ def _cuda_usable() -> bool:
             stacklevel=5,
         )
         return False
-    driver = torch._C._cuda_getDriverVersion()
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
     if driver // 1000 < int(built.split(".")[0]):
         warnings.warn(
             f"focal_ext was built with CUDA {built}, the driver supports CUDA {driver // 1000}.{driver % 1000 // 10}; tensors on cuda take"
@@ -90,13 +94,9 @@ def _cuda_usable() -> bool:
     return True
 
 
-def runs(call: Call, device: torch.device) -> bool:
-    """Whether there are fused kernels for this call on tensors of this device."""
-    if not available:
-        return False
-    if device.type == "cpu":
-        return True
-    return device.type == "cuda" and call.loss == Loss.SIGMOID_FOCAL and call.smoothing == 0 and _cuda_usable()
+def runs_on(device: torch.device) -> bool:
+    """Whether there are fused kernels for tensors of this device."""
+    return available and (device.type == "cpu" or (device.type == "cuda" and _cuda_usable()))
 
 
 if available:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from ._call import Call, Loss
+from ._softmax_reference import row_losses
 
 # Beyond it sigmoid(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
 LIMIT = 800.0
@@ -55,7 +56,8 @@ def _focal(x: Tensor, t: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor
         return ce
     p, q = _sigmoids(x)
     u = p * (1 - t) + q * t
-    power = _power(u, gamma, _bounded(x, LIMIT), t)
+    # A smoothed label's cross entropy grows on the winning side too, so there p^gamma is needed beyond the limit.
+    power = _power(u, gamma, _bounded(x, 1e30 if smoothing else LIMIT), t)
     # An infinite cross entropy stays infinite where u^gamma underflows, but not where u is 0: smoothing on the winning side.
     won = ce.isinf() & (u == 0)
     return torch.where(ce.isinf() & ~won, power.clamp(min=torch.finfo(x.dtype).tiny), power) * torch.where(won, 0.0, ce)
@@ -108,10 +110,18 @@ def widened(ids: Tensor) -> Tensor:
     return torch.where(wide < 0, torch.iinfo(torch.int64).max, wide) if ids.dtype == torch.uint64 else wide
 
 
-def bad_ids(ids: Tensor, classes: int, ignore_index: int | None) -> Tensor:
-    """Where a widened class id is neither ignored, nor in [0, classes), nor background (-1 or classes)."""
-    bad = (ids < -1) | (ids > classes)
+def bad_ids(ids: Tensor, classes: int, ignore_index: int | None, background: bool = True) -> Tensor:
+    """Where a widened class id is neither ignored, nor in [0, classes), nor background (-1 or classes) where there is such a thing."""
+    bad = (ids < -1) | (ids > classes) if background else (ids < 0) | (ids >= classes)
     return bad if ignore_index is None else bad & (ids != ignore_index)
+
+
+def _element_losses(x: Tensor, t: Tensor, call: Call) -> Tensor:
+    """The loss of each logit, alpha included."""
+    positive, negative = (call.alpha, 1 - call.alpha) if call.alpha is not None else (call.alpha_positive, call.alpha_negative)
+    factor = torch.where(t > 0, torch.ones_like(t), negative) if call.loss == Loss.VARIFOCAL else positive * t + negative * (1 - t)
+    x = torch.where(factor == 0, _bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
+    return factor * _LOSSES[Loss(call.loss)](x, t, call)
 
 
 def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
@@ -127,24 +137,24 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     else:
         ids = widened(call.targets.reshape(-1))
         ignored = torch.zeros_like(ids, dtype=torch.bool) if call.ignore_index is None else ids == call.ignore_index
-        bad = bad_ids(ids, classes, call.ignore_index)
+        bad = bad_ids(ids, classes, call.ignore_index, not call.is_per_row)
         t = _one_hot(torch.where(ignored, -1, ids), classes, dtype)
         if call.scores is not None:
             t = torch.where(t == 1, call.scores[:, None], t)  # a score that is not read may be anything
         positives = ((ids >= 0) & (ids < classes) & ~ignored).sum()
         kept = (~ignored).sum() * classes
         x = torch.where(ignored[:, None], 0.0, x)  # an ignored logit contributes exactly 0, NaN and inf included
-    positive, negative = (call.alpha, 1 - call.alpha) if call.alpha is not None else (call.alpha_positive, call.alpha_negative)
-    factor = torch.where(t > 0, torch.ones_like(t), negative) if call.loss == Loss.VARIFOCAL else positive * t + negative * (1 - t)
-    x = torch.where(factor == 0, _bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
-    loss = factor * _LOSSES[Loss(call.loss)](x, t, call)
+    if call.is_per_row:
+        loss = row_losses(x, t, (call.alpha_positive if call.alpha is None else call.alpha) * t, call)
+    else:
+        loss = _element_losses(x, t, call)
     if call.weight is not None:
         loss = loss * call.weight
     if ignored is not None and bad is not None:
         loss = torch.where(ignored[:, None], 0.0, loss)
         loss = loss * torch.where(bad, torch.nan, 1.0).to(dtype)[:, None]
     if reduction == "none":
-        return loss.reshape(inputs.shape).to(inputs.dtype)
+        return loss.reshape(inputs.shape[:-1] if call.is_per_row else inputs.shape).to(inputs.dtype)
     if loss.numel() == 0:
         return loss.sum()
     divisor = {
@@ -153,12 +163,12 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         arguments.BY_KEPT: kept.clamp(min=1),
         arguments.BY_POSITIVES: positives.clamp(min=1) if positives is not None else None,
     }[call.divisor]
-    return loss.sum() / divisor
+    return loss.sum() / divisor  # type: ignore[operator]
 
 
 def first_bad_id(call: Call, classes: int) -> int:
     """Flat position of the first class id out of range; -1 if there is none."""
-    bad = bad_ids(widened(call.targets.flatten()), classes, call.ignore_index).nonzero()
+    bad = bad_ids(widened(call.targets.flatten()), classes, call.ignore_index, not call.is_per_row).nonzero()
     return int(bad[0]) if bad.numel() else -1
 
 
@@ -166,5 +176,5 @@ def checked(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     """compute(), after an error for the first bad class id where values can be read for free."""
     targets, classes = call.targets, inputs.shape[-1]
     if targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets):
-        arguments.check_ids(first_bad_id(call, classes), targets, classes, call.ignore_index)
+        arguments.check_ids(first_bad_id(call, classes), targets, classes, call.ignore_index, not call.is_per_row)
     return compute(inputs, call, reduction)

@@ -31,7 +31,7 @@ def _fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
 def _run(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
     targets, classes = call.targets, inputs.shape[-1]
     readable = targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets)
-    if readable and (reduction == "none" or not _native.available):
+    if readable and (reduction == "none" or not _native.available or classes == 0):
         _check_ids(call, classes)
     loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
     # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
@@ -41,8 +41,10 @@ def _run(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> 
 
 
 def _check_ids(call: Call, classes: int) -> None:
-    first_bad = _native.ops.first_bad_id(call.targets, classes, call.ignore_index) if _native.available else _reference.first_bad_id(call, classes)
-    arguments.check_ids(first_bad, call.targets, classes, call.ignore_index)
+    background = not call.is_per_row
+    native = _native.available
+    first_bad = _native.ops.first_bad_id(call.targets, classes, call.ignore_index, background) if native else _reference.first_bad_id(call, classes)
+    arguments.check_ids(first_bad, call.targets, classes, call.ignore_index, background)
 
 
 @_fused
@@ -201,4 +203,57 @@ def asymmetric_loss(
     return check(
         Loss.ASYMMETRIC, inputs, targets, None, gamma_neg, reduction, normalizer, weight, ignore_index, overwrite_inputs,
         gamma_positive=gamma_pos, clip=clip,
+    )
+
+
+@_fused
+def softmax_focal_loss(
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: Alpha = None,
+    gamma: float = 2.0,
+    reduction: str = "mean",
+    *,
+    normalizer: Normalizer = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    overwrite_inputs: bool = False,
+) -> Request:
+    """Softmax focal loss of every row, sum_c alpha_c t_c (1 - p_c)^gamma (-log p_c) with p the row's softmax, fused.
+
+    Equivalent to ``torch.nn.functional.cross_entropy(inputs, targets, ignore_index=...)`` for gamma 0 without alpha, the classes being
+    the last dimension of ``inputs``; to mmcv's ``softmax_focal_loss`` for a float alpha. A form seen in tutorials averages N * C products
+    with a one-hot instead of N rows: that is this loss divided by C.
+
+    Args:
+        inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`. A row with several logits of +inf, or of -inf only, is NaN.
+        targets: read by rank. Of shape ``inputs.shape[:-1]``: class ids of any integer dtype, in [0, C) or ``ignore_index``; no background
+            is implied, it is a class like others. Of shape ``inputs.shape``: dense probabilities (float, bool or 0/1 integers; unchecked).
+        alpha: factor of the loss, finite and >= 0: a float for every row, a tensor or sequence of C floats for the target's class.
+            None or -1: off.
+        gamma: focusing exponent, finite and >= 0. 0 is cross entropy.
+        reduction: "none" returns the loss of each row, of shape ``inputs.shape[:-1]``, in the inputs' dtype; "sum" and "mean" return a
+            float32 (float64 for float64) number, "mean" over all rows that are not ignored, whatever alpha and weight are.
+        normalizer: with "sum" only, as in :func:`sigmoid_focal_loss`; "positives" is the number of rows that are not ignored.
+        weight: multiplies the loss of each row; broadcasts to ``inputs.shape[:-1]``.
+        ignore_index: class id that is skipped; such rows give exactly 0 and a gradient of 0. None: no such id.
+        label_smoothing: s in [0, 1] moves s of the target's mass to all classes alike, in the cross entropy only: alpha and the modulating
+            factor keep the class id. With class ids only; dense targets can be smoothed beforehand.
+        overwrite_inputs: as in :func:`sigmoid_focal_loss`.
+
+    Returns:
+        The loss; 0 for empty inputs and when every row is ignored.
+
+    Raises:
+        TypeError, ValueError: as in :func:`sigmoid_focal_loss`; also for an id of -1 or C.
+
+    Example:
+        >>> logits = torch.randn(8, 80, requires_grad=True)
+        >>> softmax_focal_loss(logits, torch.randint(80, (8,)), alpha=0.25).backward()
+    """
+    arguments.check_exponent("gamma", gamma)
+    smoothing = arguments.check_fraction("label_smoothing", label_smoothing)
+    return check(
+        Loss.SOFTMAX_FOCAL, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs, smoothing=smoothing
     )

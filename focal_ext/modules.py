@@ -140,6 +140,29 @@ class AsymmetricLoss(_LossModule):
         )
 
 
+class SoftmaxFocalLoss(_LossModule):
+    """:func:`focal_ext.softmax_focal_loss` as a module, with the same arguments and defaults; see :class:`SigmoidFocalLoss`."""
+
+    function = staticmethod(losses.softmax_focal_loss)
+
+    def __init__(
+        self,
+        alpha: Alpha = None,
+        gamma: float = 2.0,
+        reduction: str = "mean",
+        *,
+        normalizer: Normalizer = None,
+        weight: Tensor | None = None,
+        ignore_index: int | None = -100,
+        label_smoothing: float = 0.0,
+        overwrite_inputs: bool = False,
+    ) -> None:
+        super().__init__(
+            alpha=alpha, gamma=gamma, reduction=reduction, normalizer=normalizer, weight=weight, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, overwrite_inputs=overwrite_inputs,
+        )
+
+
 def init_prior_(conv: nn.Module, prior: float = 0.01) -> nn.Module:
     """Sets the bias of the last classification layer in place so that every score starts at ``prior`` (Lin et al. 2017, sec. 4.1).
 

@@ -1,8 +1,7 @@
-# Owns: the loss over a feature pyramid in the head's own layout: arguments, autograd, reference.
-# Must not know: formulas, kernels.
+# Owns: the loss over a feature pyramid in the head's own layout: the function, autograd, reference.
+# Must not know: formulas, kernels, what an argument may be.
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from . import _autograd, _native, _reference
 from ._arguments import Alpha, Normalizer
 from ._call import Loss, PyramidCall, check
 from ._native import ops
+from ._pyramid import anchors_of, check_call, check_ids_of, check_levels, check_overwrite, is_native_layout
 
 
 def sigmoid_focal_loss_pyramid(
@@ -57,94 +57,13 @@ def sigmoid_focal_loss_pyramid(
         >>> sigmoid_focal_loss_pyramid(levels, labels, 80, normalizer="positives").backward()
     """
     check_levels(levels, num_classes)
-    ids = join_targets(levels, targets, num_classes)
-    # The rules of the arguments that both layouts share are those of a call on rows; it needs no logits.
-    arguments.check_exponent("gamma", gamma)
-    smoothing = arguments.check_fraction("label_smoothing", label_smoothing)
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got {reduction!r}; for 'none' flatten the levels and use sigmoid_focal_loss")
-    no_rows = levels[0].new_empty((0, num_classes))
-    shared = check(Loss.SIGMOID_FOCAL, no_rows, ids.flatten()[:0], alpha, gamma, reduction, normalizer, None, ignore_index, False).call
-    call = PyramidCall(
-        ids,
-        check_weight(weight, ids, levels[0]),
-        shared.alpha,
-        shared.normalizer,
-        num_classes,
-        shared.gamma,
-        smoothing,
-        shared.alpha_positive,
-        shared.alpha_negative,
-        shared.ignore_index,
-        shared.divisor,
-        shared.divisor_value,
-    )
+    counts = anchors_of(levels, num_classes)
+    call = check_call(levels[0], counts, targets, num_classes, alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing)
     if overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
-        for level in levels:
-            arguments.check_overwrite(level, ids, weight)
+        check_overwrite(levels, call.targets, weight)
     loss = dispatch(tuple(levels), call, overwrite_inputs)
-    if arguments.values_are_readable(levels[0], ids) and math.isnan(loss.item()):  # on the CPU; a bad id makes the loss NaN
-        _check_ids(ids, num_classes, call.ignore_index)
+    check_ids_of(loss, call)
     return loss
-
-
-def _check_ids(ids: Tensor, classes: int, ignore_index: int | None) -> None:
-    bad = _reference.bad_ids(_reference.widened(ids.flatten()), classes, ignore_index).nonzero()
-    arguments.check_ids(int(bad[0]) if bad.numel() else -1, ids, classes, ignore_index)
-
-
-def check_levels(levels: Sequence[Tensor], num_classes: int) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        raise TypeError(f"num_classes: must be an integer, got {type(num_classes).__name__}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes: must be at least 1, got {num_classes}")
-    if isinstance(levels, Tensor) or not isinstance(levels, Sequence):
-        raise TypeError(f"levels: must be a list of tensors, one for each level, got {type(levels).__name__}; use [levels]")
-    if not levels:
-        raise ValueError("levels: must hold at least one level, got an empty list")
-    for i, level in enumerate(levels):
-        arguments.check_inputs(level)
-        first = levels[0]
-        if level.dim() != 4 or level.shape[1] == 0 or level.shape[1] % num_classes:
-            raise ValueError(f"levels: level {i} must have shape [B, anchors * {num_classes}, H, W], got {tuple(level.shape)}")
-        if level.shape[:2] != first.shape[:2]:
-            raise ValueError(f"levels: level {i} must have the images and channels of level 0, {tuple(first.shape[:2])}, got {tuple(level.shape[:2])}")
-        if level.dtype != first.dtype or level.device != first.device:
-            raise ValueError(f"levels: level {i} must be {first.dtype} on {first.device} as level 0 is, got {level.dtype} on {level.device}")
-
-
-def anchors_of(levels: Sequence[Tensor], num_classes: int) -> list[int]:
-    """Number of anchors of an image in each level."""
-    return [level.shape[1] // num_classes * level.shape[2] * level.shape[3] for level in levels]
-
-
-def join_targets(levels: Sequence[Tensor], targets: Tensor | Sequence[Tensor], num_classes: int) -> Tensor:
-    """Checked class ids [B, anchors of all levels], contiguous."""
-    images, counts = levels[0].shape[0], anchors_of(levels, num_classes)
-    parts = [targets] if isinstance(targets, Tensor) else targets
-    if not isinstance(parts, Sequence) or not all(isinstance(part, Tensor) for part in parts):
-        raise TypeError(f"targets: must be a tensor of class ids or a list of them, one for each level, got {type(targets).__name__}")
-    wanted = [(images, sum(counts))] if isinstance(targets, Tensor) else [(images, count) for count in counts]
-    if [tuple(part.shape) for part in parts] != wanted:
-        raise ValueError(f"targets: class ids must have shape {wanted[0] if len(wanted) == 1 else wanted}, got {[tuple(part.shape) for part in parts]}")
-    for part in parts:
-        if part.dtype not in arguments.ID_DTYPES:
-            raise TypeError(f"targets: class ids must be integers, got {part.dtype}; use targets.long()")
-        if part.device != levels[0].device:
-            raise ValueError(f"targets: must be on the device of levels, {levels[0].device}, got {part.device}; use targets.to(levels[0].device)")
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts), dim=1)
-
-
-def check_weight(weight: Tensor | None, ids: Tensor, level: Tensor) -> Tensor | None:
-    if weight is None:
-        return None
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight: must be a torch.Tensor or None, got {type(weight).__name__}")
-    if weight.shape != ids.shape and weight.shape != (ids.shape[0], 1):
-        raise ValueError(f"weight: must have shape {(ids.shape[0], 1)}, one factor an image, or {tuple(ids.shape)}, one an anchor, got {tuple(weight.shape)}")
-    if weight.is_complex() or weight.device != level.device:
-        raise ValueError(f"weight: must be real and on {level.device}, got {weight.dtype} on {weight.device}")
-    return weight.to(arguments.accumulation_dtype(level.dtype)).contiguous()
 
 
 def as_rows(levels: Sequence[Tensor], num_classes: int) -> Tensor:
@@ -152,8 +71,9 @@ def as_rows(levels: Sequence[Tensor], num_classes: int) -> Tensor:
 
     def rows(level: Tensor) -> Tensor:
         images, channels, height, width = level.shape
-        split = level.view(images, channels // num_classes, num_classes, height, width) if level.is_contiguous() else level.unflatten(1, (-1, num_classes))
-        return split.permute(0, 3, 4, 1, 2).reshape(images, -1, num_classes)
+        anchors = channels // num_classes
+        split = level.unflatten(1, (anchors, num_classes))
+        return split.permute(0, 3, 4, 1, 2).reshape(images, height * width * anchors, num_classes)
 
     return torch.cat([rows(level) for level in levels], dim=1)
 
@@ -165,6 +85,22 @@ def reference(levels: Sequence[Tensor], call: PyramidCall) -> Tensor:
     plain = check(Loss.SIGMOID_FOCAL, rows, call.targets, None, call.gamma, reduction, None, weight, call.ignore_index, False, smoothing=call.smoothing)
     same = {name: getattr(call, name) for name in ("alpha", "normalizer", "alpha_positive", "alpha_negative", "divisor", "divisor_value")}
     return _reference.compute(rows, plain.call._replace(**same), reduction)
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the pyramid ops run on tensors of this device."""
+    return _native.available and device.type == "cpu"
+
+
+def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+    """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
+    if _autograd.keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(factor):  # is_grads_batched=True: many factors at once
+        return [None if gradient is None else gradient * factor for gradient in gradients]
+    if factor.device.type != "cpu" or factor.item() != 1:  # on the CPU
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(factor)
+    return list(gradients)
 
 
 class _OnePass(torch.autograd.Function):
@@ -182,12 +118,7 @@ class _OnePass(torch.autograd.Function):
         levels, call, gradients = _saved(ctx)
         if torch.is_grad_enabled():
             return None, *_reference_gradients(levels, call, grad_output)
-        if _autograd.keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(grad_output):
-            return None, *(gradient * grad_output for gradient in gradients)
-        if grad_output.device.type != "cpu" or grad_output.item() != 1:  # on the CPU
-            for gradient in gradients:
-                gradient.mul_(grad_output)
-        return None, *gradients
+        return None, *scaled(gradients, grad_output)
 
 
 class _Recompute(torch.autograd.Function):
@@ -237,12 +168,12 @@ def _reference_gradients(levels: Sequence[Tensor], call: PyramidCall, grad_outpu
 def dispatch(levels: tuple[Tensor, ...], call: PyramidCall, overwrite_inputs: bool) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
     tensors = (*levels, *call.tensors)
-    if _autograd.needs_reference(call.tensors) or levels[0].device.type != "cpu" or not (
+    if _autograd.needs_graph(call.tensors) or not has_kernels(levels[0].device) or not (
         torch.compiler.is_compiling() or all(map(arguments.is_plain, tensors))
     ):
         return reference(levels, call)
     wants_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in levels)
-    plain = tuple(level if level.is_contiguous() or level.is_contiguous(memory_format=torch.channels_last) else level.contiguous() for level in levels)
+    plain = tuple(level if is_native_layout(level) else level.contiguous() for level in levels)
     if torch.compiler.is_compiling():
         one_pass = wants_gradient and levels[0].dtype is not torch.float16
         return ops.pyramid_loss_and_gradient(plain, *call)[0] if one_pass else ops.pyramid_loss(plain, *call)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import random
 import zlib
@@ -198,7 +197,7 @@ def weights(case: Case, rng: torch.Generator, dtype: torch.dtype) -> Tensor | No
 
 def build(case: Case, device: str = "cpu") -> Call:
     """The call of a row: logits mostly of N(0, 4), some of the tails to +-100, the same at every run."""
-    rng, dtype, numel = torch.Generator().manual_seed(zlib.crc32(repr(case).encode())), getattr(torch, case.dtype), math.prod(case.shape)
+    rng, dtype = torch.Generator().manual_seed(zlib.crc32(repr(case).encode())), getattr(torch, case.dtype)
     tails = torch.rand(case.shape, generator=rng) * 200 - 100
     logits = (torch.randn(case.shape, generator=rng) * 4).where(torch.rand(case.shape, generator=rng) < 0.9, tails).to(dtype)
     parts = [dense_targets(case, rng) if case.is_dense else class_ids(case, rng)]

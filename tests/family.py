@@ -14,7 +14,7 @@ SCORED = ("quality_focal_loss", "varifocal_loss")
 
 def scores_of(ids: Tensor) -> Tensor:
     """A score for each row, the same for the same shape."""
-    return torch.linspace(0.1, 0.9, max(ids.numel(), 1), dtype=torch.float64)[: ids.numel()].view(ids.shape)
+    return (torch.arange(ids.numel(), dtype=torch.float64, device=ids.device) * 0.37 % 0.8 + 0.1).view(ids.shape)
 
 
 class Member(NamedTuple):
@@ -26,7 +26,7 @@ class Member(NamedTuple):
 
     def __call__(self, inputs: Tensor, targets: Tensor | tuple[Tensor, Tensor], **options: Any) -> Tensor:
         if self.loss in SCORED and isinstance(targets, Tensor) and targets.dim() < inputs.dim():
-            targets = (targets, scores_of(targets).to(targets.device))
+            targets = (targets, scores_of(targets))
         return getattr(self.implementation.module, self.loss)(inputs, targets, **{**self.options, **options})
 
     def on(self, implementation: Implementation) -> Member:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, PUBLIC, Implementation
+from family import MEMBERS, SCORED, Member, every_loss, every_member, scores_of
 from oracle import hard
 from rounding import rounded
 from torch import Tensor
@@ -40,17 +41,47 @@ def logits(requires_grad: bool = True) -> Tensor:
     return (torch.linspace(-3, 3, 18, dtype=torch.float64).view(2, 3, 3) + 0.1).requires_grad_(requires_grad)
 
 
+SIGMOID = {f"sigmoid focal {gamma}": Member("sigmoid_focal_loss", {"alpha": 0.3, "gamma": gamma}) for gamma in (0.0, 0.5, 1.7)}
+
+
+DIFFERENTIATED = [(r, t, member) for member in (*SIGMOID, *MEMBERS) for r, t in every_call if member in SIGMOID or r in ("none", "positives", "mean")]
+
+
 @implementations
-@calls
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.7, 2.0])
-def test_first_and_second_derivatives_are_those_of_finite_differences(reduction: str, targets: str, gamma: float, implementation: Implementation) -> None:
+@pytest.mark.parametrize("reduction, targets, member", DIFFERENTIATED)
+def test_first_and_second_derivatives_are_those_of_finite_differences(reduction: str, targets: str, member: str, implementation: Implementation) -> None:
+    loss_of = {**SIGMOID, **MEMBERS}[member].on(implementation)
+
     def call(x: Tensor, w: Tensor) -> Tensor:
-        return implementation.module.sigmoid_focal_loss(x, TARGETS[targets], 0.3, gamma, weight=w, **REDUCTIONS[reduction])
+        return loss_of(x, TARGETS[targets], weight=w, **REDUCTIONS[reduction])
 
     weight = torch.linspace(0.5, 2, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(call, (logits(), weight))
     assert torch.autograd.gradcheck(call, (logits(), weight.requires_grad_()))
-    assert torch.autograd.gradgradcheck(call, (logits(), weight.detach()))
+    if loss_of.is_smooth:
+        assert torch.autograd.gradgradcheck(call, (logits(), weight.detach()))
+
+
+@implementations
+@every_member
+@pytest.mark.parametrize("reduction", ["none", "sum", "tensor"])
+def test_targets_scores_weight_and_normalizer_get_their_gradients(loss_of: Member, reduction: str, implementation: Implementation) -> None:
+    t, w, n = TARGETS["dense soft"].clone(), torch.rand(3, 1).double() + 0.5, torch.tensor(4.0).double()
+
+    def call(x: Tensor, t: Tensor, w: Tensor, n: Tensor) -> Tensor:
+        options = {"reduction": "sum", "normalizer": n} if reduction == "tensor" else {"reduction": reduction}
+        targets = (TARGETS["ids"], t) if t.dim() < x.dim() else t
+        return loss_of.on(implementation)(x, targets, weight=w, **options)
+
+    for chosen in (t, scores_of(TARGETS["ids"])) if loss_of.loss in SCORED else (t,):
+        used = (w, n) if reduction == "tensor" else (w, n.detach())
+        leaves = [logits(), *(v.detach().clone().requires_grad_() for v in (chosen, *used))]
+        if reduction != "tensor":
+            leaves[-1] = n
+        assert torch.autograd.gradcheck(call, leaves, atol=1e-6)
+        if loss_of.is_smooth and reduction != "sum":
+            assert torch.autograd.gradgradcheck(call, leaves, atol=1e-5)
+        assert torch.autograd.gradcheck(lambda t: call(logits(False), t, w, n), leaves[1])  # of logits that require none
 
 
 @implementations
@@ -68,9 +99,10 @@ def test_targets_weight_alpha_and_normalizer_get_their_gradients(reduction: str,
     assert torch.autograd.gradcheck(lambda a: implementation.module.sigmoid_focal_loss(logits(False), ids, a, gamma), alone)
 
 
+@every_loss
 @calls
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_kept_graph_gives_the_same_gradient_every_time_and_losses_share_logits(reduction: str, targets: str, dtype: torch.dtype) -> None:
+def test_a_kept_graph_gives_the_same_gradient_every_time_and_losses_share_logits(reduction: str, targets: str, dtype: torch.dtype, loss_of: Member) -> None:
     x = logits(False).to(dtype).requires_grad_()
     loss = loss_of(x, TARGETS[targets], **REDUCTIONS[reduction]).sum()
     once = [torch.autograd.grad(loss, x, torch.tensor(g, dtype=loss.dtype), retain_graph=True)[0] for g in (1.0, 1.0, 4.0)]
@@ -81,15 +113,15 @@ def test_a_kept_graph_gives_the_same_gradient_every_time_and_losses_share_logits
         torch.autograd.grad(loss, x)
 
     base = x.detach().clone().requires_grad_()
-    other, inner = {"gamma": 0.0}, base * 1
-    both = loss_of(inner, TARGETS[targets], **REDUCTIONS[reduction]).sum() + 2 * loss_of(inner, TARGETS[targets], **other, **REDUCTIONS[reduction]).sum()
+    other, inner = MEMBERS["sigmoid focal"], base * 1
+    both = loss_of(inner, TARGETS[targets], **REDUCTIONS[reduction]).sum() + 2 * other(inner, TARGETS[targets], gamma=0.0, **REDUCTIONS[reduction]).sum()
     both.backward()
-    (second,) = torch.autograd.grad(2 * loss_of(x, TARGETS[targets], **other, **REDUCTIONS[reduction]).sum(), x)
+    (second,) = torch.autograd.grad(2 * other(x, TARGETS[targets], gamma=0.0, **REDUCTIONS[reduction]).sum(), x)
     assert torch.allclose(base.grad.double(), (once[0].double() + second.double()), rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("changed", ["inputs", "targets", "weight", "alpha", "normalizer"])
+@pytest.mark.parametrize("changed", ["inputs", "targets", "weight", "alpha", "normalizer", "scores"])
 @pytest.mark.parametrize("reduction", ["none", "sum"])
 def test_a_tensor_changed_in_place_before_backward_is_an_error_not_a_wrong_gradient(reduction: str, changed: str) -> None:
     if (reduction, changed) == ("none", "normalizer"):
@@ -97,7 +129,11 @@ def test_a_tensor_changed_in_place_before_backward_is_an_error_not_a_wrong_gradi
     inner = logits() * 1
     used = {"inputs": inner, "targets": TARGETS["dense soft"].clone(), "weight": torch.ones(2, 3, 3).double(), "alpha": torch.rand(3).double(), "normalizer": torch.tensor(2.0).double()}
     options = {"normalizer": used["normalizer"]} if reduction == "sum" else {}
-    loss = loss_of(inner, used["targets"], used["alpha"], 2.0, reduction, weight=used["weight"], **options)
+    if changed == "scores":
+        used["scores"] = scores_of(TARGETS["ids"])
+        loss = MEMBERS["varifocal"](inner, (TARGETS["ids"], used["scores"]), reduction=reduction, **options)
+    else:
+        loss = loss_of(inner, used["targets"], used["alpha"], 2.0, reduction, weight=used["weight"], **options)
     with torch.no_grad():
         used[changed].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -133,7 +169,8 @@ def test_no_gradient_is_computed_where_none_is_required(reduction: str, grad: st
 
 
 @pytest.mark.native
-def test_loss_and_gradient_are_one_pass_and_backward_hands_the_gradient_over() -> None:
+@every_member
+def test_loss_and_gradient_are_one_pass_and_backward_hands_the_gradient_over(loss_of: Member) -> None:
     x, ids = torch.randn(64, 5, requires_grad=True), torch.randint(-2, 6, (64,))
     for factor, wanted in ((1.0, []), (3.0, ["focal_ext.scale_"])):
         with Ops() as ops:
@@ -155,8 +192,9 @@ def test_the_gradient_of_an_unreduced_sum_needs_no_map_of_ones() -> None:
     assert [n for n in ops.names if "focal" in n] == ["focal_ext.gradient"] and "aten.clone" not in ops.names
 
 
+@every_loss
 @pytest.mark.parametrize("reduction", ["none", "sum"])
-def test_saved_tensor_hooks_and_checkpoint_see_all_that_backward_uses(reduction: str) -> None:
+def test_saved_tensor_hooks_and_checkpoint_see_all_that_backward_uses(reduction: str, loss_of: Member) -> None:
     x, ids = torch.randn(64, 5, requires_grad=True), torch.randint(-2, 6, (64,))
     (want,) = torch.autograd.grad(loss_of(x, ids, reduction=reduction).sum(), x)
     packed: list[Tensor] = []
@@ -175,9 +213,10 @@ def test_saved_tensor_hooks_and_checkpoint_see_all_that_backward_uses(reduction:
         assert torch.equal(torch.autograd.grad(recomputed, x)[0] if not reentrant else (recomputed.backward(), x.grad)[1], want)
 
 
-def test_float16_gradients_are_rounded_once_after_the_grad_scaler_has_multiplied_them() -> None:
+@pytest.mark.parametrize("loss_of, factor", [(MEMBERS["sigmoid focal"], 0.75), (MEMBERS["quality focal"], 1.0), (MEMBERS["varifocal"], 0.75)], ids=["sigmoid", "quality", "varifocal"])
+def test_float16_gradients_are_rounded_once_after_the_grad_scaler_has_multiplied_them(loss_of: Member, factor: float) -> None:
     x = (torch.randn(200_000, 1) * 1.5 - 6).half()
-    exact = 0.75 * hard(x.double(), 2.0).gradient
+    exact = factor * hard(x.double(), 2.0).gradient
     unscaled = (rounded(exact, torch.float16) == 0).double().mean()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for reduction in ("sum", "none"):
@@ -188,8 +227,9 @@ def test_float16_gradients_are_rounded_once_after_the_grad_scaler_has_multiplied
         assert unscaled > 0.4 and zeros < 0.1
 
 
+@every_loss
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_autocast_changes_no_result_and_no_dtype(reduction: str) -> None:
+def test_autocast_changes_no_result_and_no_dtype(reduction: str, loss_of: Member) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         x, ids = torch.randn(16, 4).to(dtype), torch.randint(-2, 5, (16,))
         outside = loss_of(x, ids, **REDUCTIONS[reduction])

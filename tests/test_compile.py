@@ -2,10 +2,13 @@
 # Must not know: values (test_values.py).
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from cases import LAYOUTS, PUBLIC
 from tolerances import units
+from family import EVERYDAY, MEMBERS, Member, every_member
 from torch import Tensor
 
 loss_of = PUBLIC.module.sigmoid_focal_loss
@@ -60,6 +63,39 @@ def test_layouts_and_dense_targets_compile_too(layout: str) -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     both(function, compiled, torch.randn(3, 12, 5), torch.randint(-2, 6, (3, 12)))
     both(function, compiled, torch.randn(3, 12, 5), torch.rand(3, 12, 5))
+
+
+@every_member
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_every_loss_is_one_graph_with_ids_and_with_dense_targets(reduction: str, dynamic: bool, loss_of: Member) -> None:
+    def function(x: Tensor, targets: Tensor) -> Tensor:
+        return loss_of(x * 1, targets, reduction=reduction)
+
+    for targets in (lambda rows: torch.randint(-2, 6, (rows,)), lambda rows: torch.rand(rows, 5)):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for rows in (12, 7, 31) if dynamic else (12,):
+                both(function, compiled, torch.randn(rows, 5), targets(rows))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("name", EVERYDAY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_compiled_step_is_one_pass_and_backward_reuses_the_saved_gradient(dtype: torch.dtype, name: str) -> None:
+    """Reads Inductor's code: which of the ops it calls, and that the product with grad_output is written over the saved gradient."""
+    torch._dynamo.reset()
+    x, ids = torch.randn(64, 5).to(dtype).requires_grad_(), torch.randint(-2, 6, (64,))
+    compiled = torch.compile(lambda x: MEMBERS[name](x * 1, ids, reduction="sum"), fullgraph=True)
+    _, (forward, backward) = torch._inductor.utils.run_fw_bw_and_get_code(lambda: compiled(x))
+    called = [set(re.findall(r"torch\.ops\.focal_ext\.(\w+)", code)) for code in (forward, backward)]
+    if dtype is torch.float16:  # stored unscaled it would underflow: recomputed once the factor is known
+        assert called == [{"loss"}, {"gradient"}]
+    else:
+        assert called == [{"loss_and_gradient"}, set()]
+        body = backward[backward.index("def call(") : backward.index("runner = ")]
+        assert "empty_strided" not in body and "# reuse" in body
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+from collections.abc import Iterable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import test_empty
 import test_extremes
 import torch
 from cases import ID_DTYPES, PUBLIC, Case
-from cuda_host import build, table
+from cuda_host import build, family, table
 from cuda_host.ops import HostOps
 from family import MEMBERS, Member
 from focal_ext import _arguments, _autograd
@@ -23,6 +24,7 @@ from torch import Tensor
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(build.why_impossible() is not None, reason=f"the kernels cannot be compiled here: {build.why_impossible()}")]
 FLAVOUR = os.environ.get("CUDA_HOST_FLAVOUR", "plain")
+PACKED = FLAVOUR if FLAVOUR.startswith("packed") else f"packed_{FLAVOUR}"
 DEFECT = os.environ.get("CUDA_HOST_DEFECT", "none")
 LARGEST = int(os.environ.get("CUDA_HOST_LARGEST", 2**31))  # logits of a row: under ThreadSanitizer all is a hundred times slower
 SEED = int(os.environ.get("CUDA_HOST_SEED", random.randrange(2**32)))
@@ -33,8 +35,12 @@ grids = pytest.mark.parametrize("grid", table.GRIDS)
 module = cache(build.load)
 
 
-def small(rows: list[Case]) -> list[Case]:
-    return [case for case in rows if torch.Size(case.shape).numel() <= LARGEST]
+def small(rows: Iterable[Any]) -> list[Any]:
+    """Rows that the flavour has time for: under a sanitizer every fourth of those of another loss than the focal one."""
+    chosen = [case for case in rows if torch.Size(case.shape).numel() <= LARGEST]
+    if FLAVOUR in ("plain", "packed_plain"):
+        return chosen
+    return [case for i, case in enumerate(chosen) if i % 4 == 0 or getattr(case, "loss", None) == table.LOSS]
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +76,37 @@ def test_loss_and_gradient_are_those_of_the_float64_reference(case: Case, monkey
 
 @pytest.mark.parametrize("case", small(table.rows_that_stream()), ids=str)
 def test_two_numbers_per_instruction_are_as_good(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, "packed", table.GRID_OF[case])
+    use(monkeypatch, PACKED, table.GRID_OF[case])
     table.check(case, table.GRID_OF[case])
+
+
+@pytest.mark.parametrize("grid, row", list(zip(itertools.cycle(table.GRIDS), small(family.ROWS))), ids=str)
+def test_the_other_losses_move_no_further_from_the_reference_than_their_terms_allow(row: family.Row, grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FLAVOUR, grid)
+    family.check(row, grid)
+
+
+@pytest.mark.parametrize("grid, row", list(zip(itertools.cycle(table.GRIDS), small(r for r in family.ROWS if r.dtype != "float64"))), ids=str)
+def test_two_numbers_per_instruction_are_as_good_for_the_other_losses(row: family.Row, grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, PACKED, grid)
+    family.check(row, grid)
+
+
+@pytest.mark.parametrize("formula", family.FORMULAS)
+@dtypes
+def test_a_bad_id_makes_a_row_of_the_other_losses_nan_and_no_other(dtype: torch.dtype, formula: str) -> None:
+    (loss, options), classes = family.FORMULAS[formula], 91
+    x, ids, scores = (torch.randn(41, classes) * 4).to(dtype), torch.randint(-2, classes + 1, (41,)), torch.rand(41)
+    results = []
+    for bad in (-1, -7):  # as a background, then
+        ids[[3, 29]] = bad
+        targets = (ids, scores) if loss in ("quality_focal_loss", "varifocal_loss") else ids
+        checked = getattr(focal_ext, loss).__wrapped__(x, targets, **options, reduction="sum").call
+        results.append((ops().loss_map(x, *checked), ops().loss_and_gradient(x, *checked)[1]))
+    for clean, got in zip(*results):
+        assert got[[3, 29]].isnan().all() and not clean.isnan().any()
+        got[[3, 29]] = clean[[3, 29]]
+        assert bits(got) == bits(clean)
 
 
 @pytest.mark.parametrize("case", [case for case in small(table.STREAMS) if case.shape[-1] in (3, 91)], ids=str)

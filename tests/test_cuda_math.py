@@ -5,10 +5,6 @@
 # both extremes is tried, and random errors between them. A unit is 2^-23.
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
-import subprocess
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,46 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from cuda_math.emulation import POLICIES, STREAMS, Emulation, Errors, Results, why_impossible
 from oracle import hard, soft
 
 UNIT, SMALLEST = 2.0**-23, 2.0**-126
-SOURCE = Path(__file__).resolve().parent / "cuda_math" / "emulation.cpp"
-COMPILER = os.environ.get("CXX", "c++")
-POLICIES = ("careful", "single", "half", "packed_single", "packed_half")  # as emulation.cpp numbers them
-GAMMAS = (0.0, 1.0, 2.0, 0.5, 1.7, 5.0, 10.0, 50.0)
+GAMMAS = (0.0, 1.0, 2.0, 0.5, 1.7, 5.0, 10.0, 10.5, 50.0, 200.0, 1e3, 1e6)
+STEEP = 10.0  # kSteepGamma: above it all logits take the careful path
 
-pytestmark = [pytest.mark.native, pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a C++ compiler, there is no {COMPILER}")]
-
-
-class Errors(ctypes.Structure):
-    _fields_ = [("bounds", ctypes.c_float), ("signs", ctypes.c_uint32), ("random", ctypes.c_uint64), ("one_is_exact", ctypes.c_uint32), ("unused", ctypes.c_uint32 * 2)]
-
-
-class Arrays(ctypes.Structure):
-    _fields_ = [("count", ctypes.c_int64), *((name, ctypes.c_void_p) for name in ("logits", "targets", "value", "gradient"))]
-
-
-class Results(NamedTuple):
-    value: np.ndarray
-    gradient: np.ndarray
-
-
-class Emulation:
-    """emulation.cpp, compiled with some flags."""
-
-    def __init__(self, folder: Path, *flags: str) -> None:
-        library = folder / f"emulation{'_'.join(flags)}.so"
-        command = [COMPILER, "-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", *flags, str(SOURCE), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        self.evaluate = ctypes.CDLL(str(library)).evaluate
-        self.evaluate.argtypes = (ctypes.c_int, ctypes.c_double, ctypes.POINTER(Errors), ctypes.POINTER(Arrays))
-
-    def run(self, policy: str, gamma: float, x: np.ndarray, errors: Errors, t: np.ndarray | None = None) -> Results:
-        results = Results(np.empty_like(x), np.empty_like(x))
-        addresses = [None if a is None else a.ctypes.data for a in (x, t, *results)]
-        self.evaluate(POLICIES.index(policy), gamma, ctypes.byref(errors), ctypes.byref(Arrays(len(x), *addresses)))
-        return results
+pytestmark = [pytest.mark.native, pytest.mark.skipif(why_impossible() is not None, reason=str(why_impossible()))]
 
 
 class Bound(NamedTuple):
@@ -69,14 +33,12 @@ def bound(policy: str, gamma: float) -> Bound:
         return Bound(2.5e-5, SMALLEST, "1/80 of bfloat16's rounding, 1/20 of float16's")
     if gamma in (0, 1, 2):
         return Bound(16 * UNIT, SMALLEST, "p is off by 4 to 5 units and enters three times")
-    if gamma <= 10:
-        return Bound(40 * UNIT, SMALLEST, "gamma times the error of log p, plus the exponential's")
-    return Bound(4 * gamma * UNIT, gamma * SMALLEST, "log p is off by 4 units of a number up to 1, and gamma multiplies it")
+    return Bound(40 * UNIT, SMALLEST, "3 units of log p times a gamma of up to 10; above, log p in two floats")
 
 
 def needs(policy: str, gamma: float) -> bool:
-    """Half precision takes any other gamma through the single grade."""
-    return gamma in (0, 1, 2) or not policy.endswith("half")
+    """Half precision takes any other gamma through the single grade, and a steep one takes every logit through the careful policy."""
+    return policy == "careful" or (gamma <= STEEP and (gamma in (0, 1, 2) or not policy.endswith("half")))
 
 
 def everywhere(strata: int) -> np.ndarray:
@@ -154,6 +116,11 @@ def test_results_stay_within_their_bound_when_every_instruction_is_off_by_its_ow
     assert not violations(emulation, policy, gamma, X, truth_everywhere(gamma))
 
 
+@pytest.mark.parametrize("policy", ["rescue", "single"])
+def test_a_steep_gamma_needs_the_careful_policy(emulation: Emulation, policy: str) -> None:
+    assert all(violations(emulation, policy, gamma, FEW, truth(FEW, gamma)) for gamma in (20.0, 50.0, 200.0, 1e6))
+
+
 @pytest.mark.parametrize("gamma", GAMMAS)
 def test_two_lanes_give_the_bits_of_one(emulation: Emulation, gamma: float) -> None:
     for one, two in (("single", "packed_single"), ("half", "packed_half")):
@@ -178,8 +145,10 @@ def soft_targets(count: int) -> np.ndarray:
     return t
 
 
-@pytest.mark.parametrize("gamma", [g for g in GAMMAS if g <= 5])
-def test_soft_targets_stay_within_32_units_of_their_terms(emulation: Emulation, gamma: float) -> None:
+@pytest.mark.parametrize("gamma", [g for g in GAMMAS if g <= 200])
+def test_soft_targets_stay_within_32_units_of_their_terms_and_5_more_per_gamma_above_5(emulation: Emulation, gamma: float) -> None:
+    """u = p (1-t) + q t is off by 4 to 5 units, and gamma multiplies them: the 40 units of hard labels hold for soft targets up to gamma 6."""
+    allowed = 32 + 5 * max(0, gamma - 5)
     x, t = X[::4].copy(), soft_targets(len(X[::4]))
     want = soft(torch.from_numpy(x).double(), torch.from_numpy(t).double(), gamma)
     small = SMALLEST * (1 + gamma) * 120  # a power flushed to 0, times gamma ce
@@ -187,7 +156,7 @@ def test_soft_targets_stay_within_32_units_of_their_terms(emulation: Emulation, 
         got = emulation.run("careful", gamma, x, errors, t)
         for result, exact, magnitude in ((got.value, want.loss, want.loss), (got.gradient, want.gradient, want.magnitude)):
             off = (np.abs(result - exact.numpy()) - small) / np.maximum(magnitude.numpy(), SMALLEST) / UNIT
-            assert off.max() <= 32, f"{off.max():.1f} units at x {x[off.argmax()]}, t {t[off.argmax()]}"
+            assert off.max() <= allowed, f"{off.max():.1f} units at x {x[off.argmax()]}, t {t[off.argmax()]}"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -199,9 +168,9 @@ def test_instructions_four_times_worse_than_documented_are_found(emulation: Emul
 
 def test_a_shorter_polynomial_is_found(tmp_path: Path) -> None:
     planted = Emulation(tmp_path, "-DPLANT_DEGREE_5")
-    for gamma in GAMMAS:
+    for gamma in (g for g in GAMMAS if g <= STEEP):
         exact = truth(FEW, gamma)
-        assert all(violations(planted, policy, gamma, FEW, exact) for policy in ("careful", "single", "packed_single"))
+        assert all(violations(planted, policy, gamma, FEW, exact) for policy in POLICIES if needs(policy, gamma) and "half" not in policy)
 
 
 def beyond() -> np.ndarray:
@@ -221,16 +190,16 @@ def is_limit(results: Results, x: np.ndarray, relative: float) -> np.ndarray:
     return low | high | (np.isnan(x) & np.isnan(results.value) & np.isnan(results.gradient))
 
 
-@pytest.mark.parametrize("gamma", [*GAMMAS, 1e30])
-def test_far_infinite_and_nan_logits_get_their_limits_from_the_careful_policy(emulation: Emulation, gamma: float) -> None:
+@pytest.mark.parametrize("gamma, policy", [*((g, "careful") for g in (*GAMMAS, 1e30)), *((g, "rescue") for g in GAMMAS if g <= STEEP)])
+def test_far_infinite_and_nan_logits_get_their_limits(emulation: Emulation, policy: str, gamma: float) -> None:
     x = beyond()
     x = x[x != 0]
     for errors in every_error(gamma):
-        good = is_limit(emulation.run("careful", gamma, x, errors), x, 16 * UNIT)
+        good = is_limit(emulation.run(policy, gamma, x, errors), x, 16 * UNIT)
         assert good.all(), x[~good][:5]
 
 
-@pytest.mark.parametrize("gamma, policy", [(g, p) for g in (*GAMMAS, 1e30) for p in POLICIES[1:] if needs(p, g)])
+@pytest.mark.parametrize("gamma, policy", [(g, p) for g in GAMMAS for p in STREAMS if needs(p, g)])
 def test_a_stream_shows_what_it_cannot_do_by_a_value_that_is_nan_or_infinite(emulation: Emulation, policy: str, gamma: float) -> None:
     """That is how a kernel knows what to recompute. Half grade: rcp(1) = 1 is taken for granted, see tests/gpu."""
     x = beyond()

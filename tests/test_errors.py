@@ -85,6 +85,7 @@ ROWS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "weight complex": ({"weight": torch.ones(3, dtype=torch.complex64)}, TypeError, r"weight: .*real.*complex64"),
     "weight elsewhere": ({"weight": torch.rand(3).to("meta")}, ValueError, r"weight: .*device.*cpu.*meta"),
     "ignore_index float": ({"ignore_index": -2.0}, TypeError, r"ignore_index: .*integer or None.*float"),
+    "overwrite_inputs a number": ({"overwrite_inputs": 1}, TypeError, r"overwrite_inputs: .*bool.*int"),
     "ignore_index bool": ({"ignore_index": True}, TypeError, r"ignore_index: .*bool"),
 }
 

@@ -46,6 +46,20 @@ def replace_library_by_another(package: Path) -> None:
     shutil.copy(next(package.glob("_C*.so")), package / "libfocal_ext.so")
 
 
+def replace_library_by_one_that_needs_a_newer_torch(package: Path) -> None:
+    """Its name for an entry point of torch becomes one that no torch has."""
+    library = package / "libfocal_ext.so"
+    library.write_bytes(library.read_bytes().replace(b"\0aoti_torch_empty_strided\0", b"\0aoti_torch_empty_stride2\0"))
+
+
+def replace_library_by_one_for_another_processor(package: Path) -> None:
+    """e_machine of the ELF header: 0xF3 is RISC-V."""
+    library = package / "libfocal_ext.so"
+    header = bytearray(library.read_bytes())
+    header[18:20] = b"\xf3\0"
+    library.write_bytes(header)
+
+
 INSTALLS = {
     "whole": Install(lambda package: None, {}, "native", 0, ()),
     "without build facts": Install(lambda package: [path.unlink() for path in package.glob("_C*.so")], {}, "native", 0, ()),
@@ -53,6 +67,8 @@ INSTALLS = {
     "library missing": Install(lambda package: (package / "libfocal_ext.so").unlink(), {}, "reference", 1, ("has no libfocal_ext.so", "C++ compiler", "pip install")),
     "library corrupt": Install(lambda package: (package / "libfocal_ext.so").write_bytes(b"\x7fELF" + b"no library" * 99), {}, "reference", 1, ("does not load into torch", "pip install")),
     "library empty": Install(lambda package: (package / "libfocal_ext.so").write_bytes(b""), {}, "reference", 1, ("does not load into torch", "pip install")),
+    "torch too old": Install(replace_library_by_one_that_needs_a_newer_torch, {}, "reference", 1, ("does not load into torch", "needs torch >= 2.10", "aoti_torch_empty_stride2", "pip install")),
+    "library for another processor": Install(replace_library_by_one_for_another_processor, {}, "reference", 1, ("does not load into torch", "not for this processor", "pip install")),
     "library of another version": Install(replace_library_by_another, {}, "reference", 1, ("has no op loss", "pip install")),
 }
 

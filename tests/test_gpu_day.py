@@ -27,10 +27,11 @@ def test_an_installation_that_cannot_be_tested_is_told_the_way_out() -> None:
     assert "P100" in str(why_not([H100, OLD], "13.0", ARCHS, usable=True))
 
 
-def test_the_suite_runs_first_and_every_kind_of_gpu_gets_one_file() -> None:
-    (pytest, suite), (benchmark, everywhere) = commands([H100, H100], quick=False)
-    assert pytest[-1] == "pytest" and suite == {"FOCAL_EXT_TEST_DEVICE": "cuda"}
+def test_both_tiers_of_tests_run_first_and_every_kind_of_gpu_gets_one_file() -> None:
+    (pytest, suite), (on_chip, same), (benchmark, everywhere) = commands([H100, H100], quick=False)
+    assert pytest[-1] == "pytest" and suite == same == {"FOCAL_EXT_TEST_DEVICE": "cuda"}
+    assert on_chip[-2:] == ["pytest", "tests/gpu"] and sorted((ROOT / on_chip[-1]).glob("test_*.py"))
     assert benchmark[-2:] == ["--csv", "bench/results/nvidia_h100_80gb_hbm3.csv"] and not everywhere
-    chosen = {command[-1]: env["CUDA_VISIBLE_DEVICES"] for command, env in commands([H100, T4, H100._replace(uuid="GPU-9")], quick=True)[1:]}
+    chosen = {command[-1]: env["CUDA_VISIBLE_DEVICES"] for command, env in commands([H100, T4, H100._replace(uuid="GPU-9")], quick=True)[2:]}
     assert chosen == {"bench/results/nvidia_h100_80gb_hbm3.csv": "GPU-1", "bench/results/tesla_t4.csv": "GPU-2"}
     assert csv_of("NVIDIA A100-SXM4-40GB").name == "nvidia_a100_sxm4_40gb.csv"

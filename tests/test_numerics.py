@@ -110,7 +110,7 @@ def test_every_half_precision_logit_gives_the_correctly_rounded_result(dtype: to
 
 def test_distances_in_ulp_are_those_of_the_formats() -> None:
     one = torch.tensor([1.0, 1.5, 2.0, 1e-50, 0.0], dtype=torch.float64)
-    for dtype, (bits, smallest) in FORMATS.items():
+    for dtype, (_, smallest) in FORMATS.items():
         got = one.to(dtype)
         up = torch.nextafter(got, torch.full_like(got, torch.inf))
         assert error_in_ulp(up[:3], one[:3]).tolist() == [1, 1, 1]

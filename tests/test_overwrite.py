@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, LAYOUTS, PUBLIC, Implementation
+from family import Member, every_loss
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 loss_of = PUBLIC.module.sigmoid_focal_loss
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
@@ -23,7 +25,8 @@ def layer(dtype: torch.dtype = torch.float32, layout: str = "contiguous") -> tup
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if "expanded" not in name])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_backward_writes_the_gradient_over_the_logits(reduction: str, layout: str, dtype: torch.dtype) -> None:
+@every_loss
+def test_backward_writes_the_gradient_over_the_logits(loss_of: Member, reduction: str, layout: str, dtype: torch.dtype) -> None:
     leaf, inner = layer(dtype, layout)
     values = inner.detach().clone()
     want = torch.autograd.grad(loss_of(inner, IDS, reduction=reduction).sum(), leaf)[0]
@@ -139,3 +142,57 @@ def test_a_part_of_a_larger_tensor_is_overwritten_alone() -> None:
     x = leaf.detach()[:, :5].clone().requires_grad_()
     loss_of(x, IDS[0], reduction="sum").backward()
     assert torch.equal(leaf.grad[:, :5], x.grad) and torch.equal(whole.detach()[:, :5], x.grad)
+
+
+@pytest.mark.native
+@every_loss
+def test_two_heads_of_one_layer_are_overwritten_each_with_its_own_gradient(loss_of: Member) -> None:
+    grads = []
+    for overwrite in (False, True):
+        leaf = torch.randn(40, 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        trunk = leaf * 1
+        heads = [trunk[:, :5] * 2, trunk[:, 3:] * 3]  # they share three columns of the layer below
+        values = [head.detach().clone() for head in heads]
+        loss = sum(loss_of(head, IDS[n], reduction="sum", overwrite_inputs=overwrite) for n, head in enumerate(heads))
+        loss.backward()
+        grads.append(leaf.grad)
+        assert overwrite == (not any(torch.equal(head, value) for head, value in zip(heads, values)))
+    assert torch.equal(*grads)
+
+
+@pytest.mark.native
+def test_hooks_on_the_logits_see_the_gradient_and_may_replace_it() -> None:
+    grads, seen = [], []
+    for overwrite in (False, True):
+        leaf, inner = layer()
+        inner.retain_grad()
+        inner.register_hook(lambda gradient: seen.append(gradient.clone()) or gradient * 3)
+        leaf.register_post_accumulate_grad_hook(lambda leaf: seen.append(leaf.grad.clone()))
+        loss_of(inner, IDS, reduction="sum", overwrite_inputs=overwrite).backward()
+        grads.append((leaf.grad, inner.grad))
+    assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
+    assert len(seen) == 4 and torch.equal(seen[0], seen[2]) and torch.equal(seen[1], 3 * seen[0]) and torch.equal(seen[1], seen[3])
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_checkpoint_recomputes_logits_and_overwrites_those(reduction: str, reentrant: bool) -> None:
+    grads = []
+    for overwrite in (False, True):
+        leaf, _ = layer()
+        loss = checkpoint(lambda x, o=overwrite: loss_of(x * 1, IDS, reduction=reduction, overwrite_inputs=o).sum(), leaf, use_reentrant=reentrant)
+        loss.backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.native
+def test_offloaded_logits_are_overwritten_where_they_were_brought_back() -> None:
+    leaf, inner = layer()
+    want = torch.autograd.grad(loss_of(inner, IDS, reduction="sum"), leaf)[0]
+    leaf, inner = layer()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t.clone()):
+        loss = loss_of(inner, IDS, reduction="sum", overwrite_inputs=True)
+    loss.backward()
+    assert torch.equal(leaf.grad, want)

@@ -15,9 +15,10 @@ from examples.retinanet import agreement, data
 from examples.retinanet.anchors import anchor_shapes, grid_anchors
 from examples.retinanet.boxes import area, decode, encode, pairwise_iou, suppress
 from examples.retinanet.detection import Detections, detect
+from examples.retinanet.heads import HEADS, over_rows
 from examples.retinanet.losses import box_loss, classification_loss
 from examples.retinanet.matcher import BACKGROUND, IGNORED, match
-from examples.retinanet.model import build
+from examples.retinanet.model import build, rows
 from examples.retinanet.scenes import Scene, random_crop, split_columns, turned, window
 from examples.retinanet.training import sample, train
 from examples.retinanet.verdicts import FALSE_ALARM, HIT, NOT_COUNTED, judge
@@ -241,28 +242,36 @@ def test_the_untrained_network_starts_at_the_prior():
     assert len(model.classify) == 3 and len(build(0, depth=4).classify) == 5
 
 
-def short_training(focal, **arguments):
-    return train(build(0, widths=(8, 8, 8, 8, 8), channels=8), random_scene(), focal, steps=4, batch_size=2, crop_size=64,
+REFERENCE = focal_ext.reference.sigmoid_focal_loss
+
+
+def short_training(head, **arguments):
+    return train(build(0, widths=(8, 8, 8, 8, 8), channels=8), random_scene(), head, steps=4, batch_size=2, crop_size=64,
                  learning_rate=2e-3, weight_decay=1e-4, alpha=0.25, gamma=2.0, seed=0, **arguments)
 
 
-def test_the_same_seed_trains_the_same_network_and_the_fused_loss_follows_the_reference():
-    fused, reference = focal_ext.sigmoid_focal_loss, focal_ext.reference.sigmoid_focal_loss
-    first, again = short_training(fused, twin=reference), short_training(fused)
+@pytest.mark.parametrize("name", HEADS)
+def test_the_same_seed_trains_the_same_network_and_every_head_follows_the_reference(name):
+    first, again = short_training(HEADS[name], twin=REFERENCE), short_training(HEADS[name])
     assert first.loss == again.loss and torch.equal(first.logits, again.logits)
-    figures = agreement.agreement(first, short_training(reference))
+    figures = agreement.agreement(first, short_training(over_rows(REFERENCE)))
     assert agreement.complaints(figures) == [] and figures["same_logits"] < 1e-6
     assert first.logits.shape == (2, len(grid_anchors(64, 64)), 1) and not first.logits.requires_grad
     assert first.targets.shape == first.logits.shape[:2] and first.targets.dtype == torch.int64
 
 
+def test_the_network_gives_the_convolution_of_its_towers():
+    model, images = build(0, num_classes=3), torch.randn(2, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+    (features, codes), (logits, same_codes) = model.towers(images), model(images)
+    assert torch.equal(rows([model.classify[-1](x) for x in features], 3), logits) and torch.equal(codes, same_codes)
+
+
 def test_a_focal_loss_with_a_wrong_gradient_is_noticed_though_its_value_is_right():
     def doubled(inputs, *arguments, **options):
-        value = focal_ext.reference.sigmoid_focal_loss(inputs, *arguments, **options)
+        value = REFERENCE(inputs, *arguments, **options)
         return 3 * value - 2 * value.detach()
 
-    reference = focal_ext.reference.sigmoid_focal_loss
-    figures = agreement.agreement(short_training(doubled, twin=reference), short_training(reference))
+    figures = agreement.agreement(short_training(over_rows(doubled), twin=REFERENCE), short_training(over_rows(REFERENCE)))
     assert figures["same_logits"] < 1e-6 and figures["same_gradients"] == pytest.approx(2, rel=1e-5)
     assert any("same_gradients" in sentence for sentence in agreement.complaints(figures))
 
@@ -273,7 +282,7 @@ def test_a_difference_that_is_not_a_number_is_a_complaint():
 
 
 def test_evaluations_happen_at_the_steps_asked_for():
-    history = short_training(focal_ext.reference.sigmoid_focal_loss, evaluate=lambda model: 0.5, evaluate_at=(0, 3))
+    history = short_training(over_rows(REFERENCE), evaluate=lambda model: 0.5, evaluate_at=(0, 3))
     assert history.ap50 == [(0, 0.5), (3, 0.5)]
 
 

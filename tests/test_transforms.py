@@ -5,26 +5,40 @@ from __future__ import annotations
 import focal_ext
 import pytest
 import torch
-from cases import IMPLEMENTATIONS, Implementation
+from cases import IMPLEMENTATIONS, PUBLIC, Implementation
 from focal_ext._call import Call
 from torch import Tensor
 
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
 X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 V = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+SCORES = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+IDS, DENSE = torch.tensor([0, -1, 3, -2, 4, 2]), torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+LOSS_OF = {"smoothed": "sigmoid_focal_loss", "quality": "quality_focal_loss", "varifocal": "varifocal_loss", "asymmetric": "asymmetric_loss"}
 OPTIONS = {
-    "ids sum": (torch.tensor([0, -1, 3, -2, 4, 2]), {"reduction": "sum"}),
-    "ids mean": (torch.tensor([0, -1, 3, -2, 4, 2]), {"reduction": "mean"}),
-    "ids positives": (torch.tensor([0, -1, 3, -2, 4, 2]), {"reduction": "sum", "normalizer": "positives"}),
-    "dense": (torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), {"reduction": "mean", "gamma": 1.5}),
-    "weighted": (torch.tensor([0, -1, 3, -2, 4, 2]), {"reduction": "sum", "gamma": 0.5, "weight": torch.rand(6, 1).double(), "alpha": [0.1, 0.5, 0.25, 0.9]}),
+    "smoothed": (IDS, {"reduction": "sum", "label_smoothing": 0.1}),
+    "quality": ((IDS, SCORES), {"reduction": "sum", "normalizer": "positives"}),
+    "quality dense": (DENSE, {"reduction": "mean", "beta": 2.5}),
+    "varifocal": ((IDS, SCORES), {"reduction": "mean"}),
+    "varifocal dense": (DENSE.round() * DENSE, {"reduction": "sum", "gamma": 0.5, "alpha": 0.3}),
+    "asymmetric": (IDS, {"reduction": "sum", "gamma_neg": 2.0}),
+    "asymmetric dense": (DENSE.round(), {"reduction": "mean", "gamma_pos": 0.5, "clip": None}),
+    "ids sum": (IDS, {"reduction": "sum"}),
+    "ids mean": (IDS, {"reduction": "mean"}),
+    "ids positives": (IDS, {"reduction": "sum", "normalizer": "positives"}),
+    "dense": (DENSE, {"reduction": "mean", "gamma": 1.5}),
+    "weighted": (IDS, {"reduction": "sum", "gamma": 0.5, "weight": torch.rand(6, 1).double(), "alpha": [0.1, 0.5, 0.25, 0.9]}),
 }
 rows = pytest.mark.parametrize("row", OPTIONS)
 
 
+def function_of(implementation: Implementation, row: str) -> object:
+    return getattr(implementation.module, LOSS_OF.get(row.split()[0], "sigmoid_focal_loss"))
+
+
 def total(implementation: Implementation, row: str, **changed: object) -> object:
     targets, options = OPTIONS[row]
-    return lambda x: implementation.module.sigmoid_focal_loss(x, targets, **{**options, **changed})
+    return lambda x: function_of(implementation, row)(x, targets, **{**options, **changed})
 
 
 def gradient(function: object, x: Tensor) -> Tensor:
@@ -55,15 +69,18 @@ def test_func_grad_jvp_and_hessian_are_autograds(row: str, implementation: Imple
 def test_vmap_over_a_batch_is_a_loop_over_it(row: str, implementation: Implementation) -> None:
     targets, options = OPTIONS[row]
     options = {name: value for name, value in options.items() if name != "weight"}
-    batch, labels = torch.stack([X, V, X * 2]), torch.stack([targets, targets.flip(0), targets.roll(1, 0)])
+    parts = targets if isinstance(targets, tuple) else (targets,)
+    batch, labels = torch.stack([X, V, X * 2]), [torch.stack([t, t.flip(0), t.roll(1, 0)]) for t in parts]
 
-    def one(x: Tensor, t: Tensor) -> Tensor:
-        return implementation.module.sigmoid_focal_loss(x, t, **options)
+    def one(x: Tensor, *t: Tensor) -> Tensor:
+        return function_of(implementation, row)(x, t if len(t) == 2 else t[0], **options)
 
-    looped = torch.stack([one(x, t) for x, t in zip(batch, labels)])
-    assert torch.allclose(torch.vmap(one)(batch, labels), looped, rtol=1e-12)
-    each = torch.stack([gradient(lambda x, t=t: one(x, t), x) for x, t in zip(batch, labels)])
-    assert torch.allclose(torch.vmap(torch.func.grad(one))(batch, labels), each, rtol=1e-12)
+    looped = torch.stack([one(x, *t) for x, *t in zip(batch, *labels)])
+    assert torch.allclose(torch.vmap(one)(batch, *labels), looped, rtol=1e-12)
+    each = torch.stack([gradient(lambda x, t=t: one(x, *t), x) for x, *t in zip(batch, *labels)])
+    assert torch.allclose(torch.vmap(torch.func.grad(one))(batch, *labels), each, rtol=1e-12)
+    jacobian = torch.func.jacrev(one)(X, *(t[0] for t in labels))
+    assert torch.allclose(jacobian, each[0], rtol=1e-12)
 
 
 @implementations
@@ -73,14 +90,15 @@ def test_a_batch_of_upstream_gradients_gives_a_batch_of_gradients(row: str, impl
     leaf, factors = X.clone().requires_grad_(), torch.tensor([1.0, 3.0, -2.0]).double()
     (batch,) = torch.autograd.grad(function(leaf), leaf, factors, is_grads_batched=True)
     assert torch.allclose(batch, factors[:, None, None] * gradient(function, X), rtol=1e-12)
-    unreduced = total(implementation, row, reduction="none", **({"normalizer": None} if "positives" in row else {}))
+    unreduced = total(implementation, row, reduction="none", normalizer=None)
     jacobian = torch.autograd.functional.jacobian(unreduced, X, vectorize=True)
     assert torch.allclose(jacobian.sum((0, 1)), gradient(lambda x: unreduced(x).sum(), X), rtol=1e-12)
 
 
 @implementations
-def test_create_graph_differentiates_a_penalty_on_the_gradient(implementation: Implementation) -> None:
-    function = total(implementation, "ids sum")
+@rows
+def test_create_graph_differentiates_a_penalty_on_the_gradient(row: str, implementation: Implementation) -> None:
+    function = total(implementation, row)
 
     def penalty(x: Tensor) -> Tensor:
         (slope,) = torch.autograd.grad(function(x), x, create_graph=True)
@@ -94,7 +112,7 @@ def test_create_graph_differentiates_a_penalty_on_the_gradient(implementation: I
 def op_arguments(dtype: torch.dtype, row: str) -> tuple[object, ...]:
     targets, options = OPTIONS[row]
     x = X.to(dtype)
-    return x, *focal_ext.sigmoid_focal_loss.__wrapped__(x, targets, **options).call
+    return x, *function_of(PUBLIC, row).__wrapped__(x, targets, **options).call
 
 
 @pytest.mark.native

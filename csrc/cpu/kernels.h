@@ -17,13 +17,17 @@ struct Strip {
   int64_t anchor, first, count;
 };
 
-// Computes chunk `index` of the flat logits, or a strip of planes; gradients are multiplied by `scale`. Returns the sum of losses.
+// Rows of a chunk of a softmax loss, which sums over whole rows.
+static inline int64_t rows_of_chunk(int64_t classes) { return classes < 1 ? kChunk : classes < kChunk ? kChunk / classes : 1; }
+
+// Computes chunk `index` of the flat logits, or of the rows, or a strip of planes; gradients are multiplied by `scale`. Returns the sum of losses.
 using ChunkKernel = double (*)(const Problem& problem, int64_t index, double scale);
 using StripKernel = double (*)(const Problem& problem, const Strip& strip, double scale);
 
 #define FOCAL_EXT_DECLARE_LEVEL(level)                                         \
   namespace level {                                                            \
   double run_chunk(const Problem& problem, int64_t index, double scale);       \
+  double run_rows(const Problem& problem, int64_t index, double scale);        \
   double run_strip(const Problem& problem, const Strip& strip, double scale);  \
   }
 FOCAL_EXT_DECLARE_LEVEL(baseline)

@@ -152,8 +152,10 @@ Problem image_problem(const Pyramid& pyramid, const Unit& unit) {
 const char* level() { return kLevels[level_index()]; }
 
 void run(const Problem& problem, ParallelFor parallel_for) {
-  const ChunkKernel kernel = FOCAL_EXT_BEST(run_chunk);
-  run_units(problem, chunks_of(numel(problem)), parallel_for, [&](int64_t i, double scale) { return kernel(problem, i, scale); });
+  const bool of_rows = has_row_losses(problem);
+  const int64_t rows = rows_of_chunk(problem.classes), chunks = of_rows ? (problem.rows + rows - 1) / rows : chunks_of(numel(problem));
+  const ChunkKernel kernel = of_rows ? FOCAL_EXT_BEST(run_rows) : FOCAL_EXT_BEST(run_chunk);
+  run_units(problem, chunks, parallel_for, [&](int64_t i, double scale) { return kernel(problem, i, scale); });
 }
 
 void run(const Pyramid& pyramid, ParallelFor parallel_for) {
@@ -167,13 +169,13 @@ void run(const Pyramid& pyramid, ParallelFor parallel_for) {
   });
 }
 
-int64_t first_bad_id(const Problem& problem, ParallelFor parallel_for) {
+int64_t first_bad_id(const Problem& problem, bool background, ParallelFor parallel_for) {
   const int64_t chunks = chunks_of(problem.rows);
   const std::unique_ptr<int64_t[]> first(new int64_t[chunks]);
   parallel(parallel_for, chunks, [&](int64_t i) {
     first[i] = -1;
     for (int64_t row = i * kChunk; first[i] < 0 && row < std::min((i + 1) * kChunk, problem.rows); ++row)
-      if (row_kind(problem, label_at(problem, row)) == Row::bad) first[i] = row;
+      if (const Row kind = row_kind(problem, label_at(problem, row)); kind == Row::bad || (kind == Row::background && !background)) first[i] = row;
   });
   for (int64_t i = 0; i < chunks; ++i)
     if (first[i] >= 0) return first[i];

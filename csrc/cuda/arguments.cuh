@@ -11,7 +11,7 @@ constexpr uint32_t kMaxTileRows = 128;
 // A tile is a multiple of 8 rows, so it starts at a 16-byte boundary for every number of classes and every type.
 constexpr uint32_t kMinTileRows = 8;
 
-// What the hot loop does with a tile without special elements. Anything else takes the careful path.
+// What the hot loop does with a tile without special elements. Anything else takes the careful path, and so does all of a steep gamma.
 enum class Flow : int {
   careful,
   loss,

@@ -4,7 +4,7 @@
 
 #include "launch.cuh"
 #include "scale.cuh"
-#include "start.cuh"
+#include "softmax_start.cuh"
 
 namespace focal_ext::cuda {
 
@@ -12,6 +12,10 @@ extern template const char* start_focal<float>(const Problem&, const Arguments<f
 extern template const char* start_focal<double>(const Problem&, const Arguments<double>&, uint32_t, void*);
 extern template const char* start_focal<__nv_bfloat16>(const Problem&, const Arguments<__nv_bfloat16>&, uint32_t, void*);
 extern template const char* start_focal<__half>(const Problem&, const Arguments<__half>&, uint32_t, void*);
+extern template const char* start_softmax<float>(const Problem&, const Normaliser<float>&, float*, uint32_t, void*);
+extern template const char* start_softmax<double>(const Problem&, const Normaliser<double>&, double*, uint32_t, void*);
+extern template const char* start_softmax<__nv_bfloat16>(const Problem&, const Normaliser<float>&, float*, uint32_t, void*);
+extern template const char* start_softmax<__half>(const Problem&, const Normaliser<float>&, float*, uint32_t, void*);
 
 namespace {
 
@@ -49,7 +53,7 @@ Flow choose_flow(const Problem& p) {
   const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) &&
                        (!is_dense(p.target) || is_aligned(p.targets)) && (!p.grad_output_per_element || is_aligned(p.grad_output));
   const bool plain = !p.weight && !p.alpha && p.alpha_negative != 0 && !(p.gradient && p.loss_map);
-  if (!aligned || !plain || p.scalar == Scalar::f64) return Flow::careful;
+  if (!aligned || !plain || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
   if (!p.gradient) return Flow::loss;
   return p.grad_output_per_element ? Flow::chain : Flow::gradient;
@@ -101,12 +105,16 @@ const char* run_as(const Problem& p, void* workspace, void* stream, uint32_t max
   uint32_t* const counts = static_cast<uint32_t*>(workspace);
   acc_t* const partials = reinterpret_cast<acc_t*>(static_cast<char*>(workspace) + kCountsBytes);
   uint32_t blocks = 0;
-  if (numel(p) > 0) {
-    if (needs_counts(p))
-      if (const char* error = count_rows(p, counts, stream)) return error;
+  const auto at_most = [max_blocks](int64_t wanted) { return wanted < max_blocks ? uint32_t(wanted) : max_blocks; };
+  const bool work = has_row_losses(p) ? p.rows > 0 : numel(p) > 0;
+  if (work && needs_counts(p))
+    if (const char* error = count_rows(p, counts, stream)) return error;
+  if (work && has_row_losses(p)) {
+    blocks = at_most(row_blocks(p));
+    if (const char* error = start_softmax<scalar_t>(p, normaliser_of<acc_t>(p, counts), partials, blocks, stream)) return error;
+  } else if (work) {
     const Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, counts, partials);
-    const uint32_t wanted = (arguments.tiles + kWarps - 1) / kWarps;
-    blocks = wanted < max_blocks ? wanted : max_blocks;
+    blocks = at_most((int64_t(arguments.tiles) + kWarps - 1) / kWarps);
     if (const char* error = start_focal<scalar_t>(p, arguments, blocks, stream)) return error;
   }
   if (!p.loss) return nullptr;

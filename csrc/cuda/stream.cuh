@@ -1,32 +1,29 @@
 // Owns: the hot loop, a tile of negatives as one stream of 16-byte vectors.
 // Must not know: labels, rows, columns: no index arithmetic but a pointer per stream.
 #pragma once
-#include <type_traits>
-
-#include "../losses/device_primitives.h"
 #include "targets.cuh"
 
 namespace focal_ext::cuda {
 
-// float or Pair by the chip; bf16 and fp16 need less than float's accuracy, unless gamma multiplies an error in the logarithm.
+// float or Pair by the chip; bf16 and fp16 need less than float's accuracy, unless the formula multiplies an error.
 using StreamLanes = std::conditional_t<FOCAL_EXT_PACKED, Pair, float>;
-template <class scalar_t, class Modulator>
-using StreamMath = Stream<StreamLanes, sizeof(scalar_t) == 2 && !std::is_same_v<Modulator, AnyModulator> ? Grade::half : Grade::single>;
+template <class scalar_t, class Loss>
+using StreamMath = Stream<StreamLanes, sizeof(scalar_t) == 2 && !is_exact<Loss> ? Grade::half : Grade::single>;
 
 // One lane's vectors of a tile. Vectors in flight are independent of each other, so their instructions interleave.
-template <class scalar_t, Flow flow, class Modulator>
+template <class scalar_t, Flow flow, class Loss>
 struct NegativeStream {
-  using Math = StreamMath<scalar_t, Modulator>;
+  using Math = StreamMath<scalar_t, Loss>;
   using T = typename Math::value_t;
   static constexpr int kSize = kVector<scalar_t>;
-  // Vectors in flight: 16 logits, or 8 where a second stream or p^gamma needs the registers.
-  static constexpr int kInFlight = (flow == Flow::chain || (kSize == 8 && std::is_same_v<Modulator, AnyModulator>) ? 8 : 16) / kSize;
+  // Vectors in flight: 16 logits, or 8 where a second stream or a longer formula needs the registers.
+  static constexpr int kInFlight = (flow == Flow::chain || (kSize == 8 && is_exact<Loss>) ? 8 : 16) / kSize;
 
   const scalar_t* inputs;
   const scalar_t* upstream;
   scalar_t* results;  // gradient or loss map
   float factor;       // of the gradient or of the loss map
-  const Modulator& modulator;
+  const Loss& loss;
   float sum = 0;  // of values without alpha
 
   static __device__ uint4 load(const scalar_t* from) { return *reinterpret_cast<const uint4*>(from); }
@@ -77,7 +74,7 @@ struct NegativeStream {
     T values = Math::constant(0);
 #pragma unroll
     for (int j = 0; j < kSize; j += Math::width) {
-      const auto term = sigmoid_focal_hard<Math>(Math::load(x + j), modulator);
+      const auto term = loss.template negative<Math>(Math::load(x + j));
       values = values + term.value;
       T scaled = (flow == Flow::loss_map ? term.value : term.gradient) * Math::constant(factor);
       if constexpr (flow == Flow::chain) scaled = scaled * Math::load(chain + j);
@@ -96,7 +93,7 @@ struct NegativeStream {
   __device__ void one_by_one(uint32_t offset) {
 #pragma unroll 1
     for (uint32_t i = offset; i < offset + kSize; ++i) {
-      const auto term = sigmoid_focal_hard<DeviceFloat>(widen(inputs[i]), modulator);
+      const auto term = loss.template negative<DeviceFloat>(widen(inputs[i]));
       sum += term.value;
       float scaled = (flow == Flow::loss_map ? term.value : term.gradient) * factor;
       if constexpr (flow == Flow::chain) scaled *= widen(upstream[i]);

@@ -3,7 +3,8 @@
 #pragma once
 #include <type_traits>
 
-#include "../losses/sigmoid_focal.h"
+#include "../losses/careful_float.h"
+#include "../losses/list.h"
 #include "arguments.cuh"
 
 namespace focal_ext::cuda {
@@ -11,6 +12,9 @@ namespace focal_ext::cuda {
 // An element's contribution before weight: value, and derivative by the logit, times its alpha.
 template <class acc_t>
 using Term = ValueAndGradient<acc_t>;
+
+template <class acc_t>
+__device__ Term<acc_t> scaled(Term<acc_t> t, acc_t value, acc_t gradient) { return {value * t.value, gradient * t.gradient}; }
 
 // alpha for a target 1 and for a target 0 in column `c`.
 template <class acc_t>
@@ -31,10 +35,24 @@ __device__ acc_t finite_if(bool zero_coefficient, acc_t x) {
   return x;
 }
 
-// Class ids: one label a row, interpreted once per tile and kept in shared memory.
+// Whether p^gamma takes an exponential in the negatives of a loss, as far as is known.
+template <class Loss>
+constexpr bool has_any_power = true;
+template <class Loss>
+  requires requires { &Loss::modulator; }
+constexpr bool has_any_power<Loss> = std::is_same_v<decltype(Loss::modulator), AnyModulator>;
+
+// Whether they need the stream's single grade for every type of logits: also where the gradient multiplies q and nothing hides its error.
+template <class Loss>
+constexpr bool is_exact = has_any_power<Loss>;
+template <class Modulator, class Positive>
+constexpr bool is_exact<Asymmetric<Modulator, Positive, true>> = true;
+
+// Class ids: one label a row, interpreted once per tile and kept in shared memory; and maybe a score a row.
+template <class acc_t>
 struct IdTargets {
-  static constexpr bool is_dense = false;
   Ids ids;
+  const acc_t* scores;  // the target of a positive id's class, or null: 1
 
   // Whole warp. `labels` has a.tile_rows slots of this warp's own.
   template <class scalar_t>
@@ -51,50 +69,80 @@ struct IdTargets {
 
   static __device__ bool is_ignored(const int* labels, uint32_t row) { return labels[row] == kIgnored; }
 
-  template <class Math, class scalar_t, class Modulator, class acc_t>
-  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile&, uint32_t, uint32_t row, uint32_t c, acc_t x, const int* labels,
-                              const Modulator& modulator) const {
+  template <class Math, class scalar_t, class Loss>
+  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t, uint32_t row, uint32_t c, acc_t x, const int* labels,
+                              const Loss& loss) const {
     const int label = labels[row];
     const bool positive = label == int(c);
     const Alpha<acc_t> alpha = alpha_of(a, c);
-    const acc_t coefficient = positive ? alpha.positive : alpha.negative;
-    const Term<acc_t> t = sigmoid_focal_hard<Math>(finite_if(coefficient == 0, positive ? -x : x), modulator);
     if (label == kBad) return {acc_t(NAN), acc_t(NAN)};
-    return {coefficient * t.value, (positive ? -coefficient : coefficient) * t.gradient};
+    if constexpr (Loss::mirrors) {
+      const acc_t factor = positive ? alpha.positive : alpha.negative;
+      return scaled(loss.template negative<Math>(finite_if(factor == 0, positive ? -x : x)), factor, positive ? -factor : factor);
+    } else {
+      const acc_t t = !positive ? acc_t(0) : scores ? scores[tile.first_row + row] : acc_t(1);
+      const acc_t factor = Loss::factor(t, alpha.positive, alpha.negative), z = finite_if(factor == 0, x);
+      return scaled(positive ? loss.template positive<Math>(z, t) : loss.template negative<Math>(z), factor, factor);
+    }
   }
 };
 
-// Dense: one target a logit, stored as target_t.
-template <class target_t>
+// Dense: one target a logit, of the type that the whole grid's have.
+template <class scalar_t>
 struct DenseTargets {
-  static constexpr bool is_dense = true;
-  const target_t* targets;
+  using acc_t = acc_of<scalar_t>;
+  const void* targets;
+  Target type;
+
+  // f(targets as what they are)
+  template <class F>
+  __device__ auto as_stored(F f) const {
+    if (type == Target::dense_u8) return f(static_cast<const uint8_t*>(targets));
+    if (type == Target::dense_acc) return f(static_cast<const acc_t*>(targets));
+    return f(static_cast<const scalar_t*>(targets));
+  }
 
   static __device__ uint64_t any_bit(uint64_t words) { return words; }
   static __device__ uint64_t any_bit(ulonglong2 words) { return words.x | words.y; }
 
-  // Whole warp. Targets of an all-negative tile are read here only, those of any other tile again from the cache.
-  template <class scalar_t>
-  __device__ bool all_negative(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int*) const {
-    if (!may_stream(a, tile)) return false;
+  template <class target_t>
+  static __device__ bool any_target(const target_t* first, uint32_t count, uint32_t lane) {
     using words_t = std::conditional_t<sizeof(target_t) == 1, uint64_t, ulonglong2>;  // a tile of bytes is aligned to 8, not to 16
     constexpr uint32_t size = sizeof(words_t) / sizeof(target_t);
-    const words_t* vectors = reinterpret_cast<const words_t*>(targets + tile.first_element);
+    const words_t* vectors = reinterpret_cast<const words_t*>(first);
     uint64_t special = 0;
-    for (uint32_t i = lane; i < tile.elements / size; i += 32) special |= any_bit(vectors[i]);
-    return __ballot_sync(~0u, special != 0) == 0;
+    for (uint32_t i = lane; i < count / size; i += 32) special |= any_bit(vectors[i]);
+    return special != 0;
+  }
+
+  // Whole warp. Targets of an all-negative tile are read here only, those of any other tile again from the cache.
+  __device__ bool all_negative(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int*) const {
+    if (!may_stream(a, tile)) return false;
+    const bool special = as_stored([&](auto* t) { return any_target(t + tile.first_element, tile.elements, lane); });
+    return __ballot_sync(~0u, special) == 0;
   }
 
   static __device__ bool is_ignored(const int*, uint32_t) { return false; }
 
-  template <class Math, class scalar_t, class Modulator, class acc_t>
+  template <class Math, class Loss>
   __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t, uint32_t c, acc_t x, const int*,
-                              const Modulator& modulator) const {
-    const acc_t t = widen(targets[tile.first_element + i]);
+                              const Loss& loss) const {
+    const acc_t t = as_stored([&](auto* stored) { return acc_t(widen(stored[tile.first_element + i])); });
     const Alpha<acc_t> alpha = alpha_of(a, c);
-    const acc_t coefficient = alpha.positive * t + alpha.negative * (1 - t);
-    const Term<acc_t> result = sigmoid_focal_soft<Math>(finite_if(coefficient == 0, x), t, t, modulator);
-    return {coefficient * result.value, coefficient * result.gradient};
+    const acc_t factor = Loss::factor(t, alpha.positive, alpha.negative);
+    return scaled(loss.template dense<Math>(finite_if(factor == 0, x), t), factor, factor);
+  }
+};
+
+// Either, told at run time: fewer kernels, where both fit the same registers.
+template <class scalar_t>
+struct EitherTargets {
+  bool is_dense;
+  IdTargets<acc_of<scalar_t>> ids;
+  DenseTargets<scalar_t> dense;
+
+  __device__ bool all_negative(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int* labels) const {
+    return is_dense ? dense.all_negative(a, tile, lane, labels) : ids.all_negative(a, tile, lane, labels);
   }
 };
 

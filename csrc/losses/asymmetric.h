@@ -10,23 +10,24 @@ namespace focal_ext {
 //   f- = u^gamma (-log(1-u)) of the shifted probability u = max(p - clip, 0), with 1 - u = q + clip and R = -log(1-u) / u:
 //        f-' = p q u^gamma (gamma R + 1 / (1-u)), 0 where p <= clip
 // Without clip u is p, and f- the focal loss of a negative.
-template <class Negative, class Positive, bool clipped>
+template <class Modulator, class Positive, bool clipped>
 struct Asymmetric {
-  Negative of_negative;
+  static constexpr bool mirrors = false;
+  Modulator modulator;  // of negatives
   Positive of_positive;
-  double clip;
+  Parameter clip;
 
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
-    if constexpr (!clipped) return sigmoid_focal_hard<Math>(x, of_negative);
+    if constexpr (!clipped) return sigmoid_focal_hard<Math>(x, modulator);
     const Sigmoid<Math> s(x);
-    const T zero = Math::constant(0), shift = Math::constant(clip);
-    const T u = s.p - shift, rest = s.q + shift;
-    const T power = of_negative.template of<Math>(Math::max(u, zero));
-    const T ratio = Math::log_ratio(u, rest);
-    const T slope = (s.p * s.q) * power * Math::fma(of_negative.template gamma<Math>(), ratio, Math::constant(1) / rest);
-    const bool flat = u <= zero;  // false for NaN, which shows
-    return {flat ? zero : power * (u * ratio), flat ? zero : slope};
+    const T shift = Math::constant(clip);
+    const T u = Math::max(Math::constant(0), s.p - shift);  // NaN stays
+    T ratio, inverse;
+    Math::log_ratio(u, s.q + shift, ratio, inverse);
+    const T power = modulator.template of<Math>(u);
+    const T slope = (s.p * s.q) * power * Math::fma(modulator.template gamma<Math>(), ratio, inverse);
+    return {Math::select_positive(u, power * (u * ratio), u), Math::select_positive(u, slope, u)};
   }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const { return mirrored(sigmoid_focal_hard<Math>(-x, of_positive)); }

@@ -61,15 +61,18 @@ struct Dual {
     const T power = Math::pow(u.value, gamma);
     return {power, u.value == T(0) ? T(0) : Math::constant(gamma) * power / u.value * u.slope};
   }
-  static FOCAL_EXT_INLINE value_t log_ratio(value_t u, value_t rest) {
-    const T ratio = Math::log_ratio(u.value, rest.value);
-    return {ratio, (T(1) / rest.value - ratio) / u.value * u.slope};
+  static FOCAL_EXT_INLINE value_t product_or_zero(value_t a, value_t b) { return a.value == T(0) ? value_t{T(0), T(0)} : a * b; }
+  static FOCAL_EXT_INLINE void log_ratio(value_t u, value_t rest, value_t& ratio, value_t& inverse) {
+    Math::log_ratio(u.value, rest.value, ratio.value, inverse.value);
+    ratio.slope = (inverse.value - ratio.value) / u.value * u.slope;
+    inverse.slope = -inverse.value * inverse.value * rest.slope;
   }
 };
 
 // A loss from its value alone: Value has value<Math>(x, t) and factor(t, of_one, of_zero).
 template <class Value>
 struct FromValue : Value {
+  static constexpr bool mirrors = false;
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const Number<T> loss = this->template value<Dual<Math>>(Number<T>{x, T(1)}, Number<T>{t, T(0)});

@@ -1,13 +1,20 @@
 // Owns: the list of losses, and which instance of a loss serves which parameters.
 // Must not know: formulas, kernels.
 #pragma once
-#include "asymmetric.h"
-#include "parameters.h"
-#include "quality_focal.h"
-#include "sigmoid_focal.h"
-#include "varifocal.h"
+#include "focal_negatives.h"
 
 namespace focal_ext {
+
+template <bool fast, class F>
+auto with_sigmoid_focal(double gamma, F&& f) {
+  const Exponent exponent(gamma);
+  if constexpr (fast) {
+    if (gamma == 0) return f(SigmoidFocal<WholeModulator<0>>{WholeModulator<0>(exponent)});
+    if (gamma == 1) return f(SigmoidFocal<WholeModulator<1>>{WholeModulator<1>(exponent)});
+    if (gamma == 2) return f(SigmoidFocal<WholeModulator<2>>{WholeModulator<2>(exponent)});
+  }
+  return f(SigmoidFocal<AnyModulator>{AnyModulator(exponent)});
+}
 
 // Calls f(loss) with the instance for these parameters. `fast`: with the cheapest modulators for the gammas that detectors use.
 template <bool fast, class F>
@@ -34,19 +41,30 @@ auto with_loss(const LossParameters& p, F&& f) {
       return f(Asymmetric<AnyModulator, AnyModulator, false>{any, positive, 0});
     }
     default:
-      if (p.smoothing != 0) {
-        if constexpr (fast)
-          if (p.gamma == 2) return f(SmoothedSigmoidFocal<WholeModulator<2>>{square, p.smoothing});
-        if (p.gamma == 0) return f(SmoothedSigmoidFocal<WholeModulator<0>>{WholeModulator<0>(gamma), p.smoothing});
-        return f(SmoothedSigmoidFocal<AnyModulator>{any, p.smoothing});
-      }
-      if constexpr (fast) {
-        if (p.gamma == 0) return f(SigmoidFocal<WholeModulator<0>>{WholeModulator<0>(gamma)});
-        if (p.gamma == 1) return f(SigmoidFocal<WholeModulator<1>>{WholeModulator<1>(gamma)});
-        if (p.gamma == 2) return f(SigmoidFocal<WholeModulator<2>>{square});
-      }
-      return f(SigmoidFocal<AnyModulator>{any});
+      if (p.smoothing == 0) return with_sigmoid_focal<fast>(p.gamma, f);
+      if constexpr (fast)
+        if (p.gamma == 2) return f(SmoothedSigmoidFocal<WholeModulator<2>>{square, p.smoothing});
+      if (p.gamma == 0) return f(SmoothedSigmoidFocal<WholeModulator<0>>{WholeModulator<0>(gamma), p.smoothing});
+      return f(SmoothedSigmoidFocal<AnyModulator>{any, p.smoothing});
   }
+}
+
+// The same with fewer instances, for kernels that each hold a hot loop: those that share their negatives are one.
+template <bool fast, class F>
+auto with_loss_by_negatives(const LossParameters& p, F&& f) {
+  const Exponent gamma(p.gamma);
+  const AnyModulator any(gamma), second(Exponent(p.loss == Loss::quality_focal ? p.gamma - 1 : p.gamma_positive));
+  if (p.loss == Loss::sigmoid_focal && p.smoothing != 0) return f(SmoothedSigmoidFocal<AnyModulator>{any, p.smoothing});
+  if (p.loss == Loss::sigmoid_focal) return with_sigmoid_focal<fast>(p.gamma, f);
+  if (p.loss == Loss::asymmetric && p.clip != 0) {
+    if constexpr (fast)
+      if (p.gamma == 4) return f(Asymmetric<WholeModulator<4>, AnyModulator, true>{WholeModulator<4>(gamma), second, p.clip});
+    return f(Asymmetric<AnyModulator, AnyModulator, true>{any, second, p.clip});
+  }
+  if constexpr (fast)
+    if (p.gamma == 2 && p.loss != Loss::asymmetric)
+      return f(FocalNegatives<WholeModulator<2>, WholeModulator<1>>{p.loss, WholeModulator<2>(gamma), WholeModulator<1>(gamma)});
+  return f(FocalNegatives<AnyModulator, AnyModulator>{p.loss, any, second});
 }
 
 }  // namespace focal_ext

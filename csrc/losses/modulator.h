@@ -19,7 +19,9 @@ struct WholeModulator {
   template <class Math>
   FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(gamma_); }
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of_probability(T p, T, T) const { return of<Math>(p); }
+  FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const { return of<Math>(p); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_logarithm(T u, T) const { return of<Math>(u); }
   template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const {
     if constexpr (gamma_ == 0) return Math::constant(1);
@@ -35,22 +37,19 @@ struct AnyModulator {
   explicit AnyModulator(Exponent gamma) : exponent(gamma) {}
   template <class Math>
   FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(exponent); }
-  // p^gamma with log p = negative_part - log1p_e
+  // p^gamma with p = sigmoid(z), log p = negative_part - log1p_e. A policy may have a more exact way for a large gamma.
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of_probability(T, T negative_part, T log1p_e) const { return Math::pow_exp(exponent, negative_part, log1p_e); }
+  FOCAL_EXT_INLINE T of_probability(T z, T, T negative_part, T log1p_e) const {
+    if constexpr (requires { Math::pow_sigmoid(exponent, z, negative_part); })
+      if (Math::is_steep(exponent)) return Math::pow_sigmoid(exponent, z, negative_part);
+    return Math::pow_exp(exponent, negative_part, log1p_e);
+  }
+  // u^gamma with log u = -minus_log, where u rounds to 1
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_logarithm(T, T minus_log) const { return Math::pow_exp(exponent, Math::constant(0), minus_log); }
   template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const { return Math::pow(u, exponent); }
 };
-
-// Calls f(modulator) with the cheapest modulator for gamma.
-template <class F>
-auto with_modulator(double gamma, F&& f) {
-  const Exponent exponent(gamma);
-  if (gamma == 0) return f(WholeModulator<0>(exponent));
-  if (gamma == 1) return f(WholeModulator<1>(exponent));
-  if (gamma == 2) return f(WholeModulator<2>(exponent));
-  return f(AnyModulator(exponent));
-}
 
 // What every term needs, from one exponential: e = exp(-|z|), r = 1 / (1 + e), w = e r, p = sigmoid(z), q = sigmoid(-z).
 template <class Math>
@@ -68,6 +67,9 @@ struct Sigmoid {
   }
   FOCAL_EXT_INLINE T softplus(T z) const { return Math::max(z, Math::constant(0)) + log1p_e; }
   FOCAL_EXT_INLINE T negative_part(T z) const { return Math::select_positive(z, Math::constant(0), Math::constant(0) - size); }
+  // For what grows with |z| on the winning side. A power of 1e-16 is 1 to rounding, one of 1e20 is steep: their product with it is finite.
+  FOCAL_EXT_INLINE T whole_negative_part(T z) const { return Math::max(Math::constant(-1e18f), Math::min(Math::constant(0), z)); }
+  FOCAL_EXT_INLINE T q_everywhere(T) const { return q; }
 };
 
 // Binary cross entropy of a logit and a target t in [0, 1]: ce = log(1 + e) + (x > 0 ? x (1-t) : -x t), slope = p (1-t) - q t.

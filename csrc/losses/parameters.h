@@ -4,14 +4,14 @@
 
 namespace focal_ext {
 
-enum class Loss : int { sigmoid_focal, quality_focal, varifocal, asymmetric };
+enum class Loss : int { sigmoid_focal, quality_focal, varifocal, asymmetric, softmax_focal };
 
 struct LossParameters {
   Loss loss;
   double gamma;           // beta of the quality focal loss, gamma of negatives of the asymmetric loss
   double gamma_positive;  // asymmetric loss
   double clip;            // asymmetric loss, 0: off
-  double smoothing;       // label smoothing of the sigmoid focal loss, 0: off
+  double smoothing;       // label smoothing of the sigmoid and softmax focal losses, 0: off
 };
 
 }  // namespace focal_ext

@@ -5,7 +5,8 @@
 // for 0 <= y <= limit(), shares(e, w, r): r = 1 / (1 + e) and w = e r, log1p_exp(e, w) = log(1 + e), pow_exp(gamma, a, b) =
 // exp(gamma (a - b)), pow(u, gamma), and bounded(y) = min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond
 // limit() exp(-y) rounds to 0, so clamping there changes no result. min and max keep the second argument when it is NaN.
-// log_ratio(u, rest) = -log(1 - u) / u for 0 < u < 1 and rest = 1 - u, anything outside.
+// log_ratio(u, rest, ratio, inverse): ratio = -log(1 - u) / u and inverse = 1 / rest, for 0 < u < 1 and rest = 1 - u, anything outside.
+// product_or_zero(a, b) = a b, 0 where a is 0 even if b is infinite.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -38,9 +39,19 @@ struct Exponent {
   }
 };
 
+// A number that a call chooses, in every type that formulas compute in: kernels do not convert.
+struct Parameter {
+  float single;
+  double full;
+  FOCAL_EXT_INLINE Parameter(double a) : single(float(a)), full(a) {}
+};
+
 // p = sigmoid(z), q = sigmoid(-z) and their logarithms, from one exponential. A policy with a cheaper way specialises it.
 template <class Math>
 struct Sigmoid;
+// Binary cross entropy, likewise.
+template <class Math>
+struct CrossEntropy;
 
 // log(1+e) / w with w = e/(1+e), i.e. -log(1-w)/w on [0, 1/2]; minimax, relative error 2^-25.4.
 template <class Math>
@@ -77,6 +88,7 @@ struct HostFloat {
   static constexpr FOCAL_EXT_INLINE float limit() { return 105.f; }
   static constexpr FOCAL_EXT_INLINE float constant(float c) { return c; }
   static FOCAL_EXT_INLINE float constant(Exponent gamma) { return gamma.high; }
+  static FOCAL_EXT_INLINE float constant(Parameter a) { return a.single; }
 
   static FOCAL_EXT_INLINE float abs(float a) { return from_bits(bits(a) & 0x7fffffffu); }
   static FOCAL_EXT_INLINE float min(float a, float b) { return a < b ? a : b; }
@@ -125,12 +137,15 @@ struct HostFloat {
     return u < 0.f ? __builtin_nanf("") : power;
   }
 
-  static FOCAL_EXT_INLINE float log_ratio(float u, float rest) {
+  static FOCAL_EXT_INLINE float product_or_zero(float a, float b) { return a == 0.f ? 0.f : a * b; }
+
+  static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) {
     const float normal = max(1.17549435e-38f, rest);
     const int32_t k = int32_t(bits(normal) - 0x3f3504f3u) >> 23;  // rest = 2^k (1 + m), 1 + m in [sqrt(1/2), sqrt(2))
     const float m = from_bits(bits(normal) - (uint32_t(k) << 23)) - 1.f;
     const float far = -0.693147182f * fma(m, log2_polynomial<HostFloat>(m), float(k)) / u;
-    return u <= 0.5f ? log1p_polynomial<HostFloat>(u) : far;
+    ratio = u <= 0.5f ? log1p_polynomial<HostFloat>(u) : far;
+    inverse = 1.f / rest;
   }
 
   static FOCAL_EXT_INLINE uint32_t bits(float a) { uint32_t b; __builtin_memcpy(&b, &a, 4); return b; }
@@ -191,6 +206,7 @@ struct Double {
   static constexpr FOCAL_EXT_INLINE double limit() { return 750.; }
   static constexpr FOCAL_EXT_INLINE double constant(double c) { return c; }
   static FOCAL_EXT_INLINE double constant(Exponent gamma) { return gamma.full; }
+  static FOCAL_EXT_INLINE double constant(Parameter a) { return a.full; }
   static FOCAL_EXT_INLINE double abs(double a) { return ::fabs(a); }
   static FOCAL_EXT_INLINE double min(double a, double b) { return a < b ? a : b; }
   static FOCAL_EXT_INLINE double max(double a, double b) { return a > b ? a : b; }
@@ -202,7 +218,11 @@ struct Double {
   static FOCAL_EXT_INLINE double log1p_exp(double e, double) { return ::log1p(e); }
   static FOCAL_EXT_INLINE double pow_exp(Exponent gamma, double a, double b) { return ::exp(gamma.full * (a - b)); }
   static FOCAL_EXT_INLINE double pow(double u, Exponent gamma) { return ::pow(u, gamma.full); }
-  static FOCAL_EXT_INLINE double log_ratio(double u, double rest) { return (u <= 0.5 ? -::log1p(-u) : -::log(rest)) / u; }
+  static FOCAL_EXT_INLINE double product_or_zero(double a, double b) { return a == 0. ? 0. : a * b; }
+  static FOCAL_EXT_INLINE void log_ratio(double u, double rest, double& ratio, double& inverse) {
+    ratio = (u <= 0.5 ? -::log1p(-u) : -::log(rest)) / u;
+    inverse = 1. / rest;
+  }
 };
 
 }  // namespace focal_ext

@@ -10,6 +10,7 @@ namespace focal_ext {
 // `lower` is the modulator of beta - 1. At t = 0 it is the focal loss with gamma = beta.
 template <class Modulator, class Lower>
 struct QualityFocal {
+  static constexpr bool mirrors = false;
   Modulator modulator;
   Lower lower;
 
@@ -26,7 +27,9 @@ struct QualityFocal {
     const T bounded = Math::min(bce.ce, Math::constant(2 * Math::limit()));  // p q is 0 beyond
     const T bend = power * Math::fma(d, d, modulator.template gamma<Math>() * (s.p * s.q) * bounded);
     const T ce = size == zero ? zero : bce.ce;
-    return {power * size * ce, d < zero ? zero - bend : d == zero ? zero : bend};
+    const T infinity = Math::constant(__builtin_inff());
+    // At +-inf the loss is infinite even where the power underflows.
+    return {ce == infinity ? ce : power * size * ce, d < zero ? zero - bend : d == zero ? zero : bend};
   }
   template <class T>
   static FOCAL_EXT_INLINE T factor(T, T of_one, T) { return of_one; }

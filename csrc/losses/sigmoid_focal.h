@@ -13,7 +13,7 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_hard(T z, const Modulator& mo
   const Sigmoid<Math> s(z);
   const T softplus = s.softplus(z);
   if constexpr (Modulator::is_one) return {softplus, s.p};
-  const T power = modulator.template of_probability<Math>(s.p, s.negative_part(z), s.log1p_e);
+  const T power = modulator.template of_probability<Math>(z, s.p, s.negative_part(z), s.log1p_e);
   // q is 0 beyond the limit: the clamp only keeps 0 * inf from an infinite logit's gradient.
   const T bounded = Math::bounded(softplus);
   return {power * softplus, power * Math::fma(modulator.template gamma<Math>() * s.q, bounded, s.p)};
@@ -36,7 +36,7 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, T smoothed, co
   // At a hard target log u is at hand, where u itself may round to 1.
   const bool hard = t == zero || t == one;
   const T z = t == one ? zero - x : x;
-  const T power = hard ? modulator.template of_probability<Math>(u, s.negative_part(z), s.log1p_e) : modulator.template of<Math>(u);
+  const T power = hard ? modulator.template of_probability<Math>(z, u, s.negative_part(z), s.log1p_e) : modulator.template of<Math>(u);
   const T bounded = Math::min(ce, Math::constant(2 * Math::limit()));  // ce may be negative: t is unchecked
   const T infinity = Math::constant(__builtin_inff());
   // At +-inf the loss is infinite even where u^gamma underflows.
@@ -48,13 +48,11 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, T smoothed, co
 template <class Math, class Modulator, class T = typename Math::value_t>
 FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_smoothed(T z, T half, const Modulator& modulator) {
   const Sigmoid<Math> s(z);
-  const T zero = Math::constant(0);
   const CrossEntropy<Math> bce(s, z, half);
   if constexpr (Modulator::is_one) return {bce.ce, bce.slope};
-  const T power = modulator.template of_probability<Math>(s.p, Math::min(zero, z), s.log1p_e);
+  const T power = modulator.template of_probability<Math>(z, s.p, s.whole_negative_part(z), s.log1p_e);
   const T weighed = power * Math::bounded(bce.ce);  // finite at infinite logits
-  const T value = power == zero ? zero : power * bce.ce;
-  return {value, Math::fma(modulator.template gamma<Math>() * s.q, weighed, power * bce.slope)};
+  return {Math::product_or_zero(power, bce.ce), Math::fma(modulator.template gamma<Math>() * s.q_everywhere(z), weighed, power * bce.slope)};
 }
 
 // A positive is a negative seen in the mirror.
@@ -65,9 +63,10 @@ FOCAL_EXT_INLINE ValueAndGradient<T> mirrored(ValueAndGradient<T> term) {
 
 // A loss, as the kernels take it: negative(x) for a target of 0, which nearly every logit of a detector has; positive(x, t) for the
 // class that a class id names, with the target t = 1 or the score given for it; dense(x, t) for any target; and what multiplies
-// them, made of the factors for a target of 1 and of 0.
+// them, made of the factors for a target of 1 and of 0. It mirrors if positive(x, t) is negative(-x) in the mirror.
 template <class Modulator>
 struct SigmoidFocal {
+  static constexpr bool mirrors = true;
   Modulator modulator;
 
   template <class Math, class T>
@@ -82,12 +81,14 @@ struct SigmoidFocal {
 
 template <class Modulator>
 struct SmoothedSigmoidFocal {
+  static constexpr bool mirrors = true;
   Modulator modulator;
-  double smoothing;
+  Parameter half, kept;  // s/2, 1-s
+  SmoothedSigmoidFocal(const Modulator& m, double smoothing) : modulator(m), half(smoothing / 2), kept(1 - smoothing) {}
 
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
-    return sigmoid_focal_smoothed<Math>(x, T(Math::constant(smoothing / 2)), modulator);
+    return sigmoid_focal_smoothed<Math>(x, Math::constant(half), modulator);
   }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const { return mirrored(negative<Math>(-x)); }
@@ -95,7 +96,7 @@ struct SmoothedSigmoidFocal {
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const T zero = Math::constant(0), one = Math::constant(1);
     const ValueAndGradient<T> low = negative<Math>(t == one ? zero - x : x), high = mirrored(low);
-    const T smoothed = Math::fma(t, Math::constant(1 - smoothing), Math::constant(smoothing / 2));
+    const T smoothed = Math::fma(t, Math::constant(kept), Math::constant(half));
     const ValueAndGradient<T> soft = sigmoid_focal_soft<Math>(x, t, smoothed, modulator);
     const bool hard = t == zero || t == one;
     return {hard ? low.value : soft.value, t == zero ? low.gradient : t == one ? high.gradient : soft.gradient};

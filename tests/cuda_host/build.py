@@ -19,12 +19,13 @@ import pybind11
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 NAME = "focal_ext_cuda_host"
 SANITIZED = ("-g1", "-fno-omit-frame-pointer")
-FLAVOURS = {
+INSTRUMENTED = {
     "plain": (),
-    "packed": ("-DFOCAL_EXT_PACKED=1",),
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", *SANITIZED),
     "thread": ("-fsanitize=thread", *SANITIZED),
 }
+# Packed: two numbers per instruction, as on sm_100.
+FLAVOURS = {**INSTRUMENTED, **{f"packed_{name}": ("-DFOCAL_EXT_PACKED=1", *flags) for name, flags in INSTRUMENTED.items()}}
 # The library that a sanitized module needs in its process before all others.
 PRELOADED = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
 
@@ -54,7 +55,8 @@ def commands(flavour: str, folder: Path) -> list[list[str]]:
     every = [str(compiler()), "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-c"]  # unroll is nvcc's
     kernels = [*FLAVOURS[flavour], "-isystem", str(cuda_headers()), "-include", str(HERE / "cuda_host.h"), "-x", "c++"]
     module = [*FLAVOURS[flavour], "-isystem", pybind11.get_include(), "-isystem", python["include"]]
-    sources = {HERE / "device.cpp": [], HERE / "module.cpp": module, **dict.fromkeys(sorted((ROOT / "csrc/cuda").glob("*.cu")), kernels)}
+    own = {HERE / "device.cpp": [], HERE / "fiber.cpp": [], HERE / "module.cpp": module}
+    sources = {**own, **dict.fromkeys(sorted((ROOT / "csrc/cuda").glob("*.cu")), kernels)}
     return [[*every, *flags, str(source), "-o", str(folder / f"{source.stem}.o")] for source, flags in sources.items()]
 
 
@@ -96,7 +98,7 @@ def load(flavour: str) -> ModuleType:
 
 def environment(flavour: str) -> dict[str, str]:
     """For a Python process that loads the flavour: the sanitizer's runtime has to come first."""
-    names = PRELOADED.get(flavour, ())
+    names = PRELOADED.get(flavour.removeprefix("packed_"), ())
     found = [subprocess.run([str(compiler()), f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip() for name in names]
     options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     return {**os.environ, **options, "LD_PRELOAD": " ".join(found), "CUDA_HOST_FLAVOUR": flavour, "OMP_NUM_THREADS": "1"}

@@ -1,5 +1,6 @@
-// Owns: threads of the device as fibers of one CPU thread, their scheduler, and what the sanitizers are told about them.
-// Must not know: any kernel, CUDA's headers. Never compiled with a sanitizer: what it does is no part of the program under test.
+// Owns: blocks of threads of the device, their scheduler, their meeting points and shared arrays.
+// Must not know: any kernel, CUDA's headers, how a thread is made (fiber.h). Never compiled with a sanitizer: what it does is no part of
+// the program under test.
 //
 // A thread runs until it waits; the next is chosen at random. 512 threads that wait 20 times in each of 128 blocks, as in the label
 // scan, take 3 seconds as threads of the operating system and 50 milliseconds as fibers. To ThreadSanitizer every fiber is a thread,
@@ -8,8 +9,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <memory>
@@ -19,17 +18,7 @@
 #include <string>
 #include <utility>
 
-// Present when the process runs under the sanitizer.
-extern "C" {
-#define IF_PRESENT __attribute__((weak))
-IF_PRESENT void* __tsan_get_current_fiber();
-IF_PRESENT void* __tsan_create_fiber(unsigned flags);
-IF_PRESENT void __tsan_switch_to_fiber(void* fiber, unsigned flags);
-IF_PRESENT void __tsan_acquire(void* address);
-IF_PRESENT void __tsan_release(void* address);
-IF_PRESENT void __sanitizer_start_switch_fiber(void** fake_stack, const void* bottom, size_t size);
-IF_PRESENT void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size_t* size);
-}
+#include "fiber.h"
 
 namespace cuda_host {
 
@@ -38,19 +27,7 @@ Defect planted = Defect::none;
 
 namespace {
 
-constexpr size_t kStackBytes = 256 << 10;
 constexpr uint32_t kMaxThreads = 1024, kLanes = 32;
-
-struct Fiber {
-  uint32_t thread = 0;
-  bool started = true;
-  void* resume[5];
-  ucontext_t start;
-  const void* stack = nullptr;
-  size_t stack_bytes = 0;
-  void* fake_stack = nullptr;  // AddressSanitizer's
-  void* tsan = nullptr;        // ThreadSanitizer's
-};
 
 enum class Place { nowhere, sync_block, sync_warp, shuffle, ballot };
 constexpr const char* kPlaces[] = {"nowhere", "__syncthreads", "__syncwarp", "a shuffle", "a ballot"};
@@ -87,7 +64,6 @@ struct Block {
 
 // Neighbouring blocks in the order of a launch use different fibers, so that ThreadSanitizer sees a race between two blocks.
 std::vector<std::unique_ptr<Fiber>> fibers[2];
-Fiber host, *running = &host;
 std::vector<Block> blocks;  // of the launch, the last one runs; freed together: an address used again would order two blocks
 std::string failure;
 std::mt19937_64 random_order;
@@ -96,38 +72,11 @@ void (*body)(const void*);
 const void* body_context;
 char launch_order, finish_order;
 
-void acquire(char& order) { if (__tsan_acquire) __tsan_acquire(&order); }
-void release(char& order) { if (__tsan_release) __tsan_release(&order); }
-void continue_as(const Fiber& fiber) {
-  constexpr unsigned no_sync = 1;
-  if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(fiber.tsan, no_sync);
-}
 // While one exists the device is at work, and not the thread that called it: the lists it keeps are no shared memory of the kernel.
 struct DeviceAtWork {
   DeviceAtWork() { continue_as(host); }
   ~DeviceAtWork() { continue_as(*running); }
 };
-
-__attribute__((noinline, noreturn)) void jump(Fiber& to) {
-  if (!to.started) {
-    to.started = true;
-    setcontext(&to.start);
-  }
-  __builtin_longjmp(to.resume, 1);
-}
-
-// ucontext's swap would make two system calls; these builtins save three registers and let the compiler save the others.
-__attribute__((noinline)) void swap(Fiber& from, Fiber& to) {
-  if (__builtin_setjmp(from.resume) == 0) jump(to);
-}
-
-void switch_to(Fiber& to) {
-  Fiber& from = *std::exchange(running, &to);
-  thread_index.x = to.thread;
-  if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_bytes);
-  swap(from, to);
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
-}
 
 Warp& own_warp() { return blocks.back().warps[running->thread / kLanes]; }
 
@@ -156,7 +105,7 @@ void meet(Meeting& meeting, Place place, size_t participants, bool orders_memory
 }
 
 [[noreturn]] void live() {
-  if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &host.stack, &host.stack_bytes);
+  has_started();
   for (;;) {
     continue_as(*running);
     acquire(launch_order);
@@ -169,24 +118,8 @@ void meet(Meeting& meeting, Place place, size_t participants, bool orders_memory
   }
 }
 
-std::unique_ptr<Fiber> make_fiber(uint32_t thread) {
-  auto fiber = std::make_unique<Fiber>();
-  fiber->thread = thread;
-  fiber->started = false;
-  void* const stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stack == MAP_FAILED) throw std::runtime_error("no memory for the stack of a device thread");
-  fiber->stack = stack;
-  fiber->stack_bytes = kStackBytes;
-  getcontext(&fiber->start);
-  fiber->start.uc_stack.ss_sp = stack;
-  fiber->start.uc_stack.ss_size = kStackBytes;
-  makecontext(&fiber->start, live, 0);
-  if (__tsan_create_fiber) fiber->tsan = __tsan_create_fiber(0);
-  return fiber;
-}
-
 void run_block(std::vector<std::unique_ptr<Fiber>>& pool, uint32_t threads) {
-  while (pool.size() < threads) pool.push_back(make_fiber(uint32_t(pool.size())));
+  while (pool.size() < threads) pool.push_back(make_fiber(uint32_t(pool.size()), live));
   Block& block = blocks.emplace_back(threads);
   for (uint32_t t = 0; t < threads; ++t) block.ready.push_back(pool[t].get());
   while (!block.ready.empty() && failure.empty()) {
@@ -208,7 +141,7 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, uint32_t threads) {
 void run_grid(uint32_t grid, uint32_t threads, void (*kernel)(const void*), const void* context) {
   if (grid == 0 || threads == 0 || threads > kMaxThreads || threads % kLanes) throw std::runtime_error("invalid configuration of a launch");
   body = kernel, body_context = context, grid_size.x = grid;
-  if (__tsan_get_current_fiber) host.tsan = __tsan_get_current_fiber();
+  host_is_this_thread();
   release(launch_order);
   blocks.clear();
   blocks.reserve(grid);

@@ -65,7 +65,7 @@ class HostOps:
         return loss, gradient
 
     def loss_map(self, inputs: Tensor, *call: Any) -> Tensor:
-        loss_map = unwritten(inputs.shape, inputs.dtype)
+        loss_map = unwritten(inputs.shape[:-1] if Call(*call).is_per_row else inputs.shape, inputs.dtype)
         self.run(inputs, call, loss_map=loss_map)
         return loss_map
 

@@ -49,15 +49,15 @@ FOCAL_EXT_INLINE typename Math::value_t log1p_polynomial_half(typename Math::val
 #define log1p_polynomial log1p_polynomial_half
 #endif
 
-#include "../../csrc/losses/device_primitives.h"
-#include "../../csrc/losses/sigmoid_focal.h"
+#include "../../csrc/losses/careful_float.h"
+#include "../../csrc/losses/list.h"
 
 namespace {
 
 using namespace focal_ext;
 using emulation::errors;
 
-enum Policy { careful, single, half, packed_single, packed_half };
+enum Policy { careful, rescue, single, half, packed_single, packed_half };
 
 struct Arrays {
   int64_t count;  // a multiple of the lanes
@@ -65,24 +65,24 @@ struct Arrays {
   float *value, *gradient;
 };
 
-template <class Math, class Modulator>
-void hard(const Arrays& a, const Modulator& modulator) {
+template <class Math, class Loss>
+void negative(const Arrays& a, const Loss& loss) {
   using L = Lanes<typename Math::value_t>;
   errors.lanes = L::width;
   for (int64_t i = 0; i < a.count; i += L::width) {
     errors.calls = 0;
-    const auto term = sigmoid_focal_hard<Math>(L::load(a.logits + i), modulator);
+    const auto term = loss.template negative<Math>(L::load(a.logits + i));
     L::store(a.value + i, term.value);
     L::store(a.gradient + i, term.gradient);
   }
 }
 
-template <class Modulator>
-void soft(const Arrays& a, const Modulator& modulator) {
+template <class Loss>
+void dense(const Arrays& a, const Loss& loss) {
   errors.lanes = 1;
   for (int64_t i = 0; i < a.count; ++i) {
     errors.calls = 0;
-    const auto term = sigmoid_focal_soft<DeviceFloat>(a.logits[i], a.targets[i], a.targets[i], modulator);
+    const auto term = loss.template dense<CarefulFloat>(a.logits[i], a.targets[i]);
     a.value[i] = term.value;
     a.gradient[i] = term.gradient;
   }
@@ -90,17 +90,18 @@ void soft(const Arrays& a, const Modulator& modulator) {
 
 }  // namespace
 
-// Value and gradient, without alpha, of logits that should be low; with targets, of soft ones by the careful policy.
-extern "C" void evaluate(int policy, double gamma, const emulation::Errors* chosen, const Arrays* arrays) {
+// Value and gradient, without alpha, of negatives; with targets, of those by the careful policy.
+extern "C" void evaluate(int policy, const LossParameters* parameters, const emulation::Errors* chosen, const Arrays* arrays) {
   errors = *chosen;
-  with_modulator(gamma, [&](auto modulator) {
-    if (arrays->targets) return soft(*arrays, modulator);
+  with_loss_by_negatives<true>(*parameters, [&](auto loss) {
+    if (arrays->targets) return dense(*arrays, loss);
     switch (policy) {
-      case careful: return hard<DeviceFloat>(*arrays, modulator);
-      case single: return hard<Stream<float, Grade::single>>(*arrays, modulator);
-      case half: return hard<Stream<float, Grade::half>>(*arrays, modulator);
-      case packed_single: return hard<Stream<Pair, Grade::single>>(*arrays, modulator);
-      case packed_half: return hard<Stream<Pair, Grade::half>>(*arrays, modulator);
+      case careful: return negative<CarefulFloat>(*arrays, loss);
+      case rescue: return negative<DeviceFloat>(*arrays, loss);
+      case single: return negative<Stream<float, Grade::single>>(*arrays, loss);
+      case half: return negative<Stream<float, Grade::half>>(*arrays, loss);
+      case packed_single: return negative<Stream<Pair, Grade::single>>(*arrays, loss);
+      case packed_half: return negative<Stream<Pair, Grade::half>>(*arrays, loss);
     }
   });
 }

@@ -11,7 +11,7 @@ from rounding import outside
 from test_cuda_math import SMALLEST, UNIT, Results, beyond, bound, everywhere, is_limit, truth
 from torch import Tensor
 
-GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0, 10.0)
+GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0, 10.0, 50.0, 1e3)
 labels = pytest.mark.parametrize("label", [-1, 0], ids=["stream", "careful"])  # a positive in a tile sends it down the careful path
 gammas = pytest.mark.parametrize("gamma", GAMMAS)
 

@@ -10,7 +10,7 @@ from cuda_host import table
 pytestmark = test_cuda_host.pytestmark
 
 
-@pytest.mark.parametrize("flavour", ["plain", "packed"] if test_cuda_host.FLAVOUR == "plain" else [test_cuda_host.FLAVOUR])
+@pytest.mark.parametrize("flavour", ["plain", "packed_plain"] if test_cuda_host.FLAVOUR == "plain" else [test_cuda_host.FLAVOUR])
 @pytest.mark.parametrize("grid", table.GRIDS)
 @pytest.mark.parametrize("case", table.ROWS, ids=str)
 def test_loss_and_gradient_are_those_of_the_float64_reference(case: Case, grid: int, flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:

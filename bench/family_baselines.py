@@ -1,0 +1,81 @@
+# Owns: the other losses of the family as their users run them today, eager and in a form that a compiler can fuse.
+# Must not know: focal_ext, clocks.
+"""Every baseline takes (logits [N, C], class ids [N], scores [N]) and returns the sum."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def one_hot(x: Tensor, ids: Tensor) -> Tensor:
+    return ids[:, None] == torch.arange(x.shape[1], device=x.device)
+
+
+def scored(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    return torch.where(one_hot(x, ids), scores[:, None], 0.0)
+
+
+def quality_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """As mmdet computes it: all logits as negatives, then the positives' entries replaced."""
+    p = x.sigmoid()
+    loss = F.binary_cross_entropy_with_logits(x, torch.zeros_like(x), reduction="none") * p.pow(2.0)
+    row = (ids >= 0).nonzero().squeeze(1)
+    column = ids[row]
+    modulator = (scores[row] - p[row, column]).abs().pow(2.0)
+    loss[row, column] = F.binary_cross_entropy_with_logits(x[row, column], scores[row], reduction="none") * modulator
+    return loss.sum()
+
+
+def quality_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    t = scored(x, ids, scores)
+    return (F.binary_cross_entropy_with_logits(x, t, reduction="none") * (t - x.sigmoid()).abs().pow(2.0)).sum()
+
+
+def varifocal_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    t = torch.zeros_like(x)
+    row = (ids >= 0).nonzero().squeeze(1)
+    t[row, ids[row]] = scores[row]
+    p = x.sigmoid()
+    weight = t * (t > 0.0).float() + 0.75 * (p - t).abs().pow(2.0) * (t <= 0.0).float()
+    return (F.binary_cross_entropy_with_logits(x, t, reduction="none") * weight).sum()
+
+
+def varifocal_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    t = scored(x, ids, scores)
+    return (F.binary_cross_entropy_with_logits(x, t, reduction="none") * torch.where(t > 0, t, 0.75 * x.sigmoid().pow(2.0))).sum()
+
+
+def asymmetric_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """As the authors and timm compute it, on a one-hot."""
+    t = one_hot(x, ids).to(x.dtype)
+    p = x.sigmoid()
+    q = (1 - p + 0.05).clamp(max=1)
+    loss = t * torch.log(p.clamp(min=1e-8)) + (1 - t) * torch.log(q.clamp(min=1e-8))
+    p_t = p * t + q * (1 - t)
+    gamma = 1.0 * t + 4.0 * (1 - t)
+    return -(loss * torch.pow(1 - p_t, gamma)).sum()
+
+
+def asymmetric_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    positive, p = one_hot(x, ids), x.sigmoid()
+    q = (1 - p + 0.05).clamp(max=1)
+    low = (1 - q).pow(4.0) * -torch.log(q.clamp(min=1e-8))
+    return torch.where(positive, (1 - p) * -F.logsigmoid(x), low).sum()
+
+
+def softmax_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """log_softmax and gather; ids out of range are ignored."""
+    kept = ids >= 0
+    log_p = torch.log_softmax(x, dim=-1).gather(1, ids.clamp(min=0)[:, None]).squeeze(1)
+    return torch.where(kept, -((1 - log_p.exp()) ** 2.0) * log_p, 0.0).sum()
+
+
+# loss -> (eager, the formulations that are compiled)
+BASELINES = {
+    "quality_focal_loss": (quality_eager, (quality_eager, quality_masked)),
+    "varifocal_loss": (varifocal_eager, (varifocal_eager, varifocal_masked)),
+    "asymmetric_loss": (asymmetric_eager, (asymmetric_eager, asymmetric_masked)),
+    "softmax_focal_loss": (softmax_eager, (softmax_eager,)),
+}

@@ -1,0 +1,207 @@
+# Owns: the comparison of ways from a detector's last feature maps to its loss: memory and time of the loss alone and of convolution and loss.
+# Must not know: how any of them works, how figures are drawn.
+"""python -m bench.head [--quick] [--threads 2]: writes bench/results/pyramid.csv, head.csv and head_memory.csv."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import focal_ext
+
+from . import baselines
+from .compare import provenance
+from .measure import Step, interleaved, peak_bytes
+
+SIZES = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))  # of a pyramid of strides 8 to 128 over an image of 800 x 1344
+ANCHORS, CHANNELS = 9, 256
+RESULTS = Path(__file__).resolve().parent / "results"
+Loss = Callable[[list[Tensor], Tensor, int], Tensor]
+
+
+@dataclass
+class Steps(Step):
+    """A step over several leaves; `logits` is the first."""
+
+    leaves: list[Tensor] = field(default_factory=list)
+
+    def ready(self) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
+
+    def run(self) -> None:
+        self.loss(self.leaves).backward()
+
+
+def rows(levels: list[Tensor], classes: int) -> Tensor:
+    """As detectors do: permute and cat to [anchors of all images, K]."""
+    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, classes) for x in levels], dim=1).flatten(0, 1)
+
+
+def over_rows(loss: Callable[[Tensor, Tensor, float], Tensor]) -> Loss:
+    return lambda levels, ids, classes: loss(rows(levels, classes), ids.flatten(), 2.0)
+
+
+def ours(levels: list[Tensor], ids: Tensor, classes: int, **options: bool) -> Tensor:
+    return focal_ext.sigmoid_focal_loss(rows(levels, classes), ids.flatten(), reduction="sum", normalizer="positives", **options)
+
+
+def pyramid(levels: list[Tensor], ids: Tensor, classes: int, **options: bool) -> Tensor:
+    return focal_ext.sigmoid_focal_loss_pyramid(levels, ids, classes, normalizer="positives", **options)
+
+
+LOSSES: dict[str, Loss] = {
+    "eager PyTorch (torchvision)": over_rows(baselines.eager),
+    "torch.compile": over_rows(torch.compile(baselines.masked, dynamic=False)),
+    "rows op": ours,
+    "rows op, overwrite_inputs": lambda *call: ours(*call, overwrite_inputs=True),
+    "pyramid op": pyramid,
+    "pyramid op, overwrite_inputs": lambda *call: pyramid(*call, overwrite_inputs=True),
+}
+FUSED = "fused head"
+
+
+def labels(images: int, classes: int) -> Tensor:
+    """1 % of anchors positive, 1 % ignored."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (images, sum(h * w for h, w in SIZES) * ANCHORS)
+    draw = torch.rand(shape, generator=generator)
+    ids = torch.where(draw < 0.01, torch.randint(0, classes, shape, generator=generator), -1)
+    return ids.masked_fill((draw >= 0.01) & (draw < 0.02), -2)
+
+
+def loss_step(name: str, classes: int, channels_last: bool) -> Step:
+    """The loss of one image alone; its logits are leaves."""
+    generator, ids = torch.Generator().manual_seed(1), labels(1, classes)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    leaves = [(torch.randn(1, ANCHORS * classes, *size, generator=generator) * 1.5 - 6).contiguous(memory_format=memory).requires_grad_() for size in SIZES]
+    return Steps(lambda levels: LOSSES[name](levels, ids, classes), leaves[0], leaves=leaves)
+
+
+def head_step(name: str, classes: int, images: int) -> Step:
+    """The last convolution and the loss; features and parameters are leaves."""
+    generator, ids = torch.Generator().manual_seed(1), labels(images, classes)
+    features = [torch.randn(images, CHANNELS, *size, generator=generator).requires_grad_() for size in SIZES]
+    weight = (torch.randn(ANCHORS * classes, CHANNELS, 3, 3, generator=generator) * 0.01).requires_grad_()
+    bias = torch.full((ANCHORS * classes,), -4.6, requires_grad=True)
+
+    def run(leaves: list[Tensor]) -> Tensor:
+        *maps, w, b = leaves
+        if name == FUSED:
+            return focal_ext.conv_sigmoid_focal_loss(maps, w, b, ids, classes, normalizer="positives")
+        return LOSSES[name]([F.conv2d(x, w, b, padding=1) for x in maps], ids, classes)
+
+    return Steps(run, features[0], leaves=[*features, weight, bias])
+
+
+def bytes_of(step: Step) -> int:
+    assert isinstance(step, Steps)
+    return sum(leaf.numel() * leaf.element_size() for leaf in step.leaves)
+
+
+def resident(which: str) -> int:
+    """Bytes of this process in memory now (VmRSS) or at most (VmHWM)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return int(line.split()[1]) * 1024
+
+
+def measure_memory(name: str, classes: int, images: int) -> dict[str, object]:
+    """Of this process, which must be fresh: what it holds at most in a step, the scratch memory of the convolution included."""
+    warm = torch.randn(1, 8, 8, 8, requires_grad=True)  # libraries and thread pools are loaded before
+    F.conv2d(warm, torch.randn(8, 8, 3, 3, requires_grad=True), padding=1).sum().backward()
+    if name == "torch.compile":
+        head_step(name, classes, images).gradient()  # the compiler's own memory is not the step's
+    step = head_step(name, classes, images)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts again
+    step.ready()
+    step.run()
+    peak = resident("VmHWM") - before
+    return {"implementation": name, "classes": classes, "images": images, "leaves_bytes": bytes_of(step), "peak_extra_bytes": peak}
+
+
+def in_fresh_process(name: str, classes: int, images: int, threads: int) -> dict[str, object]:
+    command = [sys.executable, "-m", "bench.head", "--one", name, str(classes), str(images), "--threads", str(threads)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def memory_rows(quick: bool, threads: int) -> list[dict[str, object]]:
+    """Every way at several numbers of classes and two batches; 1203 classes only where they fit an ordinary machine."""
+    every = [*LOSSES, FUSED]
+    wanted = [(name, classes, 1) for classes in ((80,) if quick else (1, 20, 80, 365)) for name in every]
+    wanted += [] if quick else [(name, 80, 2) for name in every]
+    wanted += [] if quick else [(name, 1203, 1) for name in ("pyramid op", "pyramid op, overwrite_inputs", FUSED)]
+    return [in_fresh_process(*call, threads) for call in tqdm(wanted, desc="memory", unit="process")]
+
+
+def timed(steps: dict[str, Step], seconds: float, least: int, against: str, **about: object) -> list[dict[str, object]]:
+    timings = interleaved(steps, seconds, least=least)
+    return [
+        {
+            **about, "implementation": name, "ms": timing.median * 1e3, "ms_p20": timing.p20 * 1e3, "ms_p80": timing.p80 * 1e3, "ms_least": timing.least * 1e3,
+            "rounds": timing.rounds, "times": timing.median / timings[against].median,
+            "allocated_peak": peak_bytes(steps[name]) / bytes_of(steps[name]),
+        }
+        for name, timing in timings.items()
+    ]  # fmt: skip
+
+
+def loss_rows(quick: bool) -> list[dict[str, object]]:
+    result = []
+    for layout in ("contiguous", "channels_last"):
+        torch._dynamo.reset()
+        names = [name for name in LOSSES if "overwrite" not in name]  # a leaf cannot be overwritten
+        steps = {name: loss_step(name, 80, layout == "channels_last") for name in names}
+        result += timed(steps, 10 if quick else 60, 5, "pyramid op", layout=layout, classes=80, images=1)
+    return result
+
+
+def head_rows(quick: bool) -> list[dict[str, object]]:
+    torch._dynamo.reset()
+    images = 1 if quick else 2
+    steps = {name: head_step(name, 80, images) for name in ("eager PyTorch (torchvision)", "torch.compile", "rows op", "pyramid op", FUSED)}
+    return timed(steps, 10 if quick else 60, 3 if quick else 5, FUSED, classes=80, images=images)
+
+
+def write(path: Path, table: list[dict[str, object]]) -> None:
+    origin = {**provenance("cpu"), "command": " ".join(["python -m bench.head", *sys.argv[1:]])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*table[0], *origin])
+        writer.writeheader()
+        writer.writerows({**{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}, **origin} for row in table)
+    print(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare ways from feature maps to the focal loss: memory and time.")
+    parser.add_argument("--quick", action="store_true", help="one image, 80 classes, few rounds")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--to", type=Path, default=RESULTS, help="folder of the CSV files")
+    parser.add_argument("--only", choices=("pyramid", "head", "head_memory"))
+    parser.add_argument("--one", nargs=3, metavar=("WAY", "CLASSES", "IMAGES"), help="measure the memory of one way in this process")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.one:
+        name, classes, images = options.one
+        print(json.dumps(measure_memory(name, int(classes), int(images))))
+        return
+    tables = {"pyramid": lambda: loss_rows(options.quick), "head": lambda: head_rows(options.quick), "head_memory": lambda: memory_rows(options.quick, options.threads)}
+    for name, table in tables.items():
+        if options.only in (None, name):
+            write(options.to / f"{name}.csv", table())
+
+
+if __name__ == "__main__":
+    main()

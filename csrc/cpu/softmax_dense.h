@@ -1,0 +1,139 @@
+// Owns: the softmax loss of rows with dense targets, a row at a time. Compiled once per instruction set.
+// Must not know: threads, tensors, and the standard library (see storage.h).
+#pragma once
+#include "softmax_rows.h"
+
+namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
+namespace {
+
+// The sum of terms without the largest of them, which is kept apart: no term is ever subtracted from a sum that it dominates.
+template <class acc_t>
+struct SumBesideLargest {
+  acc_t largest = 0;
+  int64_t at = 0;
+  double rest = 0;
+
+  // Terms of classes [c, c + n).
+  void add(acc_t* terms, int64_t c, int64_t n) {
+    int64_t place = 0;
+    for (int64_t i = 1; i < n; ++i) place = terms[i] > terms[place] ? i : place;
+    const acc_t candidate = terms[place];
+    terms[place] = 0;
+    rest += sum_of<acc_t>(n, [terms](int64_t i) { return terms[i]; });
+    terms[place] = candidate;
+    if (c == 0 || candidate > largest) rest += double(largest), largest = candidate, at = c + place;
+    else rest += double(candidate);
+  }
+  acc_t all() const { return acc_t(rest + double(largest)); }
+};
+
+template <class scalar_t>
+class DenseRows : SoftmaxRows<scalar_t> {
+  using Base = SoftmaxRows<scalar_t>;
+  using typename Base::acc_t;
+  using typename Base::Math;
+  using Base::classes_;
+  using Base::p_;
+
+  // A part of a row, at most kExponentials classes.
+  struct Part {
+    acc_t e[kExponentials], coefficient[kExponentials], distance[kExponentials];
+    acc_t value[kExponentials], slope[kExponentials], p[kExponentials], u[kExponentials];  // value and slope times the coefficient
+  };
+  struct Sums {
+    acc_t top;
+    SumBesideLargest<acc_t> e, slope;
+  };
+
+ public:
+  DenseRows(const Problem& problem, double scale) : Base(problem, scale) {}
+
+  double run(int64_t first, int64_t last) const {
+    double total = 0;
+    Part part;
+    for (int64_t row = first; row < last; ++row) total += double(one_row(part, row));
+    return total;
+  }
+
+ private:
+  acc_t one_row(Part& part, int64_t row) const {
+    const scalar_t* const x = this->row_at(row);
+    Sums sums;
+    sums.top = this->largest(x, classes_);
+    each_part([&](int64_t c, int64_t n) {
+      exponentials(part, sums, row, c, n);
+      sums.e.add(part.e, c, n);
+    });
+    const bool in_parts = classes_ > kExponentials;
+    double value = 0;
+    each_part([&](int64_t c, int64_t n) {
+      if (in_parts) exponentials(part, sums, row, c, n);
+      terms(part, sums, row, c, n);
+      value += sum_of<acc_t>(n, [&part](int64_t i) { return part.value[i]; });
+      sums.slope.add(part.slope, c, n);
+    });
+    const acc_t factor = this->weight(row) * this->defined(x, classes_, sums.top);
+    if (p_.loss_map) store(static_cast<scalar_t*>(p_.loss_map)[row], factor * acc_t(value));
+    if (p_.gradient)
+      each_part([&](int64_t c, int64_t n) {
+        if (in_parts) exponentials(part, sums, row, c, n), terms(part, sums, row, c, n);
+        put(part, sums, row, c, n, factor * this->upstream(row));
+      });
+    return factor * acc_t(value);
+  }
+
+  template <class F>
+  void each_part(F f) const {
+    for (int64_t c = 0; c < classes_; c += kExponentials) f(c, classes_ - c < kExponentials ? classes_ - c : kExponentials);
+  }
+
+  void exponentials(Part& part, const Sums& sums, int64_t row, int64_t c, int64_t n) const {
+    const scalar_t* const x = this->row_at(row) + c;
+    for (int64_t i = 0; i < n; ++i) part.e[i] = sums.top;
+    Base::exponentials(x, part.e, n);
+  }
+
+  void terms(Part& part, const Sums& sums, int64_t row, int64_t c, int64_t n) const {
+    const int64_t begin = row * classes_ + c;
+    if (p_.target == Target::dense_u8) coefficients(part, static_cast<const uint8_t*>(p_.targets) + begin, c, n);
+    else if (p_.target == Target::dense_scalar) coefficients(part, static_cast<const scalar_t*>(p_.targets) + begin, c, n);
+    else coefficients(part, static_cast<const acc_t*>(p_.targets) + begin, c, n);
+    const scalar_t* const x = this->row_at(row) + c;
+    for (int64_t i = 0; i < n; ++i) {
+      const acc_t own = load(x[i]);
+      part.distance[i] = this->finite_if(part.coefficient[i] == 0, own == sums.top ? acc_t(0) : sums.top - own);
+    }
+    const acc_t tail = acc_t(sums.e.rest), sum = sums.e.all(), log_sum = log_of_sum<Math>(sum, tail);
+    const int64_t top = sums.e.at - c;
+    this->with_gamma([&](auto modulator) {
+      const auto term = [&part, sum, log_sum, modulator](int64_t i, acc_t others) __attribute__((always_inline)) {
+        const auto t = softmax_focal_term<Math>(part.e[i], others, sum, part.distance[i], log_sum, modulator);
+        part.value[i] = part.coefficient[i] * t.value, part.slope[i] = part.coefficient[i] * t.slope, part.p[i] = t.p, part.u[i] = t.u;
+      };
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) term(i, sum - part.e[i]);
+      if (top >= 0 && top < n) term(top, tail);
+    });
+  }
+
+  template <class target_t>
+  void coefficients(Part& part, const target_t* t, int64_t c, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) part.coefficient[i] = this->alpha(c + i) * acc_t(load(t[i]));
+  }
+
+  // df/dx_c = p_c (sum of the other slopes) - slope_c u_c
+  void put(const Part& part, const Sums& sums, int64_t row, int64_t c, int64_t n, acc_t factor) const {
+    scalar_t* const gradient = static_cast<scalar_t*>(p_.gradient) + row * classes_ + c;
+    const acc_t all = sums.slope.all();
+    const auto put_one = [&part, gradient, factor](int64_t i, acc_t others) __attribute__((always_inline)) {
+      store(gradient[i], factor * (part.p[i] * others - part.slope[i] * part.u[i]));
+    };
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) put_one(i, all - part.slope[i]);
+    const int64_t largest = sums.slope.at - c;
+    if (largest >= 0 && largest < n) put_one(largest, acc_t(sums.slope.rest));
+  }
+};
+
+}  // namespace
+}  // namespace focal_ext::cpu::FOCAL_EXT_LEVEL

@@ -1,0 +1,55 @@
+// Owns: the choice of the softmax kernel for a problem and of the threads that share a row.
+// Must not know: workspace, counts.
+#pragma once
+#include "launch.cuh"
+#include "softmax_dense.cuh"
+#include "start.cuh"
+
+namespace focal_ext::cuda {
+
+// 16 logits a lane and more, so that what is computed once a row costs little; the whole block where a warp would be busy for long.
+inline uint32_t choose_group(int64_t classes) {
+  if (classes >= 4096) return kThreads;
+  uint32_t size = 1;
+  while (size < 32 && size * 32 <= classes) size *= 2;
+  return size;
+}
+
+inline int64_t row_blocks(const Problem& p) {
+  const int64_t rows_at_once = kThreads / choose_group(p.classes);
+  return (p.rows + rows_at_once - 1) / rows_at_once;
+}
+
+template <class scalar_t>
+const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials, uint32_t blocks, void* stream) {
+  using acc_t = acc_of<scalar_t>;
+  const bool aligned = sizeof(scalar_t) < 8 && is_aligned(p.inputs) && is_aligned(p.gradient) && p.classes * int64_t(sizeof(scalar_t)) % 16 == 0;
+  const Exponent gamma(p.loss_parameters.gamma);
+  const SoftmaxArguments<scalar_t> a = {
+      static_cast<const scalar_t*>(p.inputs),
+      static_cast<scalar_t*>(p.gradient),
+      static_cast<scalar_t*>(p.loss_map),
+      p.loss ? partials : nullptr,
+      p.rows,
+      uint32_t(p.classes),
+      {choose_group(p.classes)},
+      aligned,
+      ids_of(p),
+      acc_t(p.alpha_positive),
+      static_cast<const acc_t*>(p.alpha),
+      static_cast<const acc_t*>(p.weight),
+      p.weight_row_stride,
+      acc_t(p.loss_parameters.smoothing),
+      p.loss_parameters.gamma,
+      WholeModulator<0>(gamma),
+      WholeModulator<1>(gamma),
+      WholeModulator<2>(gamma),
+      AnyModulator(gamma),
+      normaliser,
+      p.grad_output_per_element ? nullptr : static_cast<const acc_t*>(p.grad_output),
+      p.grad_output_per_element ? static_cast<const scalar_t*>(p.grad_output) : nullptr,
+  };
+  return launch(is_dense(p.target) ? softmax_dense_kernel<scalar_t> : softmax_ids_kernel<scalar_t>, blocks, kThreads, stream, a);
+}
+
+}  // namespace focal_ext::cuda

@@ -1,0 +1,145 @@
+# Owns: what the arguments of a call on a pyramid may be, and every error about them.
+# Must not know: formulas, autograd, kernels.
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _arguments as arguments
+from . import _reference
+from ._arguments import Alpha, Normalizer
+from ._call import Loss, PyramidCall, check
+
+
+def check_classes(num_classes: int) -> None:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+        raise TypeError(f"num_classes: must be an integer, got {type(num_classes).__name__}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes: must be at least 1, got {num_classes}")
+
+
+def check_maps(name: str, maps: Sequence[Tensor], channels: str) -> None:
+    """A list with a map [B, channels, H, W] for each level, alike in all but height and width."""
+    if isinstance(maps, Tensor) or not isinstance(maps, Sequence):
+        raise TypeError(f"{name}: must be a list of tensors, one for each level, got {type(maps).__name__}; use [{name}]")
+    if not maps:
+        raise ValueError(f"{name}: must hold at least one level, got an empty list")
+    for i, level in enumerate(maps):
+        arguments.check_inputs(level, f"{name}[{i}]")
+        first = maps[0]
+        if level.dim() != 4 or level.shape[1] == 0:
+            raise ValueError(f"{name}[{i}]: must have shape [B, {channels}, H, W], got {tuple(level.shape)}")
+        if level.shape[:2] != first.shape[:2]:
+            raise ValueError(f"{name}[{i}]: must have the images and channels of {name}[0], {tuple(first.shape[:2])}, got {tuple(level.shape[:2])}")
+        if level.dtype != first.dtype or level.device != first.device:
+            raise ValueError(f"{name}[{i}]: must be {first.dtype} on {first.device} as {name}[0] is, got {level.dtype} on {level.device}")
+
+
+def check_levels(levels: Sequence[Tensor], num_classes: int) -> None:
+    check_classes(num_classes)
+    check_maps("levels", levels, f"anchors * {num_classes}")
+    if levels[0].shape[1] % num_classes:
+        raise ValueError(f"levels[0]: must have shape [B, anchors * {num_classes}, H, W], got {tuple(levels[0].shape)}")
+
+
+def anchors_of(levels: Sequence[Tensor], num_classes: int) -> list[int]:
+    """Number of anchors of an image in each level."""
+    return [level.shape[1] // num_classes * level.shape[2] * level.shape[3] for level in levels]
+
+
+def is_native_layout(level: Tensor) -> bool:
+    return level.is_contiguous() or level.is_contiguous(memory_format=torch.channels_last)
+
+
+def check_overwrite(levels: Sequence[Tensor], *others: Tensor | None) -> None:
+    for i, level in enumerate(levels):
+        arguments.check_overwrite(level, *others, name=f"levels[{i}]")
+    written = [(level.data_ptr(), level.data_ptr() + level.numel() * level.element_size()) for level in levels if arguments.is_plain(level) and is_native_layout(level) and level.numel()]
+    written.sort()
+    if any(end > start for (_, end), (start, _) in zip(written, written[1:])):
+        raise ValueError("overwrite_inputs: two of levels share memory; clone one of them")
+
+
+def _join_targets(like: Tensor, counts: Sequence[int], targets: Tensor | Sequence[Tensor]) -> Tensor:
+    """Checked class ids [B, anchors of all levels], contiguous."""
+    images = like.shape[0]
+    parts = [targets] if isinstance(targets, Tensor) else targets
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Tensor) for part in parts):
+        raise TypeError(f"targets: must be a tensor of class ids or a list of them, one for each level, got {type(targets).__name__}")
+    wanted = [(images, sum(counts))] if isinstance(targets, Tensor) else [(images, count) for count in counts]
+    if [tuple(part.shape) for part in parts] != wanted:
+        raise ValueError(f"targets: class ids must have shape {wanted[0] if len(wanted) == 1 else wanted}, got {[tuple(part.shape) for part in parts]}")
+    for part in parts:
+        arguments.check_layout("targets", part)
+        if part.dtype not in arguments.ID_DTYPES:
+            raise TypeError(f"targets: class ids must be integers, got {part.dtype}; use targets.long()")
+        if part.dtype != parts[0].dtype:
+            raise TypeError(f"targets: all levels must have one dtype, got {parts[0].dtype} and {part.dtype}")
+        if part.device != like.device:
+            raise ValueError(f"targets: must be on the device of the levels, {like.device}, got {part.device}; use targets.to({str(like.device)!r})")
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts), dim=1)
+
+
+def _check_weight(weight: Tensor | None, ids: Tensor, like: Tensor) -> Tensor | None:
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: must be a torch.Tensor or None, got {type(weight).__name__}")
+    arguments.check_layout("weight", weight)
+    if weight.is_complex() or weight.is_quantized:
+        raise TypeError(f"weight: must be real numbers, got {weight.dtype}")
+    if weight.device != like.device:
+        raise ValueError(f"weight: must be on the device of the levels, {like.device}, got {weight.device}")
+    if weight.shape != ids.shape and weight.shape != (ids.shape[0], 1):
+        raise ValueError(f"weight: must have shape {(ids.shape[0], 1)}, one factor an image, or {tuple(ids.shape)}, one an anchor, got {tuple(weight.shape)}")
+    return weight.to(arguments.accumulation_dtype(like.dtype)).contiguous()
+
+
+def check_call(
+    like: Tensor,
+    counts: Sequence[int],
+    targets: Tensor | Sequence[Tensor],
+    num_classes: int,
+    alpha: Alpha,
+    gamma: float,
+    reduction: str,
+    normalizer: Normalizer,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    label_smoothing: float,
+) -> PyramidCall:
+    """The checked call; `like` is [B, ...] of the logits' dtype and device, `counts` the anchors of an image in each level."""
+    ids = _join_targets(like, counts, targets)
+    arguments.check_exponent("gamma", gamma)
+    smoothing = arguments.check_fraction("label_smoothing", label_smoothing)
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got {reduction!r}; for 'none' flatten the levels and use sigmoid_focal_loss")
+    # The rules of the arguments that both layouts share are those of a call on rows; it needs no logits.
+    no_rows = like.new_empty((0, num_classes))
+    shared = check(Loss.SIGMOID_FOCAL, no_rows, ids.flatten()[:0], alpha, gamma, reduction, normalizer, None, ignore_index, False).call
+    return PyramidCall(
+        ids,
+        _check_weight(weight, ids, like),
+        shared.alpha,
+        shared.normalizer,
+        num_classes,
+        shared.gamma,
+        smoothing,
+        shared.alpha_positive,
+        shared.alpha_negative,
+        shared.ignore_index,
+        shared.divisor,
+        shared.divisor_value,
+    )
+
+
+def check_ids_of(loss: Tensor, call: PyramidCall) -> None:
+    """Names the first bad id where a value can be read for free; it makes the loss NaN."""
+    if not arguments.values_are_readable(loss, call.targets) or not math.isnan(loss.item()):  # on the CPU
+        return
+    ids = call.targets
+    bad = _reference.bad_ids(_reference.widened(ids.flatten()), call.classes, call.ignore_index).nonzero()
+    arguments.check_ids(int(bad[0]) if bad.numel() else -1, ids, call.classes, call.ignore_index)

@@ -1,0 +1,61 @@
+# Owns: what every library's convention comes down to: which class ids and targets it knows, how its numbers become ours.
+# Must not know: any one library.
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _arguments as arguments
+from .._arguments import Normalizer
+from .._reference import widened
+
+# An id outside every range: the core makes loss and gradient of its row NaN.
+INVALID = torch.iinfo(torch.int64).min
+
+
+def checked_ids(inputs: Tensor, targets: Tensor, lowest: int, highest: int, convention: str, ignored: int | None = None) -> Tensor:
+    """Class ids as int64, all in [lowest, highest] or equal to `ignored`. Others raise, naming the convention; where reading values
+    would stall a device they become INVALID."""
+    arguments.check_inputs(inputs)
+    if arguments.is_dense(inputs, targets):
+        raise ValueError(f"targets: must be class ids of shape {tuple(inputs.shape[:-1])}, got dense targets of the logits' shape; {convention}")
+    ids = widened(targets)
+    bad = (ids < lowest) | (ids > highest)
+    if ignored is not None:
+        bad &= ids != ignored
+    if not arguments.values_are_readable(inputs, ids):
+        return ids.masked_fill(bad, INVALID)
+    if bad.any():
+        first = int(bad.flatten().to(torch.uint8).argmax())
+        raise ValueError(f"targets: class id {int(ids.flatten()[first])} at anchor {first} is outside [{lowest}, {highest}]; {convention}")
+    return ids
+
+
+def check_dense(inputs: Tensor, targets: Tensor, library: str) -> None:
+    arguments.check_inputs(inputs)
+    if not arguments.is_dense(inputs, targets):
+        raise ValueError(
+            f"targets: {library} takes dense targets of the logits' shape {tuple(inputs.shape)}, got class ids of shape"
+            f" {tuple(targets.shape)}; call focal_ext.sigmoid_focal_loss for class ids"
+        )
+
+
+def check_hard(inputs: Tensor, targets: Tensor, library: str) -> None:
+    """Refuses values between 0 and 1, for which `library` computes another function; on a device they cannot be looked for."""
+    if targets.is_floating_point() and arguments.values_are_readable(inputs, targets) and not bool(((targets == 0) | (targets == 1)).all()):
+        raise ValueError(f"targets: must be 0 or 1, {library} has a formula of its own for values between; call focal_ext.sigmoid_focal_loss for soft targets")
+
+
+def unless_negative(alpha: float) -> float | None:
+    """The alpha of libraries that switch it off by any negative number."""
+    return None if arguments.is_number(alpha) and alpha < 0 else alpha
+
+
+def as_scalar(normalizer: Normalizer) -> Normalizer:
+    """A tensor of one element as the 0-d tensor that the core takes."""
+    return normalizer.reshape(()) if isinstance(normalizer, Tensor) and normalizer.numel() == 1 else normalizer
+
+
+def without_half(inputs: Tensor, reduction: str) -> Tensor:
+    """Logits whose unreduced loss is at least float32. A reduced one is float32 anyway."""
+    return inputs.float() if reduction == "none" and isinstance(inputs, Tensor) and inputs.dtype in (torch.float16, torch.bfloat16) else inputs

@@ -1,0 +1,36 @@
+# Owns: the names of effdet.loss.
+# Must not know: effdet itself, until patched() is entered.
+"""``with focal_ext.compat.effdet.patched(): loss, class_loss, box_loss = criterion(...)``"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from .. import _arguments as arguments
+from .. import losses
+from ._conventions import as_scalar, check_dense, check_hard
+from ._patching import replaced
+
+
+def new_focal_loss(
+    logits: Tensor, targets: Tensor, alpha: float, gamma: float, normalizer: float | Tensor, label_smoothing: float = 0.01
+) -> Tensor:
+    """Equivalent to ``effdet.loss.new_focal_loss``: the loss of each logit divided by ``normalizer``; dense targets."""
+    check_dense(logits, targets, "effdet")
+    weight = torch.as_tensor(1.0 / as_scalar(normalizer), dtype=arguments.accumulation_dtype(logits.dtype), device=logits.device)
+    return losses.sigmoid_focal_loss(logits, targets, alpha, gamma, "none", weight=weight, label_smoothing=label_smoothing)
+
+
+def focal_loss_legacy(logits: Tensor, targets: Tensor, alpha: float, gamma: float, normalizer: float | Tensor) -> Tensor:
+    """Equivalent to ``effdet.loss.focal_loss_legacy``, whose targets are 0 or 1."""
+    check_dense(logits, targets, "effdet")
+    check_hard(logits, targets, "effdet's legacy loss")
+    return new_focal_loss(logits, targets, alpha, gamma, normalizer, label_smoothing=0.0)
+
+
+def patched() -> AbstractContextManager[None]:
+    """effdet's DetectionLoss uses the fused function inside ``with patched():``; not where ``config.jit_loss`` compiled it before."""
+    return replaced(("effdet.loss",), "new_focal_loss", new_focal_loss)

@@ -1,0 +1,132 @@
+# Owns: monai.losses.FocalLoss.
+# Must not know: monai itself.
+"""``from focal_ext.compat.monai import FocalLoss``
+
+MONAI's class dimension is 1. It is moved to the end as a view: channels_last logits are read in place, others cost one copy.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses
+from ._conventions import check_dense, check_hard, checked_ids, without_half
+
+IGNORED = -2
+
+
+class _Divisor(NamedTuple):
+    """What the sum over logits is divided by: a number for the call, or one per image as a weight."""
+
+    normalizer: float | Tensor | None = None
+    image_weight: Tensor | None = None
+
+
+class FocalLoss(nn.Module):
+    """Equivalent to ``monai.losses.FocalLoss``: logits (B, C, ...), targets (B, C, ...) of 0 and 1, or ids (B, 1, ...) with to_onehot_y.
+
+    Labels: 0..C-1, of which 0 is the background that include_background=False leaves out; ignore_index at any value. As in MONAI, a
+    sequence of alphas weighs positives only, "sum" is the sum of spatial means (the mean where there are no spatial dimensions), and
+    with ignore_index "mean" divides by voxels, not by logits. float64 logits stay float64.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        gamma: float = 2.0,
+        alpha: float | Sequence[float] | None = None,
+        weight: Sequence[float] | float | Tensor | None = None,
+        reduction: str = "mean",
+        use_softmax: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__()
+        if use_softmax:
+            raise ValueError("use_softmax: only the sigmoid loss is fused; keep monai.losses.FocalLoss for softmax")
+        self.include_background, self.to_onehot_y, self.use_softmax = include_background, to_onehot_y, use_softmax
+        self.gamma, self.ignore_index = gamma, ignore_index
+        self.reduction = str(getattr(reduction, "value", reduction))
+        self.alpha = alpha if alpha is None or isinstance(alpha, (int, float)) else torch.as_tensor(alpha)
+        self.register_buffer("class_weight", None if weight is None else torch.as_tensor(weight), persistent=True)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        channels = input.shape[1]
+        to_ids = self._applies("to_onehot_y=True", self.to_onehot_y, channels)
+        first = int(self._applies("include_background=False", not self.include_background, channels))
+        kept = None if self.ignore_index is None else self._kept(target)
+        logits = without_half(input, self.reduction)[:, first:].movedim(1, -1)
+        if to_ids:
+            targets = self._ids(input, target, first)
+        else:
+            check_dense(input, target, "monai")
+            check_hard(input, target, "monai")
+            targets = target[:, first:].movedim(1, -1)
+        loss = self._sigmoid(logits, targets, kept, self._divisor(logits, kept))
+        return loss.movedim(-1, 1) if self.reduction == "none" else loss
+
+    def _applies(self, option: str, asked: bool, channels: int) -> bool:
+        if asked and channels == 1:
+            warnings.warn(f"single channel prediction, `{option}` ignored.", stacklevel=3)
+        return asked and channels > 1
+
+    def _ids(self, input: Tensor, target: Tensor, first: int) -> Tensor:
+        """Ids from the class `first` on: what lies before it becomes -1, our background."""
+        classes = input.shape[1]
+        ids = checked_ids(input.movedim(1, -1), target[:, 0].long(), 0, classes - 1, f"monai labels: 0..{classes - 1}", self.ignore_index)
+        return (ids - first).masked_fill(ids == self.ignore_index, IGNORED) if self.ignore_index is not None else ids - first
+
+    def _kept(self, target: Tensor) -> Tensor:
+        """1 where a voxel counts, of shape (B, 1, ...): dense targets are ignored where the class is set, or where none is."""
+        if target.shape[1] == 1:
+            return (target != self.ignore_index).float()
+        if 0 <= self.ignore_index < target.shape[1]:
+            return 1 - target[:, self.ignore_index, None].float()
+        return (target.sum(1, keepdim=True) > 0).float()
+
+    def _class_weight(self, logits: Tensor) -> Tensor | None:
+        if self.class_weight is None:
+            return None
+        weight = self.class_weight.to(logits.device)
+        if weight.dim() and (logits.shape[-1] == 1 or weight.shape != logits.shape[-1:]):
+            raise ValueError(f"weight: must be one number, or one for each of the {logits.shape[-1]} channels in use (more than one), got {tuple(weight.shape)}")
+        if weight.device.type == "cpu" and bool((weight < 0).any()):
+            raise ValueError(f"weight: must not be negative, got {weight.tolist()}")
+        return weight
+
+    def _divisor(self, logits: Tensor, kept: Tensor | None) -> _Divisor:
+        if self.reduction == "none":
+            return _Divisor()
+        if self.reduction == "mean" or logits.dim() == 2:
+            return _Divisor(max(logits.numel(), 1) if kept is None else kept.sum().clamp(min=torch.finfo(kept.dtype).eps))
+        if kept is None:
+            return _Divisor(max(math.prod(logits.shape[1:-1]), 1))
+        voxels = kept.flatten(1).sum(1).clamp(min=torch.finfo(kept.dtype).eps)
+        return _Divisor(image_weight=1 / voxels.view(-1, *[1] * (logits.dim() - 1)))
+
+    def _per_class(self, alpha: Tensor, logits: Tensor) -> Tensor:
+        if alpha.shape != logits.shape[-1:]:
+            raise ValueError(f"alpha: a sequence must hold one value for each of the {logits.shape[-1]} channels in use, got {tuple(alpha.shape)}")
+        return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+
+    def _sigmoid(self, logits: Tensor, targets: Tensor, kept: Tensor | None, divisor: _Divisor) -> Tensor:
+        alpha, weight = self.alpha, self._class_weight(logits)
+        if isinstance(alpha, Tensor):
+            # a for positives and 1 for negatives is (1 + a) times a / (1 + a) and 1 / (1 + a).
+            alpha = self._per_class(alpha, logits)
+            weight = _product(weight, 1 + alpha)
+            alpha = alpha / (1 + alpha)
+        if kept is not None and targets.shape == logits.shape:
+            weight = _product(weight, kept.movedim(1, -1))
+        weight, reduction = _product(weight, divisor.image_weight), "none" if self.reduction == "none" else "sum"
+        return losses.sigmoid_focal_loss(logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight)
+
+
+def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a * b

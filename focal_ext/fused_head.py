@@ -1,0 +1,181 @@
+# Owns: the last convolution of a detector and its focal loss in one, chunk by chunk, so that the logits never exist as a whole.
+# Must not know: formulas, kernels, chunks.
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _arguments as arguments
+from . import _autograd, pyramid
+from ._arguments import Alpha, Normalizer
+from ._call import PyramidCall
+from ._head_arguments import check_convolution, check_features, in_autocast_dtype
+from ._pyramid import check_call, check_ids_of
+from ._sweep import Head, Sweep
+from .modules import init_prior_
+
+# One anchor of 1203 classes (LVIS) on the finest level of an 800 x 1344 image takes 77 MiB in float32.
+MEMORY_BUDGET = 80 * 2**20
+
+
+def conv_sigmoid_focal_loss(
+    features: Sequence[Tensor],
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    targets: Tensor | Sequence[Tensor],
+    num_classes: int,
+    alpha: Alpha = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "sum",
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 1,
+    normalizer: Normalizer = None,
+    weight: Tensor | None = None,
+    ignore_index: int | None = -2,
+    label_smoothing: float = 0.0,
+    memory_budget: int = MEMORY_BUDGET,
+) -> Tensor:
+    """The last convolution of a detection head and its sigmoid focal loss together, without the logits.
+
+    Equal to ``sigmoid_focal_loss_pyramid([conv2d(x, conv_weight, conv_bias, stride, padding) for x in features], targets, ...)``, to
+    rounding. Some anchors of some images are convolved at a time; loss and gradient are computed in place over their logits, the
+    convolution's backward runs at once, the logits are dropped. Nothing is computed twice. Only gradients are kept for backward, those
+    of the features in their dtype, those of weight and bias added up in float32.
+
+    Args:
+        features: maps [B, C_in, H_l, W_l] of each level; float32, bfloat16 or float64.
+        conv_weight: [A * K, C_in, height, width] of the features' dtype, any kernel size; output channel ``a * K + k``.
+        conv_bias: [A * K] or None.
+        targets: class ids, as in :func:`focal_ext.sigmoid_focal_loss_pyramid`, on the positions of the convolution's output.
+        num_classes: K.
+        alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing: as in :func:`focal_ext.sigmoid_focal_loss_pyramid`.
+            "mean" and "positives" count over all levels and images.
+        stride, padding: of the convolution, one number or (height, width).
+        memory_budget: bytes that the logits of a chunk may take. Several anchors and images share a chunk while they fit; an anchor
+            that does not fit alone is cut into strips of rows, which overlap in the input.
+
+    Returns:
+        The loss, a float32 (float64 for float64) number. Once differentiable.
+
+    Raises:
+        TypeError: also for float16, whose gradients underflow before a GradScaler's factor reaches them.
+        ValueError: as in :func:`focal_ext.sigmoid_focal_loss_pyramid`, and where shapes of features, conv_weight and conv_bias disagree.
+
+    Under autocast to bfloat16 features, weight and bias are cast as a convolution casts them. torch.compile breaks the graph here
+    (fullgraph=True is an error). Under torch.func and forward-mode AD, and where weight, alpha or normalizer want a gradient, the plain
+    convolution and loss run instead.
+
+    Example:
+        >>> head, labels = torch.nn.Conv2d(16, 9 * 80, 3, padding=1), torch.full((2, 9 * (64 + 16)), -1)
+        >>> features = [torch.randn(2, 16, s, s, requires_grad=True) for s in (8, 4)]
+        >>> conv_sigmoid_focal_loss(features, head.weight, head.bias, labels, 80, normalizer="positives").backward()
+    """
+    features, conv_weight, conv_bias = in_autocast_dtype(features, conv_weight, conv_bias)
+    check_features(features)
+    geometry = check_convolution(features, conv_weight, conv_bias, num_classes, stride, padding, memory_budget)
+    anchors = conv_weight.shape[0] // num_classes
+    sizes = [geometry.output(*x.shape[2:]) for x in features]
+    counts = [height * width * anchors for height, width in sizes]
+    call = check_call(features[0], counts, targets, num_classes, alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing)
+    head = Head(geometry, memory_budget)
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break("conv_sigmoid_focal_loss runs between graphs: a graph would hold its chunks in memory side by side")
+        return torch.compiler.disable(_dispatch)(head, call, conv_weight, conv_bias, features)
+    return _dispatch(head, call, conv_weight, conv_bias, features)
+
+
+def _dispatch(head: Head, call: PyramidCall, weight: Tensor, bias: Tensor | None, features: Sequence[Tensor]) -> Tensor:
+    given = (weight, bias, *features)
+    if _autograd.needs_graph(call.tensors) or not all(map(arguments.is_plain, (*given, *call.tensors))):
+        maps = [torch.conv2d(x, weight, bias, head.geometry.stride, head.geometry.padding) for x in features]
+        loss = pyramid.dispatch(tuple(maps), call, False)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+        loss = _Fused.apply(head, call, *given)
+    else:
+        loss = Sweep(head, call, weight, bias, [False] * len(given)).run(features)
+    check_ids_of(loss, call)
+    return loss
+
+
+class _Fused(torch.autograd.Function):
+    """Forward computes every gradient that is wanted; backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, head: Head, call: PyramidCall, weight: Tensor, bias: Tensor | None, *features: Tensor) -> Tensor:
+        sweep = Sweep(head, call, weight, bias, ctx.needs_input_grad[2:])
+        loss = sweep.run(features)
+        ctx.save_for_backward(*sweep.gradients())
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "conv_sigmoid_focal_loss is once differentiable; for create_graph=True convolve first and use sigmoid_focal_loss_pyramid"
+            )
+        return None, None, *pyramid.scaled(ctx.saved_tensors, grad_output)
+
+
+class FusedFocalHead(nn.Conv2d):
+    """The last convolution of a detection head, which in training returns the loss instead of the logits.
+
+    A torch.nn.Conv2d from in_channels to num_anchors * num_classes channels with the stride 1 and a padding that keeps the size; its
+    state dict is that of the plain convolution. Weights start at N(0, 0.01), biases so that every score is ``prior`` (Lin et al. 2017).
+
+    In training mode forward(features, targets) returns :func:`conv_sigmoid_focal_loss`; ``weight_of_anchors`` and ``normalizer`` may be
+    given with it. In eval mode forward(features) returns the logits [B, A * K, H_l, W_l] of each level.
+
+    Example:
+        >>> head = FusedFocalHead(16, 9, 80, normalizer="positives")
+        >>> features = [torch.randn(2, 16, s, s) for s in (8, 4)]
+        >>> head(features, torch.full((2, 9 * (64 + 16)), -1)).backward()
+        >>> logits = head.eval()(features)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_anchors: int,
+        num_classes: int,
+        prior: float = 0.01,
+        *,
+        kernel_size: int = 3,
+        alpha: Alpha = 0.25,
+        gamma: float = 2.0,
+        reduction: str = "sum",
+        normalizer: Normalizer = None,
+        ignore_index: int | None = -2,
+        label_smoothing: float = 0.0,
+        memory_budget: int = MEMORY_BUDGET,
+    ) -> None:
+        super().__init__(in_channels, num_anchors * num_classes, kernel_size, padding=kernel_size // 2)
+        nn.init.normal_(self.weight, std=0.01)
+        init_prior_(self, prior)
+        self.num_classes = num_classes
+        self.loss_options = {
+            "alpha": alpha, "gamma": gamma, "reduction": reduction, "normalizer": normalizer, "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing, "memory_budget": memory_budget,
+        }  # fmt: skip
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        targets: Tensor | Sequence[Tensor] | None = None,
+        weight_of_anchors: Tensor | None = None,
+        normalizer: Normalizer = None,
+    ) -> Tensor | list[Tensor]:
+        if not self.training:
+            return [super(FusedFocalHead, self).forward(x) for x in features]
+        if targets is None:
+            raise ValueError("targets: needed in training mode, where the head returns the loss; use head.eval() for logits")
+        options = self.loss_options if normalizer is None else {**self.loss_options, "normalizer": normalizer}
+        return conv_sigmoid_focal_loss(
+            features, self.weight, self.bias, targets, self.num_classes, stride=self.stride, padding=self.padding, weight=weight_of_anchors, **options
+        )
+
+    def extra_repr(self) -> str:
+        return ", ".join([super().extra_repr(), f"num_classes={self.num_classes}", *(f"{name}={value!r}" for name, value in self.loss_options.items())])

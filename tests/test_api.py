@@ -1,0 +1,36 @@
+# Owns: the promises of the documentation pages: docs/api.md is that of the docstrings, every argument is described, examples run, the package is typed.
+# Must not know: losses.
+from __future__ import annotations
+
+import doctest
+import inspect
+from pathlib import Path
+
+import api
+import focal_ext
+import pytest
+import torch
+
+CALLABLES = {name: getattr(focal_ext, name) for name in focal_ext.__all__ if callable(getattr(focal_ext, name))}
+
+
+def test_the_page_is_that_of_the_docstrings() -> None:
+    assert api.PAGE.read_text() == api.page(), "python tests/api.py --write"
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_every_argument_is_described(name: str) -> None:
+    documentation = inspect.getdoc(CALLABLES[name]) or ""
+    inherited = "same arguments" in documentation
+    assert documentation and [parameter for parameter in inspect.signature(CALLABLES[name]).parameters if not inherited and f"{parameter}:" not in documentation] == []
+
+
+@pytest.mark.parametrize("name", [name for name, value in CALLABLES.items() if ">>>" in (value.__doc__ or "")])
+def test_the_example_runs(name: str) -> None:
+    examples = doctest.DocTestFinder(recurse=False).find(CALLABLES[name], name, globs={**vars(focal_ext), "torch": torch, "focal_ext": focal_ext})
+    assert sum(len(example.examples) for example in examples) > 0
+    assert [doctest.DocTestRunner().run(example).failed for example in examples] == [0] * len(examples)
+
+
+def test_the_package_tells_type_checkers_that_it_is_typed() -> None:
+    assert (Path(focal_ext.__file__).parent / "py.typed").exists()
