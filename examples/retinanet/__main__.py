@@ -63,7 +63,7 @@ def train(settings, dataset, folder, checkpoint=None, silent=False):
                 end_of_epoch = session.done % settings.epoch_steps == 0
                 due = end_of_epoch and session.done // settings.epoch_steps % settings.evaluate_every == 0
                 if due or session.done == settings.steps:
-                    result = precision(session.model, dataset)
+                    result = precision(session.detector, dataset)
                     row.update(result)
                 logbook.write(row)
                 if end_of_epoch:

@@ -29,6 +29,7 @@ COLUMNS = ("table", "options", "steps", "ap50", "ap", "recall")
 BASE = {
     "nuclei": "--data nuclei --epochs 6 --evaluate-every 6",
     "trees": "--data trees --epochs 20 --evaluate-every 5 --crop-size 192 --batch-size 4",
+    "digits": "--data digits --epochs 15 --evaluate-every 5 --augment crop",  # a mirrored digit is none
 }
 # gamma 0 is written as the loss of that name.
 GRID = [("grid", f"--loss {loss} --alpha {alpha}") for loss in ("balanced", "focal --gamma 1", "focal --gamma 2") for alpha in (0.25, 0.5, 0.75)]
@@ -45,6 +46,11 @@ ROWS = {
     "trees": [
         ("losses", "--loss focal"), ("losses", "--loss ce"), ("losses", "--loss ohem"), ("losses", "--loss focal --gamma 1"),
         ("losses", "--loss balanced"), ("trouble", "--gamma 2.5"), ("trouble", "--alpha 0.5"),
+    ],
+    "digits": [
+        ("classes", "--loss focal"), ("classes", "--loss ce"),
+        ("classes", "--loss softmax --alpha 0.5"), ("classes", "--loss softmax --alpha 0.5 --class-alpha inverse"),
+        ("classes", "--loss softmax --alpha 0.5 --gamma 0"),
     ],
 }
 
