@@ -61,9 +61,9 @@ def train(settings, dataset, folder, checkpoint=None, silent=False):
             while session.done < settings.steps:
                 row = session.step()
                 end_of_epoch = session.done % settings.epoch_steps == 0
-                last = session.done == settings.steps
-                if last or (end_of_epoch and session.done // settings.epoch_steps % settings.evaluate_every == 0):
-                    result = precision(session.model, dataset)
+                due = end_of_epoch and session.done // settings.epoch_steps % settings.evaluate_every == 0
+                if due or session.done == settings.steps:
+                    result = precision(session.detector, dataset)
                     row.update(result)
                 logbook.write(row)
                 if end_of_epoch:

@@ -5,13 +5,18 @@ import torch
 
 import focal_ext
 
+from . import softmax
 from .matcher import BACKGROUND, IGNORED
 
 MINED = 3  # negatives kept per positive by "ohem"; Liu et al. 2016 (SSD)
 
 
-def criterion(settings):
-    """(logits [B, N, C], targets [B, N]) -> the sum over anchors, divided by max(positives, 1)."""
+def criterion(settings, class_weights=()):
+    """(logits [B, N, C], targets [B, N]) -> the sum over anchors, divided by max(positives, 1); class_weights: for "softmax"."""
+    if settings.loss == "softmax":
+        return softmax.loss(settings.alpha, settings.gamma, settings.label_smoothing, class_weights)
+    if settings.class_alpha != "same":
+        raise ValueError(f"--class-alpha {settings.class_alpha} weighs the classes of --loss softmax, got --loss {settings.loss}")
     return LOSSES[settings.loss](settings)
 
 

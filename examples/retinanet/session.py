@@ -8,7 +8,7 @@ import torch
 
 import focal_ext
 
-from . import augment, schedules
+from . import augment, schedules, softmax
 from .anchors import grid_anchors
 from .criteria import criterion
 from .losses import box_loss
@@ -19,9 +19,16 @@ from .training import Batch, labelled
 class Session:
     def __init__(self, settings, dataset):
         self.settings, self.dataset, self.done = settings, dataset, 0
-        self.model = build(settings.seed, num_classes=dataset.num_classes, in_channels=dataset.channels, depth=settings.depth)
-        focal_ext.init_prior_(self.model.classify[-1], settings.prior)
-        self.criterion = criterion(settings)
+        columns = dataset.num_classes + (settings.loss == "softmax")
+        self.model = build(settings.seed, num_classes=columns, in_channels=dataset.channels, depth=settings.depth)
+        if settings.loss == "softmax":
+            softmax.init_prior_(self.model.classify[-1], settings.prior, columns)
+            self.detector = softmax.AsSigmoid(self.model)
+        else:
+            focal_ext.init_prior_(self.model.classify[-1], settings.prior)
+            self.detector = self.model
+        labels = torch.cat([scene.labels for scene in dataset.train])
+        self.criterion = criterion(settings, softmax.class_weights(labels, dataset.num_classes, settings.class_alpha))
         self.anchors = grid_anchors(settings.crop_size, settings.crop_size)
         self.generator = torch.Generator().manual_seed(settings.seed)
         # eps: see training.train.

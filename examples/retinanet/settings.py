@@ -13,6 +13,7 @@ class Settings:
     loss: str = "focal"
     gamma: float = 2.0
     alpha: float = 0.25
+    class_alpha: str = "same"
     label_smoothing: float = 0.0
     prior: float = 0.01
     epochs: int = 8
@@ -40,6 +41,7 @@ class Settings:
 HELP = {
     "data": "what to train on", "loss": "classification loss", "gamma": "focusing exponent; 0 is (balanced) cross entropy",
     "alpha": "weight of positives, 1 - alpha that of negatives; none: both 1",
+    "class_alpha": "alpha of the classes of --loss softmax: the same, or by inverse frequency",
     "label_smoothing": "0 to 1, in the cross entropy only", "prior": "score of every anchor before the first step",
     "epochs": "of --epoch-steps steps: random crops know no pass over the data", "epoch_steps": "steps between two checkpoints",
     "batch_size": "crops per step", "crop_size": "side of a crop in pixels", "lr": "learning rate after the warm-up",
@@ -49,7 +51,8 @@ HELP = {
     "augment": "how crops are drawn", "evaluate_every": "epochs between evaluations", "depth": "convolutions of a head before its last",
     "seed": "of weights and crops",
 }
-CHOICES = {"data": tuple(datasets.LOADERS), "loss": tuple(criteria.LOSSES), "schedule": tuple(schedules.FACTORS), "augment": augment.CHOICES}
+CHOICES = {"data": tuple(datasets.LOADERS), "loss": (*criteria.LOSSES, "softmax"), "class_alpha": ("same", "inverse"),
+           "schedule": tuple(schedules.FACTORS), "augment": augment.CHOICES}
 
 
 def number_or_none(text):

@@ -14,11 +14,19 @@ def rows_of(table):
     """The trainings of one table, over all data sets, as each was started."""
     yield "| data set | options | steps | AP50 | AP | recall |"
     yield "|---|---|---|---|---|---|"
-    for name in ROWS:
-        for row in results(name):
-            if row["table"] == table:
+    missing = []
+    for name, wanted in ROWS.items():
+        trained = {row["options"]: row for row in results(name) if row["table"] == table}
+        for options in (options for of, options in wanted if of == table):
+            if options in trained:
+                row = trained[options]
                 figures = " | ".join(f"{float(row[column]):.3f}" for column in ("ap50", "ap", "recall"))
-                yield f"| {name} | `{row['options']}` | {row['steps']} | {figures} |"
+                yield f"| {name} | `{options}` | {row['steps']} | {figures} |"
+            else:
+                missing.append(f"{name} `{options}`")
+    if missing:
+        yield ""
+        yield f"Not trained yet (`python -m examples.retinanet.study` does): {', '.join(missing)}."
 
 
 def grid():
@@ -27,12 +35,13 @@ def grid():
     for row in results("nuclei"):
         if row["table"] == "grid":
             settings = settings_of("nuclei", row["options"])
-            cells[0.0 if settings.loss == "balanced" else settings.gamma, settings.alpha] = f"{float(row['ap50']):.3f}"
+            gamma = 0.0 if settings.loss == "balanced" else settings.gamma
+            cells[gamma, settings.alpha] = f"{float(row['ap50']):.3f}"
     gammas, alphas = (sorted({key[place] for key in cells}) for place in (0, 1))
     yield "| gamma | " + " | ".join(f"alpha {alpha:g}" for alpha in alphas) + " |"
     yield "|---|" + "---|" * len(alphas)
     for gamma in gammas:
-        yield f"| {gamma:g} | " + " | ".join(cells.get((gamma, alpha), "") for alpha in alphas) + " |"
+        yield f"| {gamma:g} | " + " | ".join(cells.get((gamma, alpha), "not trained yet") for alpha in alphas) + " |"
 
 
 def bases():

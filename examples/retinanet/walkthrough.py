@@ -30,18 +30,15 @@ class Materials:
     """What steps are made of, fetched or trained when the first step asks for it."""
 
     def __init__(self, folder, runs):
-        self.folder, self.runs = folder, runs
-
-    @cache  # noqa: B019  one such object lives as long as the process
-    def dataset(self, name):
-        return datasets.load(name, self.folder)
+        self.dataset = cache(lambda name: datasets.load(name, folder))
+        self.runs = runs
+        self.scored = cache(self.score)
 
     @property
     def both(self):
         return [self.dataset("nuclei"), self.dataset("trees")]
 
-    @cache  # noqa: B019  one such object lives as long as the process
-    def scored(self, name):
+    def score(self, name):
         """(logits, targets) of the hold-out, by a network trained with focal loss."""
         dataset = self.dataset(name)
         return steps.scored(study.trained(name, "--loss focal", dataset, self.runs), dataset)
@@ -67,7 +64,7 @@ MEASURED = {
 }
 FROM_RESULTS = {
     "bases": tables.bases, "grid": tables.grid,
-    **{name: lambda name=name: tables.rows_of(name) for name in ("losses", "seeds", "rates", "schedules", "trouble")},
+    **{name: lambda name=name: tables.rows_of(name) for name in ("losses", "seeds", "rates", "schedules", "classes", "trouble")},
 }
 
 
