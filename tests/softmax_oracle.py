@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import mpmath
 import torch
-from softmax_table import Call
+from cases import Call
 from torch import Tensor
 
 

@@ -7,8 +7,9 @@ import zlib
 from typing import Any, NamedTuple
 
 import torch
-from cases import ID_DTYPES, LAYOUTS, RANK_NEEDED, Implementation
-from torch import Tensor
+from cases import ID_DTYPES, LAYOUTS, RANK_NEEDED, Call
+
+LOSS = "softmax_focal_loss"
 
 # The first value of each axis is the everyday call. Shapes cross the batch of 128 rows and 2048 exponentials, and the chunk of 16384 logits.
 AXES: dict[str, tuple[Any, ...]] = {
@@ -58,29 +59,6 @@ def table() -> list[Row]:
 
 
 ROWS = table()
-
-
-class Call(NamedTuple):
-    inputs: Tensor
-    targets: Tensor
-    options: dict[str, Any]
-    upstream: Tensor
-
-    def run(self, implementation: Implementation) -> tuple[Tensor, Tensor]:
-        leaf = self.inputs.detach().requires_grad_()
-        value = implementation.module.softmax_focal_loss(leaf, self.targets, **self.options)
-        return value.detach(), torch.autograd.grad(value, leaf, self.upstream.to(value.dtype))[0]
-
-    def in_float64(self) -> Call:
-        """The same call on float64 copies of what this one computes with."""
-        accumulation = torch.float64 if self.inputs.dtype == torch.float64 else torch.float32
-
-        def widen(value: Any) -> Any:
-            value = torch.tensor(value, dtype=accumulation) if isinstance(value, list) else value
-            return value.double() if isinstance(value, Tensor) else value
-
-        targets = self.targets.double() if self.targets.dim() == self.inputs.dim() else self.targets
-        return Call(self.inputs.double(), targets, {k: widen(v) for k, v in self.options.items()}, self.upstream.double())
 
 
 def build(row: Row) -> Call:
