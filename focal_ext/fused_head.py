@@ -129,6 +129,14 @@ class FusedFocalHead(nn.Conv2d):
     In training mode forward(features, targets) returns :func:`conv_sigmoid_focal_loss`; ``weight_of_anchors`` and ``normalizer`` may be
     given with it. In eval mode forward(features) returns the logits [B, A * K, H_l, W_l] of each level.
 
+    Args:
+        in_channels: of the features.
+        num_anchors: anchors at each position.
+        num_classes: classes of each anchor.
+        prior: every score before training, in (0, 1).
+        kernel_size: odd; the padding is half of it.
+        alpha, gamma, reduction, normalizer, ignore_index, label_smoothing, memory_budget: as in :func:`conv_sigmoid_focal_loss`.
+
     Example:
         >>> head = FusedFocalHead(16, 9, 80, normalizer="positives")
         >>> features = [torch.randn(2, 16, s, s) for s in (8, 4)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 from pathlib import Path
 
 import api
@@ -22,7 +23,8 @@ def test_the_page_is_that_of_the_docstrings() -> None:
 def test_every_argument_is_described(name: str) -> None:
     documentation = inspect.getdoc(CALLABLES[name]) or ""
     inherited = "same arguments" in documentation
-    assert documentation and [parameter for parameter in inspect.signature(CALLABLES[name]).parameters if not inherited and f"{parameter}:" not in documentation] == []
+    described = {word for names in re.findall(r"^ *((?:\w+, )*\w+): ", documentation, re.MULTILINE) for word in names.split(", ")}
+    assert documentation and [parameter for parameter in inspect.signature(CALLABLES[name]).parameters if not inherited and parameter not in described] == []
 
 
 @pytest.mark.parametrize("name", [name for name, value in CALLABLES.items() if ">>>" in (value.__doc__ or "")])
