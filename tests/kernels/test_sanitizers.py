@@ -27,7 +27,13 @@ def test_a_planted_defect_is_caught(defect: Defect) -> None:
     assert defective.status != 0 and re.search(defect.says, defective.output), defective.output[-4000:]
 
 
-def test_the_checked_in_proofs_are_those_just_measured() -> None:
+COUNT = re.compile(r"(\d+) \|$", re.MULTILINE)  # of the tests that passed under a sanitizer
+
+
+def test_the_checked_in_proofs_claim_no_more_than_was_just_measured() -> None:
     MEASURED.parent.mkdir(exist_ok=True)
     MEASURED.write_text(proofs())
-    assert CHECKED_IN.exists() and CHECKED_IN.read_text() == MEASURED.read_text(), f"cp {MEASURED.relative_to(ROOT)} {CHECKED_IN.relative_to(ROOT)}, then make kernels"
+    measured, claimed = MEASURED.read_text(), CHECKED_IN.read_text()
+    hint = f"cp {MEASURED.relative_to(ROOT)} {CHECKED_IN.relative_to(ROOT)}, then make kernels"
+    assert COUNT.sub("", claimed) == COUNT.sub("", measured), hint
+    assert all(int(few) <= int(many) for few, many in zip(COUNT.findall(claimed), COUNT.findall(measured))), hint
