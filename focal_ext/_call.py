@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from typing import NamedTuple
 
 import torch
@@ -118,7 +117,7 @@ def check(
     if loss == Loss.VARIFOCAL:  # the only loss whose alpha is the factor of negatives alone
         alpha_positive, alpha_negative, alpha_tensor = 1.0, arguments.check_fraction("alpha", alpha), None
     else:
-        alpha_positive, alpha_negative, alpha_tensor = arguments.check_alpha(alpha, inputs, math.inf if per_row else 1.0)
+        alpha_positive, alpha_negative, alpha_tensor = arguments.check_alpha(alpha, inputs, torch.finfo(arguments.accumulation_dtype(inputs.dtype)).max if per_row else 1.0)
     divisor, divisor_value, divisor_tensor = arguments.check_normalizer(normalizer, reduction, inputs, dense, per_row)
     plain_weight = arguments.check_row_weight(weight, inputs) if per_row else arguments.check_weight(weight, inputs)
     ignore_index = arguments.check_ignore_index(ignore_index)

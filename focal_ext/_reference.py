@@ -119,7 +119,12 @@ def bad_ids(ids: Tensor, classes: int, ignore_index: int | None, background: boo
 def _element_losses(x: Tensor, t: Tensor, call: Call) -> Tensor:
     """The loss of each logit, alpha included."""
     positive, negative = (call.alpha, 1 - call.alpha) if call.alpha is not None else (call.alpha_positive, call.alpha_negative)
-    factor = torch.where(t > 0, torch.ones_like(t), negative) if call.loss == Loss.VARIFOCAL else positive * t + negative * (1 - t)
+    if call.loss == Loss.VARIFOCAL:
+        factor = torch.where(t > 0, torch.ones_like(t), negative)
+    elif call.loss == Loss.SIGMOID_FOCAL:
+        factor = positive * t + negative * (1 - t)
+    else:
+        factor = torch.ones_like(t)
     x = torch.where(factor == 0, _bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
     return factor * _LOSSES[Loss(call.loss)](x, t, call)
 

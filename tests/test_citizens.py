@@ -116,11 +116,10 @@ def test_meta_and_fake_tensors_have_shape_and_dtype_of_the_real_ones(reduction: 
 def test_a_device_without_kernels_takes_the_reference(loss_of: Member, monkeypatch: pytest.MonkeyPatch) -> None:
     from focal_ext import _native
 
-    call = getattr(focal_ext, loss_of.loss).__wrapped__(logits(), (IDS, torch.rand(64)) if "quality" in loss_of.loss or "vari" in loss_of.loss else IDS).call
-    assert _native.runs(call, torch.device("cpu"))
-    assert not any(_native.runs(call, torch.device(name)) for name in ("meta", "mps", "xpu", "privateuseone", "hpu"))
+    assert _native.runs_on(torch.device("cpu"))
+    assert not any(_native.runs_on(torch.device(name)) for name in ("meta", "mps", "xpu", "privateuseone", "hpu"))
     seen = []
-    monkeypatch.setattr(_native, "runs", lambda call, device: seen.append(device) and False)
+    monkeypatch.setattr(_native, "runs_on", lambda device: seen.append(device) and False)
     want = getattr(focal_ext.reference, loss_of.loss)
     x = logits()
     assert torch.equal(loss_of(x, IDS, reduction="sum"), loss_of.on(PUBLIC._replace(module=focal_ext.reference))(x, IDS, reduction="sum")) and seen and want

@@ -15,11 +15,11 @@ auto host_math() {
   else return HostFloat();
 }
 
-// Processors without AVX2 are rare: one generic instance a loss serves them, at half the speed, and keeps the library small.
+// Processors without AVX2 are rare: half types take float's arithmetic there, which keeps the library small.
 #ifdef FOCAL_EXT_FEW_INSTANCES
-constexpr bool kFast = false;
+constexpr Precision kHalf = Precision::single;
 #else
-constexpr bool kFast = true;
+constexpr Precision kHalf = Precision::half;
 #endif
 
 // Calls kernel(Math, loss) for the problem's arithmetic and loss.
@@ -27,10 +27,9 @@ template <class Kernel>
 double with_instance(const Problem& problem, Kernel&& kernel) {
   // fp64 is the accurate path, not the fast one: few instances serve every parameter.
   if (problem.scalar == Scalar::f64) return with_loss<false>(problem.loss_parameters, [&](const auto& loss) { return kernel(Double(), loss); });
-  return with_loss<kFast>(problem.loss_parameters, [&]<class Loss>(const Loss& loss) {
-    if constexpr (!kFast) return kernel(HostFloat(), loss);
-    else if (problem.scalar == Scalar::f32) return kernel(host_math<Loss, Precision::single>(), loss);
-    else return kernel(host_math<Loss, Precision::half>(), loss);
+  return with_loss<true>(problem.loss_parameters, [&]<class Loss>(const Loss& loss) {
+    if (problem.scalar == Scalar::f32) return kernel(host_math<Loss, Precision::single>(), loss);
+    return kernel(host_math<Loss, kHalf>(), loss);
   });
 }
 
