@@ -7,7 +7,7 @@ namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
 constexpr int64_t kBlock = 512;  // a few buffers of it stay in the first-level cache
-constexpr int64_t kAhead = 4;    // blocks between a prefetch and its use
+constexpr int64_t kAhead = 12;   // blocks between a prefetch and its use
 constexpr int64_t kLanes = 64;   // partial sums per block, the same at every vector width; fewer would wait for each other
 constexpr int64_t kStep = 32;    // formulas run over whole steps of padded blocks: no loop has a remainder, which halves the library
 
