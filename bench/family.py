@@ -24,7 +24,7 @@ from .measure import Step, interleaved, peak_bytes
 def ours(loss: str, ids: Tensor, scores: Tensor) -> Callable[[Tensor], Tensor]:
     function = getattr(focal_ext, loss)
     if loss == "softmax_focal_loss":
-        return lambda x: function(x, ids, reduction="sum", ignore_index=-1)
+        return lambda x: function(x, ids, reduction="sum")
     targets = (ids, scores) if loss in ("quality_focal_loss", "varifocal_loss") else ids
     return lambda x: function(x, targets, reduction="sum")
 
@@ -32,14 +32,19 @@ def ours(loss: str, ids: Tensor, scores: Tensor) -> Callable[[Tensor], Tensor]:
 def rows_of(loss: str, logits: Tensor, ids: Tensor, scores: Tensor, seconds: float) -> list[dict[str, object]]:
     torch._dynamo.reset()
     eager, formulations = BASELINES[loss]
+    if loss == "softmax_focal_loss":  # background is a class like others
+        ids = ids.masked_fill(ids < 0, logits.shape[1] - 1)
 
     def step(function: Callable[[Tensor], Tensor]) -> Step:
         return Step(function, logits.clone().requires_grad_())
 
-    steps = {"eager PyTorch": step(lambda x: eager(x, ids, scores))}
+    def form(function: Callable[..., Tensor]) -> str:
+        return function.__name__.split("_", 1)[1].replace("_", "-")
+
+    steps = {f"eager PyTorch, {form(f)}" if len(eager) > 1 else "eager PyTorch": step(lambda x, f=f: f(x, ids, scores)) for f in eager}
     for formulation in formulations:
         compiled = torch.compile(formulation, dynamic=False)
-        steps[f"torch.compile, {formulation.__name__.split('_')[1]}"] = step(lambda x, f=compiled: f(x, ids, scores))
+        steps[f"torch.compile, {form(formulation)}"] = step(lambda x, f=compiled: f(x, ids, scores))
     steps[OURS] = step(ours(loss, ids, scores))
     exact = logits[:2000].double().requires_grad_()
     want = torch.autograd.grad(ours_reference(loss, ids[:2000], scores[:2000].double())(exact), exact)[0]
@@ -60,7 +65,7 @@ def rows_of(loss: str, logits: Tensor, ids: Tensor, scores: Tensor, seconds: flo
 def ours_reference(loss: str, ids: Tensor, scores: Tensor) -> Callable[[Tensor], Tensor]:
     function = getattr(focal_ext.reference, loss)
     if loss == "softmax_focal_loss":
-        return lambda x: function(x, ids, reduction="sum", ignore_index=-1)
+        return lambda x: function(x, ids, reduction="sum")
     return lambda x: function(x, (ids, scores) if loss in ("quality_focal_loss", "varifocal_loss") else ids, reduction="sum")
 
 

@@ -65,17 +65,23 @@ def asymmetric_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     return torch.where(positive, (1 - p) * -F.logsigmoid(x), low).sum()
 
 
-def softmax_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    """log_softmax and gather; ids out of range are ignored."""
-    kept = ids >= 0
-    log_p = torch.log_softmax(x, dim=-1).gather(1, ids.clamp(min=0)[:, None]).squeeze(1)
-    return torch.where(kept, -((1 - log_p.exp()) ** 2.0) * log_p, 0.0).sum()
+def softmax_gather(x: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
+    """As mmcv's tests and careful users write it: only the target's column goes through the formula."""
+    log_p = torch.log_softmax(x, dim=-1).gather(1, classes[:, None]).squeeze(1)
+    return -((1 - log_p.exp()) ** 2.0 * log_p).sum()
 
 
-# loss -> (eager, the formulations that are compiled)
+def softmax_one_hot(x: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
+    """As kornia and most tutorials write it: the formula at every class, then a product with the one-hot."""
+    log_p = torch.log_softmax(x, dim=-1)
+    focal = -torch.pow(1 - log_p.exp(), 2.0) * log_p
+    return (F.one_hot(classes, x.shape[1]).to(x.dtype) * focal).sum()
+
+
+# loss -> (eager forms, those that are compiled)
 BASELINES = {
-    "quality_focal_loss": (quality_eager, (quality_eager, quality_masked)),
-    "varifocal_loss": (varifocal_eager, (varifocal_eager, varifocal_masked)),
-    "asymmetric_loss": (asymmetric_eager, (asymmetric_eager, asymmetric_masked)),
-    "softmax_focal_loss": (softmax_eager, (softmax_eager,)),
+    "quality_focal_loss": ((quality_eager,), (quality_eager, quality_masked)),
+    "varifocal_loss": ((varifocal_eager,), (varifocal_eager, varifocal_masked)),
+    "asymmetric_loss": ((asymmetric_eager,), (asymmetric_eager, asymmetric_masked)),
+    "softmax_focal_loss": ((softmax_one_hot, softmax_gather), (softmax_one_hot, softmax_gather)),
 }
