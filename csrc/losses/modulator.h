@@ -22,6 +22,8 @@ struct WholeModulator {
   template <class Math, class T>
   FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const { return of<Math>(p); }
   template <class Math, class T>
+  FOCAL_EXT_INLINE T of_soft(T, T, T u) const { return of<Math>(u); }
+  template <class Math, class T>
   FOCAL_EXT_INLINE T of_logarithm(T u, T) const { return of<Math>(u); }
   template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const {
@@ -45,6 +47,13 @@ struct AnyModulator {
     if constexpr (requires { Math::pow_sigmoid(exponent, z, negative_part); })
       if (Math::is_steep(exponent)) return Math::pow_sigmoid(exponent, z, negative_part);
     return Math::pow_exp(exponent, negative_part, log1p_e);
+  }
+  // u^gamma with u = p (1-t) + q t
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_soft(T x, T t, T u) const {
+    if constexpr (requires { Math::pow_soft(exponent, x, t); })
+      if (Math::is_steep(exponent)) return Math::pow_soft(exponent, x, t);
+    return of<Math>(u);
   }
   // u^gamma with log u = -minus_log, where u rounds to 1
   template <class Math, class T>

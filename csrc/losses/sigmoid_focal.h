@@ -36,7 +36,7 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, T smoothed, co
   // At a hard target log u is at hand, where u itself may round to 1.
   const bool hard = t == zero || t == one;
   const T z = t == one ? zero - x : x;
-  const T power = hard ? modulator.template of_probability<Math>(z, u, s.negative_part(z), s.log1p_e) : modulator.template of<Math>(u);
+  const T power = hard ? modulator.template of_probability<Math>(z, u, s.negative_part(z), s.log1p_e) : modulator.template of_soft<Math>(x, t, u);
   const T bounded = Math::min(ce, Math::constant(2 * Math::limit()));  // ce may be negative: t is unchecked
   const T infinity = Math::constant(__builtin_inff());
   // At +-inf the loss is infinite even where u^gamma underflows.
