@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import focal_ext
 import torch
@@ -47,12 +48,21 @@ def eager_asymmetric(x: Tensor, t: Tensor) -> Tensor:
     return -(ce * (1 - p_t) ** (1.0 * t + 4.0 * (1 - t))).sum()
 
 
+def eager_softmax(x: Tensor, t: Tensor) -> Tensor:
+    """Of class ids by gather, of dense targets at every class."""
+    log_p = torch.log_softmax(x, dim=-1)
+    if t.dim() == 1:
+        log_p = log_p.gather(1, t[:, None])
+        return -((1 - log_p.exp()) ** 2.0 * log_p).sum()
+    return -(t * (1 - log_p.exp()) ** 2.0 * log_p).sum()
+
+
 def one_hot(ids: Tensor, scores: Tensor | float = 1.0) -> Tensor:
     """What eager PyTorch has to make of class ids first."""
     return (ids[:, None] == torch.arange(CLASSES)) * (scores if isinstance(scores, float) else scores[:, None])
 
 
-def steps(losses: dict[str, Callable[[Tensor], Tensor]]) -> dict[str, Step]:
+def steps(losses: dict[Any, Callable[[Tensor], Tensor]]) -> dict[Any, Step]:
     return {name: Step(loss, torch.randn(ROWS, CLASSES, requires_grad=True)) for name, loss in losses.items()}
 
 
@@ -81,21 +91,27 @@ def main() -> None:
     torch.set_num_threads(1)
     ids = torch.tensor([0, -1, -1, 3, 8, -1, 7, -1])
     t = (ids[:, None] == torch.arange(CLASSES)).float()
-    pair = (ids, torch.rand(ROWS))
+    pair, labels = (ids, torch.rand(ROWS)), ids.remainder(CLASSES)
+    shares = torch.rand(ROWS, CLASSES).softmax(1)
+    # name -> eager and ours on dense targets, eager and ours on class ids
     rows = {
-        "sigmoid_focal_loss": (eager_focal, lambda x: focal_ext.sigmoid_focal_loss(x, t, reduction="sum"), lambda x: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum")),
-        "quality_focal_loss": (eager_quality, lambda x: focal_ext.quality_focal_loss(x, t, reduction="sum"), lambda x: focal_ext.quality_focal_loss(x, pair, reduction="sum")),
-        "varifocal_loss": (eager_varifocal, lambda x: focal_ext.varifocal_loss(x, t, reduction="sum"), lambda x: focal_ext.varifocal_loss(x, pair, reduction="sum")),
-        "asymmetric_loss": (eager_asymmetric, lambda x: focal_ext.asymmetric_loss(x, t, reduction="sum"), lambda x: focal_ext.asymmetric_loss(x, ids, reduction="sum")),
-    }
+        "sigmoid_focal_loss": (lambda x: eager_focal(x, t), lambda x: focal_ext.sigmoid_focal_loss(x, t, reduction="sum"),
+                               lambda x: eager_focal(x, one_hot(ids)), lambda x: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum")),
+        "softmax_focal_loss": (lambda x: eager_softmax(x, shares), lambda x: focal_ext.softmax_focal_loss(x, shares, reduction="sum"),
+                               lambda x: eager_softmax(x, labels), lambda x: focal_ext.softmax_focal_loss(x, labels, reduction="sum")),
+        "quality_focal_loss": (lambda x: eager_quality(x, t), lambda x: focal_ext.quality_focal_loss(x, t, reduction="sum"),
+                               lambda x: eager_quality(x, one_hot(*pair)), lambda x: focal_ext.quality_focal_loss(x, pair, reduction="sum")),
+        "varifocal_loss": (lambda x: eager_varifocal(x, t), lambda x: focal_ext.varifocal_loss(x, t, reduction="sum"),
+                           lambda x: eager_varifocal(x, one_hot(*pair)), lambda x: focal_ext.varifocal_loss(x, pair, reduction="sum")),
+        "asymmetric_loss": (lambda x: eager_asymmetric(x, t), lambda x: focal_ext.asymmetric_loss(x, t, reduction="sum"),
+                            lambda x: eager_asymmetric(x, one_hot(ids)), lambda x: focal_ext.asymmetric_loss(x, ids, reduction="sum")),
+    }  # fmt: skip
     print(f"{'us, forward and backward of 64 logits':38} {'eager':>6} {'ours':>6} {'share':>6} | {'eager':>6} {'ours':>6} {'share':>6}")
     print(f"{'(the quickest fifth of the turns)':38} {'dense targets':^20} | {'class ids':^20}")
-    for name, (eager, dense, by_ids) in rows.items():
-        scores = pair[1] if name in ("quality_focal_loss", "varifocal_loss") else 1.0
-        calls = {"eager": lambda x, f=eager: f(x, t), "ours": dense, "eager ids": lambda x, f=eager, s=scores: f(x, one_hot(ids, s)), "ours ids": by_ids}
-        us = {key: timing.p20 * 1e6 for key, timing in interleaved(steps(calls), seconds, most=4000, in_a_row=20).items()}
-        shares = us["ours"] / us["eager"], us["ours ids"] / us["eager ids"]
-        print(f"{name:38} {us['eager']:6.1f} {us['ours']:6.1f} {shares[0]:6.0%} | {us['eager ids']:6.1f} {us['ours ids']:6.1f} {shares[1]:6.0%}")
+    for name, calls in rows.items():
+        timings = interleaved(steps(dict(enumerate(calls))), seconds, most=4000, in_a_row=20)
+        eager, ours, eager_ids, ours_ids = (timing.p20 * 1e6 for timing in timings.values())
+        print(f"{name:38} {eager:6.1f} {ours:6.1f} {ours / eager:6.0%} | {eager_ids:6.1f} {ours_ids:6.1f} {ours_ids / eager_ids:6.0%}")
     times = interleaved(steps(layers(t)), 2 * seconds, most=4000, in_a_row=20)
     print()
     for name, timing in times.items():

@@ -21,6 +21,6 @@ int main(int argc, char** argv) {
   torch::inductor::AOTIModelPackageLoader loader(argv[2]);
   const int64_t rows = std::atoll(argv[3]), classes = std::atoll(argv[4]);
   const at::Tensor logits = at::linspace(-6, 6, rows * classes).view({rows, classes});
-  const at::Tensor ids = at::arange(rows).remainder(classes + 3) - 2;  // -2 ignored, -1 and classes background
+  const at::Tensor ids = at::arange(rows).remainder(classes).masked_fill(at::arange(rows).remainder(7) == 6, -2);  // -2: ignored
   for (const at::Tensor& output : loader.run({logits, ids})) std::printf("%.9g\n", output.sum().item<double>());
 }

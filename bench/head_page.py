@@ -1,0 +1,96 @@
+# Owns: what the README shows of the way from feature maps to the loss: a table and a figure from the CSV files of bench/head.py.
+# Must not know: how the figures were measured.
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
+MARKERS = re.compile(r"(<!-- head -->\n).*?(<!-- /head -->)", re.DOTALL)
+AVAILABLE = 16 * 2**30
+COLOURS = {
+    "eager PyTorch (torchvision)": "#9ca3af", "torch.compile": "#6b7280", "rows op": "#93c5fd", "rows op, overwrite_inputs": "#60a5fa",
+    "pyramid op": "#2563eb", "pyramid op, overwrite_inputs": "#1e3a8a", "fused head": "#dc2626",
+}  # fmt: skip
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def section() -> str:
+    """One row for each way: time of the loss alone and with the convolution, memory, the largest batch."""
+    alone = {(row["layout"], row["implementation"]): row for row in read("pyramid")}
+    timed, memory = {row["implementation"]: row for row in read("head")}, read("head_memory")
+
+    def milliseconds(row: dict[str, str] | None) -> str:
+        return f"{float(row['ms']):,.0f} ({float(row['times']):.2g})" if row else ""
+
+    def mebibytes(name: str, classes: int, images: int) -> str:
+        peak = peaks(memory, name, images).get(classes)
+        return f"{peak / 2**20:,.0f}" if peak is not None else "not run"
+
+    lines = [
+        "| way | loss alone, ms (/ pyramid op's) | channels_last | convolution and loss, ms (/ fused head's) | MiB above features and parameters | 1203 classes, one image | largest batch in 16 GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in COLOURS:
+        cells = [name, *(milliseconds(alone.get((layout, name))) for layout in ("contiguous", "channels_last")), milliseconds(timed.get(name))]
+        lines.append("| " + " | ".join([*cells, mebibytes(name, 80, 2), mebibytes(name, 1203, 1), str(largest_batch(memory, name))]) + " |")
+    about = memory[0]
+    return "\n".join(lines) + f"\n\n{about['machine']}, torch {about['torch']}, {about['date']}; medians of interleaved rounds.\n"
+
+
+def peaks(table: list[dict[str, str]], name: str, images: int) -> dict[int, int]:
+    """Peak bytes above features and parameters by number of classes."""
+    return {int(row["classes"]): int(row["peak_extra_bytes"]) for row in table if (row["implementation"], int(row["images"])) == (name, images)}
+
+
+def largest_batch(table: list[dict[str, str]], name: str, classes: int = 80) -> int:
+    """The images whose features, logits and all that is computed from them fit AVAILABLE bytes: the straight line through one and two images."""
+    totals = [
+        int(row["peak_extra_bytes"]) + int(row["leaves_bytes"])
+        for images in (1, 2)
+        for row in table
+        if (row["implementation"], int(row["classes"]), int(row["images"])) == (name, classes, images)
+    ]
+    slope = totals[1] - totals[0]
+    return int(1 + (AVAILABLE - totals[0]) // slope)
+
+
+def draw(to: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    table = read("head_memory")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained", width_ratios=(1.3, 1))
+    for name, colour in COLOURS.items():
+        points = peaks(table, name, 1)
+        left.plot(list(points), [value / 2**20 for value in points.values()], "o-", color=colour, label=name, markersize=4)
+    left.set_xscale("log")
+    left.set_yscale("log")
+    classes = sorted({int(row["classes"]) for row in table})
+    left.set_xticks(classes, [str(c) for c in classes])
+    left.minorticks_off()
+    left.set_xlabel("classes")
+    left.set_ylabel("MiB at most, above features and parameters")
+    left.set_title("last convolution and loss, forward + backward, one image", fontsize=10)
+    left.legend(fontsize=7, frameon=False)
+    batches = [largest_batch(table, name) for name in COLOURS]
+    right.barh(range(len(batches)), batches, color=list(COLOURS.values()))
+    for i, batch in enumerate(batches):
+        right.text(batch * 1.03, i, str(batch), va="center", fontsize=8)
+    right.set_yticks(range(len(batches)), list(COLOURS), fontsize=8)
+    right.invert_yaxis()
+    right.set_xscale("log")
+    right.set_xlim(right=max(batches) * 2)
+    right.set_title(f"images in {AVAILABLE // 2**30} GiB, 80 classes (from 1 and 2 images)", fontsize=10)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(to, dpi=150)
