@@ -6,10 +6,16 @@
 #include "cpu/run.h"
 #include "tensors.h"
 
+#ifdef FOCAL_EXT_WITH_CUDA
+#include "cuda/launch.h"
+#endif
+
 namespace focal_ext {
 namespace {
 
 using Tensors = std::vector<Tensor>;
+
+bool on_device_of(const Tensor& a, const Tensor& b) { return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(); }
 
 bool is_channels_last(const Tensor& t) {
   const int64_t expected[4] = {t.size(1) * t.size(2) * t.size(3), 1, t.size(3) * t.size(1), t.size(1)};
@@ -39,8 +45,8 @@ struct Arguments {
     int64_t anchors = 0;
     for (const Tensor& level : levels) {
       STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == result.images && level.size(1) == result.anchors * classes &&
-                          level.scalar_type() == first.scalar_type() && level.is_cpu(),
-                      "levels: must be [images, anchors * classes, height, width] of one dtype on the CPU");
+                          level.scalar_type() == first.scalar_type() && on_device_of(level, first),
+                      "levels: must be [images, anchors * classes, height, width] of one dtype on one device");
       const bool planes = level.is_contiguous();
       STD_TORCH_CHECK(planes || is_channels_last(level), "levels: must be contiguous or channels_last");
       plain.push_back({level.const_data_ptr(), nullptr, level.size(2) * level.size(3), !planes});
@@ -54,7 +60,7 @@ struct Arguments {
     p.rows = result.images * anchors;
     p.classes = classes;
     p.target = id_target(targets);
-    STD_TORCH_CHECK(targets.numel() == p.rows && targets.is_cpu(), "targets: must hold one class id an anchor, on the device of the levels");
+    STD_TORCH_CHECK(targets.numel() == p.rows && on_device_of(targets, first), "targets: must hold one class id an anchor, on the device of the levels");
     p.targets = targets.const_data_ptr();
     p.has_ignore_index = ignore_index.has_value();
     p.ignore_index = ignore_index.value_or(0);
@@ -84,8 +90,8 @@ struct Arguments {
   }
 
   const void* upstream(const Tensor& grad_output) {
-    STD_TORCH_CHECK(grad_output.numel() == 1 && grad_output.scalar_type() == accumulation_type(levels[0]) && grad_output.is_cpu(),
-                    "grad_output: must be one number of the accumulation dtype");
+    STD_TORCH_CHECK(grad_output.numel() == 1 && grad_output.scalar_type() == accumulation_type(levels[0]) && on_device_of(grad_output, levels[0]),
+                    "grad_output: must be one number of the accumulation dtype, on the device of the levels");
     return grad_output.const_data_ptr();
   }
 };
@@ -103,12 +109,25 @@ struct Arguments {
   " levels, Tensor targets, Tensor? weight, Tensor? alpha, Tensor? normalizer, int classes, float gamma, float smoothing, "   \
   "float alpha_positive, float alpha_negative, int? ignore_index, int divisor, float divisor_value"
 
+void run(const Pyramid& pyramid, const Tensor& like) {
+#ifdef FOCAL_EXT_WITH_CUDA
+  if (like.is_cuda()) {
+    const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+    const int64_t bytes = int64_t(cuda::workspace_bytes(pyramid));
+    const Tensor workspace = empty(like, 1, &bytes, ScalarType::Byte);
+    return check_launch(cuda::run(pyramid, workspace.mutable_data_ptr(), current_stream(like)));
+  }
+#endif
+  STD_TORCH_CHECK(like.is_cpu(), "focal_ext: no kernel for this device");
+  cpu::run(pyramid, on_torch_threads);
+}
+
 Tensor pyramid_loss(FOCAL_EXT_ARGUMENTS) {
   Arguments a = FOCAL_EXT_PASS;
   Pyramid p = a.pyramid();
   Tensor loss = empty_loss(levels[0]);
   p.problem.loss = loss.mutable_data_ptr();
-  cpu::run(p, on_torch_threads);
+  run(p, a.levels[0]);
   return loss;
 }
 
@@ -118,7 +137,7 @@ std::tuple<Tensor, Tensors> pyramid_loss_and_gradient(FOCAL_EXT_ARGUMENTS) {
   Tensor loss = empty_loss(levels[0]);
   p.problem.loss = loss.mutable_data_ptr();
   Tensors gradients = a.gradients(false);
-  cpu::run(p, on_torch_threads);
+  run(p, a.levels[0]);
   return {loss, gradients};
 }
 
@@ -127,7 +146,7 @@ Tensors pyramid_gradient(FOCAL_EXT_ARGUMENTS, Tensor grad_output) {
   Pyramid p = a.pyramid();
   p.problem.grad_output = a.upstream(grad_output);
   Tensors gradients = a.gradients(false);
-  cpu::run(p, on_torch_threads);
+  run(p, a.levels[0]);
   return gradients;
 }
 
@@ -138,7 +157,7 @@ void pyramid_gradient_(FOCAL_EXT_ARGUMENTS, Tensor grad_output, OptionalTensor l
   p.problem.grad_output = a.upstream(grad_output);
   p.problem.loss = const_cast<void*>(checked_data(loss, levels[0], 1, "loss"));
   a.gradients(true);
-  cpu::run(p, on_torch_threads);
+  run(p, a.levels[0]);
 }
 
 }  // namespace
@@ -150,11 +169,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(focal_ext, m) {
   m.def("pyramid_gradient_(Tensor(a!)[]" FOCAL_EXT_SCHEMA ", Tensor grad_output, Tensor(b!)? loss) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(focal_ext, CPU, m) {
-  m.impl("pyramid_loss", TORCH_BOX(&pyramid_loss));
-  m.impl("pyramid_loss_and_gradient", TORCH_BOX(&pyramid_loss_and_gradient));
-  m.impl("pyramid_gradient", TORCH_BOX(&pyramid_gradient));
-  m.impl("pyramid_gradient_", TORCH_BOX(&pyramid_gradient_));
-}
+#define FOCAL_EXT_REGISTER(m)                                                 \
+  m.impl("pyramid_loss", TORCH_BOX(&pyramid_loss));                           \
+  m.impl("pyramid_loss_and_gradient", TORCH_BOX(&pyramid_loss_and_gradient)); \
+  m.impl("pyramid_gradient", TORCH_BOX(&pyramid_gradient));                   \
+  m.impl("pyramid_gradient_", TORCH_BOX(&pyramid_gradient_))
+
+STABLE_TORCH_LIBRARY_IMPL(focal_ext, CPU, m) { FOCAL_EXT_REGISTER(m); }
+
+#ifdef FOCAL_EXT_WITH_CUDA
+STABLE_TORCH_LIBRARY_IMPL(focal_ext, CUDA, m) { FOCAL_EXT_REGISTER(m); }
+#endif
 
 }  // namespace focal_ext

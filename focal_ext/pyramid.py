@@ -89,17 +89,18 @@ def reference(levels: Sequence[Tensor], call: PyramidCall) -> Tensor:
 
 def has_kernels(device: torch.device) -> bool:
     """Whether the pyramid ops run on tensors of this device."""
-    return _native.available and device.type == "cpu"
+    return _native.runs_on(device)
 
 
 def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
     """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
     if _autograd.keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(factor):  # is_grads_batched=True: many factors at once
         return [None if gradient is None else gradient * factor for gradient in gradients]
-    if factor.device.type != "cpu" or factor.item() != 1:  # on the CPU
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.mul_(factor)
+    if factor.device.type == "cpu" and factor.item() == 1:  # on the CPU, where reading the factor costs less than the ops
+        return list(gradients)
+    for gradient in gradients:
+        if gradient is not None:  # in rows where it lies in rows; decided on the device: no read, no write when the factor is 1
+            ops.scale_(gradient if gradient.is_contiguous() else gradient.permute(0, 2, 3, 1), factor)
     return list(gradients)
 
 

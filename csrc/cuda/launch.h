@@ -18,6 +18,10 @@ size_t workspace_bytes(const Problem& problem);
 // grad_output, divisor_tensor and every other pointer of the problem are device pointers.
 const char* run(const Problem& problem, void* workspace, void* stream, uint32_t max_blocks = kMaxBlocks);
 
+// Likewise for a pyramid, whose levels a few launches share only where they are more than 16.
+size_t workspace_bytes(const Pyramid& pyramid);
+const char* run(const Pyramid& pyramid, void* workspace, void* stream, uint32_t max_blocks = kMaxBlocks);
+
 // gradient[i] *= *factor unless *factor is 1, decided on the device. `factor` is one acc_t.
 const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, void* stream, uint32_t max_blocks = kMaxBlocks);
 

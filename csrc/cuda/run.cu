@@ -3,6 +3,7 @@
 #include "launch.h"
 
 #include "launch.cuh"
+#include "pyramid_plan.cuh"
 #include "scale.cuh"
 #include "softmax_start.cuh"
 
@@ -12,6 +13,10 @@ extern template const char* start_focal<float>(const Problem&, const Arguments<f
 extern template const char* start_focal<double>(const Problem&, const Arguments<double>&, uint32_t, void*);
 extern template const char* start_focal<__nv_bfloat16>(const Problem&, const Arguments<__nv_bfloat16>&, uint32_t, void*);
 extern template const char* start_focal<__half>(const Problem&, const Arguments<__half>&, uint32_t, void*);
+extern template const char* start_pyramid<float>(const LossParameters&, const PyramidArguments<float>&, uint32_t, void*);
+extern template const char* start_pyramid<double>(const LossParameters&, const PyramidArguments<double>&, uint32_t, void*);
+extern template const char* start_pyramid<__nv_bfloat16>(const LossParameters&, const PyramidArguments<__nv_bfloat16>&, uint32_t, void*);
+extern template const char* start_pyramid<__half>(const LossParameters&, const PyramidArguments<__half>&, uint32_t, void*);
 extern template const char* start_softmax<float>(const Problem&, const Normaliser<float>&, float*, uint32_t, void*);
 extern template const char* start_softmax<double>(const Problem&, const Normaliser<double>&, double*, uint32_t, void*);
 extern template const char* start_softmax<__nv_bfloat16>(const Problem&, const Normaliser<float>&, float*, uint32_t, void*);
@@ -59,9 +64,7 @@ Flow choose_flow(const Problem& p) {
   return p.grad_output_per_element ? Flow::chain : Flow::gradient;
 }
 
-bool needs_counts(const Problem& p) {
-  return (p.loss || p.gradient) && (p.divisor == Divisor::kept || p.divisor == Divisor::positives);
-}
+bool needs_counts(const Problem& p) { return p.divisor == Divisor::kept || p.divisor == Divisor::positives; }
 
 const char* count_rows(const Problem& p, uint32_t* counts, void* stream) {
   const auto kernel = p.divisor == Divisor::positives ? count_rows_kernel<true> : count_rows_kernel<false>;
@@ -99,38 +102,113 @@ Arguments<scalar_t> arguments_of(const Problem& p, const uint32_t* counts, acc_o
   return a;
 }
 
+template <class acc_t>
+acc_t* partials_in(void* workspace) { return reinterpret_cast<acc_t*>(static_cast<char*>(workspace) + kCountsBytes); }
+
+uint32_t blocks_for(int64_t tiles, uint32_t max_blocks) {
+  const int64_t wanted = (tiles + kWarps - 1) / kWarps;
+  return wanted < max_blocks ? uint32_t(wanted) : max_blocks;
+}
+
+template <class acc_t>
+const char* finish(const Problem& p, const uint32_t* counts, const acc_t* partials, uint32_t blocks, void* stream) {
+  if (!p.loss) return nullptr;
+  return launch(finish_kernel<acc_t>, 1, kFinishThreads, stream, partials, blocks, normaliser_of<acc_t>(p, counts),
+                static_cast<acc_t*>(p.loss));
+}
+
 template <class scalar_t>
 const char* run_as(const Problem& p, void* workspace, void* stream, uint32_t max_blocks) {
   using acc_t = acc_of<scalar_t>;
   uint32_t* const counts = static_cast<uint32_t*>(workspace);
-  acc_t* const partials = reinterpret_cast<acc_t*>(static_cast<char*>(workspace) + kCountsBytes);
+  acc_t* const partials = partials_in<acc_t>(workspace);
   uint32_t blocks = 0;
-  const auto at_most = [max_blocks](int64_t wanted) { return wanted < max_blocks ? uint32_t(wanted) : max_blocks; };
   const bool work = has_row_losses(p) ? p.rows > 0 : numel(p) > 0;
-  if (work && needs_counts(p))
+  if (work && (p.loss || p.gradient) && needs_counts(p))
     if (const char* error = count_rows(p, counts, stream)) return error;
   if (work && has_row_losses(p)) {
-    blocks = at_most(row_blocks(p));
+    blocks = row_blocks(p) < max_blocks ? uint32_t(row_blocks(p)) : max_blocks;
     if (const char* error = start_softmax<scalar_t>(p, normaliser_of<acc_t>(p, counts), partials, blocks, stream)) return error;
   } else if (work) {
     const Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, counts, partials);
-    blocks = at_most((int64_t(arguments.tiles) + kWarps - 1) / kWarps);
+    blocks = blocks_for(arguments.tiles, max_blocks);
     if (const char* error = start_focal<scalar_t>(p, arguments, blocks, stream)) return error;
   }
-  if (!p.loss) return nullptr;
-  return launch(finish_kernel<acc_t>, 1, kFinishThreads, stream, partials, blocks, normaliser_of<acc_t>(p, counts),
-                static_cast<acc_t*>(p.loss));
+  return finish<acc_t>(p, counts, partials, blocks, stream);
+}
+
+// What all levels share.
+template <class scalar_t>
+PyramidArguments<scalar_t> arguments_of(const Pyramid& pyramid, const uint32_t* counts) {
+  Problem p = pyramid.problem;
+  if (pyramid.weight_per_image) p.weight = nullptr;  // a factor of a whole tile
+  PyramidArguments<scalar_t> a = {};
+  a.common = arguments_of<scalar_t>(p, counts, nullptr);
+  a.common.weight = static_cast<const acc_of<scalar_t>*>(pyramid.problem.weight);
+  a.ids = ids_of(p);
+  a.image_rows = p.rows / pyramid.images;
+  a.weight_per_image = pyramid.weight_per_image;
+  a.positive_ratio = acc_of<scalar_t>(p.alpha_positive / p.alpha_negative);
+  return a;
+}
+
+// Each launch takes as many levels as its arguments hold; all write partial sums, one after the other.
+template <class scalar_t>
+const char* run_as(const Pyramid& pyramid, void* workspace, void* stream, uint32_t max_blocks) {
+  using acc_t = acc_of<scalar_t>;
+  const Problem& p = pyramid.problem;
+  uint32_t* const counts = static_cast<uint32_t*>(workspace);
+  acc_t* const partials = partials_in<acc_t>(workspace);
+  if (p.rows == 0) return finish<acc_t>(p, counts, partials, 0, stream);
+  if (needs_counts(p))
+    if (const char* error = count_rows(p, counts, stream)) return error;
+  PyramidArguments<scalar_t> a = arguments_of<scalar_t>(pyramid, counts);
+  const uint32_t tile_rows = choose_tile_rows(p.rows, p.classes);
+  uint32_t blocks = 0;
+  int64_t first_row = 0, tiles = 0;
+  for (int64_t i = 0; i < pyramid.level_count; ++i) {
+    const Level& level = pyramid.levels[i];
+    const int64_t rows = level.positions * pyramid.anchors;
+    if (rows > 0) {
+      if (rows >= kMaxIndex) return "focal_ext: more than 2^31 anchors in one level of one image";
+      LevelArguments<scalar_t> next = level_arguments<scalar_t>(pyramid, level, tile_rows);
+      next.first_row = first_row;
+      next.first_tile = uint32_t(tiles);
+      tiles += tiles_of(next, pyramid.images);
+      if (tiles > kMaxTiles) return "focal_ext: more than 2^32 tiles";
+      a.levels[a.level_count++] = next;
+      first_row += rows;
+    }
+    if (a.level_count == 0 || (a.level_count < kMaxLevels && i + 1 < pyramid.level_count)) continue;
+    a.common.gradient = a.levels[0].gradient;
+    if (a.common.gradient && a.common.flow == Flow::loss) a.common.flow = Flow::gradient;
+    a.common.partials = p.loss ? partials + blocks : nullptr;
+    a.tiles = uint32_t(tiles);
+    const uint32_t grid = blocks_for(tiles, max_blocks);
+    if (const char* error = start_pyramid<scalar_t>(p.loss_parameters, a, grid, stream)) return error;
+    blocks += grid;
+    a.level_count = 0, tiles = 0;
+  }
+  return finish<acc_t>(p, counts, partials, blocks, stream);
 }
 
 }  // namespace
 
 size_t workspace_bytes(const Problem&) { return kCountsBytes + kMaxBlocks * sizeof(double); }
 
+size_t workspace_bytes(const Pyramid& p) { return kCountsBytes + (p.level_count + kMaxLevels - 1) / kMaxLevels * kMaxBlocks * sizeof(double); }
+
 const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_blocks) {
   if (p.classes > kMaxClasses) return "focal_ext: more than 2^27 classes";
   if (tiles_of(p) > kMaxTiles) return "focal_ext: more than 2^39 rows";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   return with_scalar(p.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
+}
+
+const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_blocks) {
+  if (p.problem.classes > kMaxClasses) return "focal_ext: more than 2^27 classes";
+  if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
+  return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
 }
 
 const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, void* stream, uint32_t max_blocks) {

@@ -66,10 +66,10 @@ struct RowPass {
   // Whether `each` and `put` of this lane visit the class.
   __device__ bool owns(uint32_t c) const { return (a.vectors ? c / uint32_t(kVector<scalar_t>) : c) % a.group.size == a.group.lane(); }
 
-  // f(class, logit)
-  template <class F>
+  // f(class, logit); `wide`: by vectors where there are any, else a long f has one copy instead of nine.
+  template <bool wide = true, class F>
   __device__ void each(F f) const {
-    if constexpr (sizeof(scalar_t) < 8) {
+    if constexpr (wide && sizeof(scalar_t) < 8) {
       constexpr uint32_t size = kVector<scalar_t>;
       if (a.vectors) {
         for (uint32_t c = a.group.lane() * size; c < classes; c += a.group.size * size) {
@@ -81,13 +81,14 @@ struct RowPass {
         return;
       }
     }
+#pragma unroll(wide ? 2 : 1)
     for (uint32_t c = a.group.lane(); c < classes; c += a.group.size) f(c, at(c));
   }
 
   // gradient[class] = f(class, logit); the gradient may replace the logits.
-  template <class F>
+  template <bool wide = true, class F>
   __device__ void put(scalar_t* gradient, F f) const {
-    if constexpr (sizeof(scalar_t) < 8) {
+    if constexpr (wide && sizeof(scalar_t) < 8) {
       constexpr uint32_t size = kVector<scalar_t>;
       if (a.vectors) {
         for (uint32_t c = a.group.lane() * size; c < classes; c += a.group.size * size) {
@@ -100,6 +101,7 @@ struct RowPass {
         return;
       }
     }
+#pragma unroll(wide ? 2 : 1)
     for (uint32_t c = a.group.lane(); c < classes; c += a.group.size) gradient[c] = narrow<scalar_t>(f(c, at(c)));
   }
 };

@@ -62,12 +62,13 @@ __device__ acc_of<scalar_t> dense_row(const SoftmaxArguments<scalar_t>& a, int64
   acc_t rest = 0;
   pass.each([&](uint32_t c, acc_t x) { rest += top.exponential(x) * acc_t(c == top.at ? 0 : 1); });
   rest = a.group.sum(rest);
+  __syncwarp();  // the passes below share the classes out in another way, and the gradient may replace the logits
   const acc_t sum = acc_t(1) + rest;
   const DenseRow<scalar_t> dense{a, top, begin, rest, sum, log_of_sum<Math>(sum, rest)};
   acc_t value = 0;
   SumBesideLargest<acc_t> slopes = {{acc_t(0), 0xffffffffu}, acc_t(0)};
   with_gamma(a, [&](const auto& modulator) {
-    pass.each([&](uint32_t c, acc_t x) {
+    pass.template each<false>([&](uint32_t c, acc_t x) {
       const SoftmaxTerm<acc_t> t = dense.term(c, x, modulator);
       value += t.value;
       slopes.add(c, t.slope);
@@ -80,7 +81,7 @@ __device__ acc_of<scalar_t> dense_row(const SoftmaxArguments<scalar_t>& a, int64
   if (a.gradient) {
     const acc_t scale = coefficient * factor * upstream_of_row(a, row), all = slopes.rest + slopes.largest.value;
     with_gamma(a, [&](const auto& modulator) {
-      pass.put(a.gradient + begin, [&](uint32_t c, acc_t x) {
+      pass.template put<false>(a.gradient + begin, [&](uint32_t c, acc_t x) {
         const SoftmaxTerm<acc_t> t = dense.term(c, x, modulator);
         return scale * (t.p * (c == slopes.largest.at ? slopes.rest : all - t.slope) - t.slope * t.u);
       });

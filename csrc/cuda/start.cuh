@@ -1,8 +1,8 @@
-// Owns: the choice of the focal kernel for a problem: logits' type, kind of targets, loss.
+// Owns: the choice of the focal kernel for a problem or a pyramid: logits' type, kind of targets, loss.
 // Must not know: how the arguments were planned.
 #pragma once
-#include "focal.cuh"
 #include "launch.cuh"
+#include "pyramid.cuh"
 
 namespace focal_ext::cuda {
 
@@ -25,6 +25,13 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
   return with_loss_by_negatives<sizeof(scalar_t) < 8>(p.loss_parameters, [&]<class Loss>(const Loss& loss) {
     if constexpr (has_kernel_of_ids<scalar_t, Loss>) return is_dense(p.target) ? start(dense, loss) : start(ids, loss);
     else return start(EitherTargets<scalar_t>{is_dense(p.target), ids, dense}, loss);
+  });
+}
+
+template <class scalar_t>
+const char* start_pyramid(const LossParameters& p, const PyramidArguments<scalar_t>& arguments, uint32_t blocks, void* stream) {
+  return with_few_sigmoid_focals<sizeof(scalar_t) < 8>(p, [&]<class Loss>(const Loss& loss) {
+    return launch(pyramid_kernel<scalar_t, Loss>, blocks, kThreads, stream, arguments, loss);
   });
 }
 

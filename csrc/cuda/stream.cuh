@@ -1,5 +1,5 @@
 // Owns: the hot loop, a tile of negatives as one stream of 16-byte vectors.
-// Must not know: labels, rows, columns: no index arithmetic but a pointer per stream.
+// Must not know: labels, rows, columns: no index arithmetic but a pointer per stream. A Walk tells what lies between two vectors of a lane.
 #pragma once
 #include "targets.cuh"
 
@@ -10,8 +10,20 @@ using StreamLanes = std::conditional_t<FOCAL_EXT_PACKED, Pair, float>;
 template <class scalar_t, class Loss>
 using StreamMath = Stream<StreamLanes, sizeof(scalar_t) == 2 && !is_exact<Loss> ? Grade::half : Grade::single>;
 
+// Through rows: a warp reads 512 neighbouring bytes at a time, and all of them are negatives.
+template <class scalar_t>
+struct Neighbours {
+  static constexpr uint32_t step = 32 * kVector<scalar_t>;  // from one of a lane's vectors to its next, in elements
+
+  __device__ uint4 seen(uint4 words) const { return words; }
+  __device__ bool is_special(uint32_t) const { return false; }  // the vector with so many to go, of all lanes
+  __device__ void pass(uint32_t) {}
+  template <class Loss>
+  __device__ Term<float> term(float x, uint32_t, uint32_t, const Loss& loss) const { return loss.template negative<DeviceFloat>(x); }
+};
+
 // One lane's vectors of a tile. Vectors in flight are independent of each other, so their instructions interleave.
-template <class scalar_t, Flow flow, class Loss>
+template <class scalar_t, Flow flow, class Loss, class Walk = Neighbours<scalar_t>>
 struct NegativeStream {
   using Math = StreamMath<scalar_t, Loss>;
   using T = typename Math::value_t;
@@ -24,6 +36,7 @@ struct NegativeStream {
   scalar_t* results;  // gradient or loss map
   float factor;       // of the gradient or of the loss map
   const Loss& loss;
+  Walk walk = {};
   float sum = 0;  // of values without alpha
 
   static __device__ uint4 load(const scalar_t* from) { return *reinterpret_cast<const uint4*>(from); }
@@ -31,43 +44,45 @@ struct NegativeStream {
   __device__ void run(uint32_t vectors, uint32_t lane) {
     advance(lane * kSize);
     for (; vectors >= 32 * kInFlight; vectors -= 32 * kInFlight) {
-      batch<kInFlight>();
-      advance(kInFlight * 32 * kSize);
+      batch<kInFlight>(vectors);
+      advance(kInFlight * walk.step);
     }
 #pragma unroll 1
-    for (; lane < vectors + FOCAL_EXT_PLANTED(stream_tail); lane += 32) {
-      batch<1>();
-      advance(32 * kSize);
+    for (int to_go = int(vectors + FOCAL_EXT_PLANTED(stream_tail)); int(lane) < to_go; to_go -= 32) {
+      batch<1>(uint32_t(to_go));
+      advance(walk.step);
     }
   }
 
-  __device__ void advance(uint32_t elements) {
+  template <class Elements>
+  __device__ void advance(Elements elements) {
     inputs += elements;
     if constexpr (flow == Flow::chain) upstream += elements;
     if constexpr (flow != Flow::loss) results += elements;
   }
 
   template <int count>
-  __device__ void batch() {
+  __device__ void batch(uint32_t to_go) {
     uint4 x[count], chain[count];
 #pragma unroll
     for (int u = 0; u < count; ++u) {
-      x[u] = load(inputs + u * 32 * kSize);
-      if constexpr (flow == Flow::chain) chain[u] = load(upstream + u * 32 * kSize);
+      x[u] = load(inputs + u * walk.step);
+      if constexpr (flow == Flow::chain) chain[u] = load(upstream + u * walk.step);
     }
     uint32_t exceptional = 0;
 #pragma unroll
     for (int u = 0; u < count; ++u)
-      if (!vector(x[u], chain[u], u * 32 * kSize)) exceptional |= 1u << u;
+      if (!vector(walk.seen(x[u]), chain[u], u * walk.step, !walk.is_special(to_go - 32 * u))) exceptional |= 1u << u;
     if (exceptional) {
 #pragma unroll 1
       for (int u = 0; u < count; ++u)
-        if (exceptional >> u & 1) one_by_one(u * 32 * kSize);
+        if (exceptional >> u & 1) one_by_one(u * walk.step, to_go - 32 * u);
     }
   }
 
-  // False, and nothing written or added, if the vector holds +inf or NaN.
-  __device__ bool vector(uint4 words, uint4 chain_words, uint32_t offset) {
+  // False, and nothing written or added, if the vector is not `plain` or holds +inf or NaN.
+  template <class Elements>
+  __device__ bool vector(uint4 words, uint4 chain_words, Elements offset, bool plain) {
     float x[kSize], chain[kSize], result[kSize];
     unpack<scalar_t>(words, x);
     if constexpr (flow == Flow::chain) unpack<scalar_t>(chain_words, chain);
@@ -81,24 +96,27 @@ struct NegativeStream {
       Math::store(result + j, scaled);
     }
     const float value = Math::sum(values);
-    const bool finite = value < INFINITY;
-    sum += finite ? value : 0.f;
+    const bool done = plain && value < INFINITY;
+    sum += done ? value : 0.f;
     if constexpr (flow != Flow::loss) {
       const uint4 packed = pack<scalar_t>(result);
-      if (finite) *reinterpret_cast<uint4*>(results + offset) = packed;
+      if (done) *reinterpret_cast<uint4*>(results + offset) = packed;
     }
-    return finite;
+    return done;
   }
 
-  __device__ void one_by_one(uint32_t offset) {
+  template <class Elements>
+  __device__ void one_by_one(Elements offset, uint32_t to_go) {
 #pragma unroll 1
-    for (uint32_t i = offset; i < offset + kSize; ++i) {
-      const auto term = loss.template negative<DeviceFloat>(widen(inputs[i]));
+    for (uint32_t j = 0; j < kSize; ++j) {
+      const Elements i = offset + j;
+      const Term<float> term = walk.term(widen(inputs[i]), j, to_go, loss);
       sum += term.value;
       float scaled = (flow == Flow::loss_map ? term.value : term.gradient) * factor;
       if constexpr (flow == Flow::chain) scaled *= widen(upstream[i]);
       if constexpr (flow != Flow::loss) results[i] = narrow<scalar_t>(scaled);
     }
+    walk.pass(to_go);
   }
 };
 

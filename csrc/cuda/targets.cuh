@@ -35,6 +35,12 @@ __device__ acc_t finite_if(bool zero_coefficient, acc_t x) {
   return x;
 }
 
+// The term of a hard label, of a loss that mirrors.
+template <class Math, class acc_t, class Loss>
+__device__ Term<acc_t> hard_term(bool positive, acc_t x, acc_t factor, const Loss& loss) {
+  return scaled(loss.template negative<Math>(finite_if(factor == 0, positive ? -x : x)), factor, positive ? -factor : factor);
+}
+
 // Whether p^gamma takes an exponential in the negatives of a loss, as far as is known.
 template <class Loss>
 constexpr bool has_any_power = true;
@@ -77,8 +83,7 @@ struct IdTargets {
     const Alpha<acc_t> alpha = alpha_of(a, c);
     if (label == kBad) return {acc_t(NAN), acc_t(NAN)};
     if constexpr (Loss::mirrors) {
-      const acc_t factor = positive ? alpha.positive : alpha.negative;
-      return scaled(loss.template negative<Math>(finite_if(factor == 0, positive ? -x : x)), factor, positive ? -factor : factor);
+      return hard_term<Math>(positive, x, positive ? alpha.positive : alpha.negative, loss);
     } else {
       const acc_t t = !positive ? acc_t(0) : scores ? scores[tile.first_row + row] : acc_t(1);
       const acc_t factor = Loss::factor(t, alpha.positive, alpha.negative), z = finite_if(factor == 0, x);

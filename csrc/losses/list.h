@@ -49,13 +49,26 @@ auto with_loss(const LossParameters& p, F&& f) {
   }
 }
 
-// The same with fewer instances, for kernels that each hold a hot loop: those that share their negatives are one.
+// The sigmoid focal loss alone, by fewer instances.
+template <bool fast, class F>
+auto with_few_sigmoid_focals(const LossParameters& p, F&& f) {
+  const Exponent gamma(p.gamma);
+  if (p.smoothing != 0) return f(SmoothedSigmoidFocal<AnyModulator>{AnyModulator(gamma), p.smoothing});
+  if constexpr (fast)
+    if (p.gamma == 2) return f(SigmoidFocal<WholeModulator<2>>{WholeModulator<2>(gamma)});
+  return f(SigmoidFocal<AnyModulator>{AnyModulator(gamma)});
+}
+
+// As with_loss with fewer instances, for kernels that each hold a hot loop: those that share their negatives are one.
 template <bool fast, class F>
 auto with_loss_by_negatives(const LossParameters& p, F&& f) {
   const Exponent gamma(p.gamma);
   const AnyModulator any(gamma), second(Exponent(p.loss == Loss::quality_focal ? p.gamma - 1 : p.gamma_positive));
-  if (p.loss == Loss::sigmoid_focal && p.smoothing != 0) return f(SmoothedSigmoidFocal<AnyModulator>{any, p.smoothing});
-  if (p.loss == Loss::sigmoid_focal) return with_sigmoid_focal<fast>(p.gamma, f);
+  if (p.loss == Loss::sigmoid_focal) {
+    if constexpr (fast)
+      if (p.smoothing == 0 && (p.gamma == 0 || p.gamma == 1)) return f(SigmoidFocal<ZeroOrOneModulator>{ZeroOrOneModulator(gamma)});
+    return with_few_sigmoid_focals<fast>(p, f);
+  }
   if (p.loss == Loss::asymmetric && p.clip != 0) {
     if constexpr (fast)
       if (p.gamma == 4) return f(Asymmetric<WholeModulator<4>, AnyModulator, true>{WholeModulator<4>(gamma), second, p.clip});

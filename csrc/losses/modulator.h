@@ -34,6 +34,22 @@ struct WholeModulator {
   }
 };
 
+// gamma 0 or 1, told at run time: for kernels that each hold a hot loop, where a choice between two numbers costs less than another loop.
+struct ZeroOrOneModulator {
+  static constexpr bool is_one = false;
+  static constexpr Tail tail = Tail::full;
+  float exponent;
+  explicit ZeroOrOneModulator(Exponent gamma) : exponent(gamma.high) {}
+  template <class Math>
+  FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(exponent); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const { return of<Math>(p); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_logarithm(T u, T) const { return of<Math>(u); }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of(T u) const { return exponent == 0 ? Math::constant(1) : u; }
+};
+
 struct AnyModulator {
   static constexpr bool is_one = false;
   static constexpr Tail tail = Tail::full;

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <stdexcept>
+#include <vector>
 
 #include "../../csrc/cuda/launch.h"
 #include "device.h"
@@ -51,12 +52,24 @@ Problem problem_of(const py::dict& d) {
   return p;
 }
 
-void run(const py::dict& fields, uint32_t max_blocks) {
-  const Problem p = problem_of(fields);
-  const size_t bytes = (cuda::workspace_bytes(p) + 255) / 256 * 256;
+template <class What>
+void run_with_workspace(const What& what, uint32_t max_blocks) {
+  const size_t bytes = (cuda::workspace_bytes(what) + 255) / 256 * 256;
   const std::unique_ptr<void, void (*)(void*)> workspace(aligned_alloc(256, bytes), free);
   cuda_host::poison(workspace.get(), bytes);
-  check(cuda::run(p, workspace.get(), nullptr, max_blocks));
+  check(cuda::run(what, workspace.get(), nullptr, max_blocks));
+}
+
+void run(const py::dict& fields, uint32_t max_blocks) { run_with_workspace(problem_of(fields), max_blocks); }
+
+// `fields` as above, and those of Pyramid; `levels` the fields of each Level.
+void run_pyramid(const py::dict& fields, const std::vector<py::dict>& levels, uint32_t max_blocks) {
+  std::vector<Level> plain;
+  for (const py::dict& level : levels)
+    plain.push_back({address(level, "inputs"), const_cast<void*>(address(level, "gradient")), level["positions"].cast<int64_t>(), level["channels_last"].cast<bool>()});
+  const Pyramid p = {problem_of(fields), fields["weight_per_image"].cast<bool>(), fields["images"].cast<int64_t>(),
+                     fields["anchors"].cast<int64_t>(), plain.data(), int64_t(plain.size())};
+  run_with_workspace(p, max_blocks);
 }
 
 void scale(uintptr_t gradient, int scalar, int64_t numel, uintptr_t factor, uint32_t max_blocks) {
@@ -75,6 +88,7 @@ void meet_at_two_places() {
 
 PYBIND11_MODULE(focal_ext_cuda_host, m) {
   m.def("run", run, py::arg("fields"), py::arg("max_blocks"));
+  m.def("run_pyramid", run_pyramid, py::arg("fields"), py::arg("levels"), py::arg("max_blocks"));
   m.def("scale", scale, py::arg("gradient"), py::arg("scalar"), py::arg("numel"), py::arg("factor"), py::arg("max_blocks"));
   m.def("set_seed", cuda_host::set_seed);
   m.def("set_only_blocks", cuda_host::set_only_blocks);

@@ -2,11 +2,12 @@
 # Must not know: formulas, autograd, what the right results are.
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
-from focal_ext._call import Call
+from focal_ext._call import Call, Loss, PyramidCall
 from torch import Tensor
 
 SCALARS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # the numbers of csrc/problem.h
@@ -82,3 +83,46 @@ class HostOps:
     def scale_(self, gradient: Tensor, factor: Tensor) -> None:
         assert gradient.is_contiguous() and factor.dtype == accumulation(gradient)
         self.module.scale(gradient.data_ptr(), SCALARS.index(gradient.dtype), gradient.numel(), factor.data_ptr(), self.max_blocks)
+
+    def run_pyramid(self, levels: Sequence[Tensor], call: tuple[Any, ...], gradients: Sequence[Tensor] | None = None, grad_output: Tensor | None = None, loss: Tensor | None = None) -> None:
+        call = PyramidCall(*call)
+        images, channels = levels[0].shape[:2]
+        upstream = grad_output if grad_output is None else grad_output.contiguous()
+        assert upstream is None or (upstream.numel() == 1 and upstream.dtype == accumulation(levels[0]))
+        tensors = {"targets": call.targets, "weight": call.weight, "alpha": call.alpha, "divisor_tensor": call.normalizer, "grad_output": upstream, "loss": loss}
+        assert all(t is None or t.is_contiguous() for t in tensors.values())
+        fields = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
+        fields |= {"scalar": SCALARS.index(levels[0].dtype), "rows": call.targets.numel(), "target": IDS.index(call.targets.dtype)}
+        fields |= {"has_ignore_index": call.ignore_index is not None, "ignore_index": call.ignore_index or 0, "loss_id": Loss.SIGMOID_FOCAL}
+        fields |= {name: getattr(call, name) for name in ("classes", "gamma", "smoothing", "alpha_positive", "alpha_negative", "divisor", "divisor_value")}
+        fields |= dict.fromkeys(("gamma_positive", "clip", "weight_row_stride", "weight_class_stride"), 0) | {"grad_output_per_element": False}
+        fields |= {"weight_per_image": call.weight is not None and call.weight.shape != call.targets.shape, "images": images, "anchors": channels // call.classes}
+        plain = []
+        for i, level in enumerate(levels):
+            planes = level.is_contiguous()
+            assert planes or level.is_contiguous(memory_format=torch.channels_last)
+            plain.append({"inputs": level.data_ptr(), "positions": level.shape[2] * level.shape[3], "channels_last": not planes})
+            if gradients is not None:
+                assert gradients[i].stride() == level.stride()
+                plain[-1]["gradient"] = gradients[i].data_ptr()
+        self.module.run_pyramid(fields, plain, self.max_blocks)
+
+    def pyramid_loss(self, levels: Sequence[Tensor], *call: Any) -> Tensor:
+        loss = unwritten((), accumulation(levels[0]))
+        self.run_pyramid(levels, call, loss=loss)
+        return loss
+
+    def pyramid_loss_and_gradient(self, levels: Sequence[Tensor], *call: Any) -> tuple[Tensor, list[Tensor]]:
+        loss, gradients = unwritten((), accumulation(levels[0])), [torch.full_like(level, torch.nan) for level in levels]
+        self.run_pyramid(levels, call, gradients, loss=loss)
+        return loss, gradients
+
+    def pyramid_gradient(self, levels: Sequence[Tensor], *call_and_grad_output: Any) -> list[Tensor]:
+        *call, grad_output = call_and_grad_output
+        gradients = [torch.full_like(level, torch.nan) for level in levels]
+        self.run_pyramid(levels, tuple(call), gradients, grad_output)
+        return gradients
+
+    def pyramid_gradient_(self, levels: Sequence[Tensor], *call_and_results: Any) -> None:
+        *call, grad_output, loss = call_and_results
+        self.run_pyramid(levels, tuple(call), levels, grad_output, loss)

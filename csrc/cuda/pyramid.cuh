@@ -1,0 +1,183 @@
+// Owns: the focal kernel over the levels of a pyramid, each in planes or with channels last: tiles of negatives stream, with positives and
+// ignored anchors among them in planes; any other goes element by element.
+// Must not know: how many blocks run or who launched them.
+#pragma once
+#include "focal.cuh"
+#include "pyramid_tile.cuh"
+
+namespace focal_ext::cuda {
+
+// Whether a negative of -inf counts exactly 0 in the stream: an ignored logit is read as one.
+template <class Loss>
+constexpr bool vanishes = false;
+template <class Modulator>
+constexpr bool vanishes<SigmoidFocal<Modulator>> = true;
+
+// 16 bytes of -inf.
+template <class scalar_t>
+constexpr uint32_t kMinusInfinities = 0xff800000u;
+template <>
+constexpr uint32_t kMinusInfinities<__nv_bfloat16> = 0xff80ff80u;
+template <>
+constexpr uint32_t kMinusInfinities<__half> = 0xfc00fc00u;
+
+// Down the lines of a tile: in planes a lane keeps its positions and goes from class to class, in rows it goes to its next neighbours.
+template <class scalar_t>
+struct Lines {
+  int64_t step;  // from one of a lane's vectors to its next, in elements
+  const int* labels = nullptr;  // of the lane's positions; null where all are background
+  uint32_t end_class = 0;       // one past the tile's last
+  uint32_t special = 0;         // what is to go where the next of them is positive; 0: none is
+  float positive_ratio = 0;
+  uint4 kept = {~0u, ~0u, ~0u, ~0u};  // bits that an ignored position does not keep
+
+  __device__ Lines(int64_t step) : step(step) {}
+
+  __device__ Lines(int64_t step, const int* labels, const PyramidTile& tile, float ratio)
+      : step(step), labels(labels), end_class(tile.first_class + tile.lines), positive_ratio(ratio) {
+    constexpr int per_word = kVector<scalar_t> / 4;
+    uint32_t words[4];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      words[w] = 0;
+#pragma unroll
+      for (int j = 0; j < per_word; ++j)
+        if (labels[w * per_word + j] != kIgnored) words[w] |= (per_word == 1 ? ~0u : 0xffffu) << 16 * j;
+    }
+    kept = {words[0], words[1], words[2], words[3]};
+    find_special(32 * (tile.lines + 1));
+  }
+
+  // The first of the positives that has less to go.
+  __device__ void find_special(uint32_t after) {
+    special = 0;
+#pragma unroll 1
+    for (int j = 0; j < kVector<scalar_t>; ++j) {
+      const uint32_t to_go = 32 * (end_class - uint32_t(labels[j]));  // 32 vectors a line
+      if (labels[j] >= 0 && to_go < after && to_go > special) special = to_go;
+    }
+  }
+
+  __device__ uint4 seen(uint4 x) const {
+    constexpr uint32_t infinities = kMinusInfinities<scalar_t>;
+    return {(x.x & kept.x) | (infinities & ~kept.x), (x.y & kept.y) | (infinities & ~kept.y), (x.z & kept.z) | (infinities & ~kept.z),
+            (x.w & kept.w) | (infinities & ~kept.w)};
+  }
+  // From the next positive to the end of what is in flight: another one may follow.
+  __device__ bool is_special(uint32_t to_go) const { return to_go <= special; }
+  __device__ void pass(uint32_t to_go) {
+    if (is_special(to_go)) find_special(to_go);
+  }
+
+  // In units of a negative's alpha.
+  template <class Loss>
+  __device__ Term<float> term(float x, uint32_t j, uint32_t to_go, const Loss& loss) const {
+    const int label = labels ? labels[j] : kBackground;
+    if (label == kIgnored) return {0, 0};
+    const bool positive = labels && label == int(end_class - to_go / 32);
+    return hard_term<DeviceFloat>(positive, x, positive ? positive_ratio : 1.f, loss);
+  }
+};
+
+// What a tile's labels hold.
+struct Found {
+  bool positive, ignored, bad;
+};
+
+// Whole warp: leaves the labels in shared memory.
+template <class scalar_t>
+__device__ Found read_labels(const PyramidArguments<scalar_t>& a, const PyramidTile& tile, uint32_t lane, int* labels) {
+  bool positive = false, ignored = false, bad = false;
+#pragma unroll 1
+  for (uint32_t i = lane; i < tile.labels; i += 32) {
+    const int label = label_at(a.ids, tile.first_row + int64_t(i) * tile.row_step);
+    labels[i] = label;
+    positive |= label >= 0;
+    ignored |= label == kIgnored;
+    bad |= label == kBad;
+  }
+  if (!FOCAL_EXT_PLANTED(unordered_labels)) __syncwarp();  // other lanes read them; a ballot orders no memory
+  return {__ballot_sync(~0u, positive) != 0, __ballot_sync(~0u, ignored) != 0, __ballot_sync(~0u, bad) != 0};
+}
+
+// One tile, element by element: any label, weight, alpha and alignment. Returns this lane's share of the loss.
+template <class scalar_t, class Loss, class acc_t>
+__device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane,
+                              const int* labels, acc_t weight, acc_t factor, const Loss& loss) {
+  using Math = typename CarefulMath<scalar_t>::type;
+  acc_t sum = 0;
+#pragma unroll 1
+  for (uint32_t i = lane; i < tile.lines * level.tile_columns.value; i += 32) {
+    const uint32_t line = quotient(i, level.tile_columns), column = i - line * level.tile_columns.value;
+    if (column >= tile.columns) continue;
+    const int64_t element = tile.first_element + int64_t(line) * level.columns + column;
+    const uint32_t row = level.planes ? column : line, c = tile.first_class + (level.planes ? line : column);
+    const int label = labels[row];
+    const Alpha<acc_t> alpha = alpha_of(a.common, c);
+    const bool positive = label == int(c);
+    Term<acc_t> t = hard_term<Math>(positive, widen(level.inputs[element]), positive ? alpha.positive : alpha.negative, loss);
+    acc_t w = weight;
+    if (a.common.weight && !a.weight_per_image) w = a.common.weight[tile.first_row + int64_t(row) * tile.row_step];
+    t = scaled(t, w, w * factor);
+    if (label == kBad) t = {acc_t(NAN), acc_t(NAN)};
+    if (label == kIgnored) t = {0, 0};  // whatever the logit, the weight and the factor are
+    sum += t.value;
+    if (level.gradient) level.gradient[element] = narrow<scalar_t>(t.gradient);
+  }
+  return sum;
+}
+
+template <Flow flow, class scalar_t, class Loss>
+__device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane,
+                             const int* labels, bool special, float scale, float factor, const Loss& loss) {
+  constexpr uint32_t size = kVector<scalar_t>;
+  if (level.planes && lane * size >= tile.columns) return 0;
+  const int64_t step = level.planes ? int64_t(level.columns) : 32 * size;
+  const Lines<scalar_t> walk = special ? Lines<scalar_t>(step, labels + lane * size, tile, a.positive_ratio) : Lines<scalar_t>(step);
+  NegativeStream<scalar_t, flow, Loss, Lines<scalar_t>> stream{
+      level.inputs + tile.first_element, nullptr, flow == Flow::loss ? nullptr : level.gradient + tile.first_element, scale * factor, loss, walk};
+  stream.run(level.planes ? 32 * tile.lines : tile.lines * tile.columns / size, lane);
+  return scale * stream.sum;
+}
+
+template <class scalar_t, class Loss>
+__device__ acc_of<scalar_t> pyramid_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile,
+                                         uint32_t lane, int* labels, acc_of<scalar_t> factor, const Loss& loss) {
+  const Found found = read_labels(a, tile, lane, labels);
+  const acc_of<scalar_t> weight = a.weight_per_image ? a.common.weight[tile.image] : acc_of<scalar_t>(1);
+  if constexpr (sizeof(scalar_t) < 8) {
+    const float scale = a.common.alpha_negative * weight;
+    const bool fits = level.vectors && (level.planes ? vanishes<Loss> || !found.ignored : !(found.positive || found.ignored) && tile.lines % kMinTileRows == 0);
+    if (a.common.flow != Flow::careful && fits && !found.bad && fabsf(scale * factor) < INFINITY) {
+      const bool special = found.positive || found.ignored;
+      if (a.common.flow == Flow::gradient) return stream_tile<Flow::gradient>(a, level, tile, lane, labels, special, scale, factor, loss);
+      return stream_tile<Flow::loss>(a, level, tile, lane, labels, special, scale, factor, loss);
+    }
+  }
+  return careful_tile(a, level, tile, lane, labels, weight, factor, loss);
+}
+
+template <class scalar_t, class Loss>
+__global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, IdTargets<float>, Loss>())) void pyramid_kernel(
+    const __grid_constant__ PyramidArguments<scalar_t> a, const __grid_constant__ Loss loss) {
+  using acc_t = acc_of<scalar_t>;
+  FOCAL_EXT_SHARED(int, labels_of_warp, [kWarps][kMaxLabels<scalar_t>]);
+  FOCAL_EXT_SHARED(acc_t, factor_of_warp, [kWarps]);  // not in a register: the hot loop needs all 64
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const acc_t factor = gradient_factor(a.common);
+  if (lane == 0) factor_of_warp[warp] = factor;
+  __syncwarp();
+  acc_t sum = 0;
+  uint32_t level = 0;
+  for (uint32_t index = blockIdx.x * kWarps + warp; index < a.tiles; index += gridDim.x * kWarps) {
+    while (level + 1 < a.level_count && index >= a.levels[level + 1].first_tile) ++level;
+    const LevelArguments<scalar_t>& here = a.levels[level];
+    sum += pyramid_tile(a, here, tile_at(a, here, index), lane, labels_of_warp[warp], factor_of_warp[warp], loss);
+    if (!FOCAL_EXT_PLANTED(overwritten_labels)) __syncwarp();  // the next tile's labels overwrite this one's
+  }
+  if (!a.common.partials) return;
+  const acc_t total = block_sum<kThreads>(sum);
+  if (threadIdx.x == 0) a.common.partials[blockIdx.x] = total;
+}
+
+}  // namespace focal_ext::cuda
