@@ -24,11 +24,14 @@ CONVENTIONS: dict[str, tuple[Callable[[int], Tensor], tuple[int, ...], tuple[int
     "apex padded": (lambda v: apex.focal_loss(PADDED, ids_with(v), ONE, 5, 0.25, 2.0), (4,), (5, 6, 8), "apex labels: 0..4 positive"),
     "mmcv": (lambda v: mmcv.sigmoid_focal_loss(X, ids_with(v)), (0, 5), (-2, -1, 6), "mmcv labels: 0..4 positive, 5 background"),
     "mmcv weight": (lambda v: mmcv.sigmoid_focal_loss(X, ids_with(v), 2.0, 0.25, PER_CLASS), (0, 4), (-1, 5), r"weight\[label\]"),
+    "mmcv softmax": (lambda v: mmcv.softmax_focal_loss(X, ids_with(v)), (0, 4), (-100, -1, 5), "mmcv labels of the softmax loss: 0..4, background is one of them"),
+    "mmcv softmax weight": (lambda v: mmcv.softmax_focal_loss(X, ids_with(v), 2.0, 0.25, PER_CLASS), (0, 4), (-1, 5), r"weight\[label\]"),
     "mmdet": (lambda v: mmdet.FocalLoss()(X, ids_with(v)), (0, 5), (-2, -1, 6), "mmdet labels: 0..4 positive, 5 background, ignored anchors by a weight of 0"),
     "mmdet quality": (lambda v: mmdet.QualityFocalLoss()(X, (ids_with(v), KEPT)), (0, 5), (-1, 6), "mmdet labels"),
     "maskrcnn-benchmark": (lambda v: maskrcnn_benchmark.SigmoidFocalLoss(2.0, 0.25)(X, ids_with(v)), (-1, 0, 5), (-2, 6), "1..5 positive, 0 background, -1 ignored"),
     "monai": (lambda v: monai.FocalLoss(to_onehot_y=True)(X, ids_with(v)[:, None]), (0, 4), (-1, 5), "monai labels: 0..4"),
     "monai ignored": (lambda v: monai.FocalLoss(to_onehot_y=True, ignore_index=255)(X, ids_with(v)[:, None]), (0, 255), (-1, 254), "monai labels: 0..4"),
+    "monai softmax": (lambda v: monai.FocalLoss(False, True, use_softmax=True)(X, ids_with(v)[:, None]), (0, 4), (-1, 5), "monai labels: 0..4"),
 }
 
 
@@ -76,6 +79,10 @@ DENSE_AND_IDS: dict[str, tuple[Callable[[], Tensor], str]] = {
     "mmcv weight": (lambda: mmcv.sigmoid_focal_loss(X, LABELLED, 2.0, 0.25, KEPT), r"weight: must hold one value per class, shape \(5,\), got \(12,\)"),
     "effdet legacy soft": (lambda: effdet.focal_loss_legacy(X, T * 0.5, 0.25, 2.0, 1.0), "targets: must be 0 or 1, effdet's legacy loss"),
     "monai soft": (lambda: monai.FocalLoss()(X, T * 0.5), "targets: must be 0 or 1, monai"),
+    "monai softmax soft map": (lambda: monai.FocalLoss(use_softmax=True, reduction="none")(X, T * 0.5), "targets: must be 0 or 1, monai"),
+    "monai softmax map of two classes": (
+        lambda: monai.FocalLoss(use_softmax=True, reduction="none")(X, torch.ones_like(X)), 'with use_softmax=True and reduction="none" a voxel must be of one class',
+    ),
     "monai weights": (lambda: monai.FocalLoss(weight=[1.0, 2.0])(X, T), "weight: must be one number, or one for each of the 5 channels"),
     "monai negative weight": (lambda: monai.FocalLoss(weight=-1.0)(X, T), "weight: must not be negative"),
     "monai alphas": (lambda: monai.FocalLoss(alpha=[0.1, 0.2])(X, T), "alpha: a sequence must hold one value for each of the 5"),

@@ -27,6 +27,7 @@ FIVE = torch.tensor(5.0, dtype=torch.float64)
 MAPS = X[:56].view(2, 4, 7, 7)  # 2 images of 4 classes, 7 x 7
 MAP_IDS = torch.randint(0, 4, (2, 1, 7, 7), generator=rng)
 MAP_HARD = (torch.arange(4).view(1, 4, 1, 1) == MAP_IDS).double()
+SOFT_MAP = torch.rand(2, 4, 7, 7, generator=rng, dtype=torch.float64)
 MAP_IGNORED = torch.where(torch.rand(2, 1, 7, 7, generator=rng) < 0.3, 255, MAP_IDS)
 ALPHAS = [0.2, 0.9, 1.5, 0.7]
 
@@ -116,6 +117,16 @@ PAIRS: dict[str, Pair] = {
     "monai": Pair(compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls() | monai_calls(gamma=1.5, alpha=0.3), torch.float32, MAPS),
     "monai, a value per class": Pair(compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(alpha=ALPHAS, weight=[0.5, 1.0, 2.0, 0.0]), torch.float32, MAPS),
     "monai without background": Pair(compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(include_background=False, alpha=ALPHAS[1:], weight=2), torch.float32, MAPS),
+    "monai softmax": Pair(compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(use_softmax=True) | monai_calls(use_softmax=True, gamma=1.5, alpha=0.3), torch.float32, MAPS),
+    "monai softmax, a value per class": Pair(
+        compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(use_softmax=True, alpha=ALPHAS, weight=[0.5, 1.0, 2.0, 0.0]), torch.float32, MAPS
+    ),
+    "monai softmax without background": Pair(
+        compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(use_softmax=True, include_background=False, alpha=ALPHAS[1:], weight=2), torch.float32, MAPS
+    ),
+    "monai softmax, soft targets": Pair(
+        compat.monai.FocalLoss, peers.monai.FocalLoss, {r: (lambda f, x, r=r: f(use_softmax=True, alpha=0.4, reduction=r)(x, SOFT_MAP)) for r in ("mean", "sum")}, torch.float32, MAPS
+    ),
     "monai without spatial dimensions": Pair(
         compat.monai.FocalLoss, peers.monai.FocalLoss, reductions(lambda f, x, r: f(reduction=r, to_onehot_y=True, ignore_index=3)(x, LABELS[:, None])), torch.float32
     ),
