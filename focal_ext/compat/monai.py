@@ -68,6 +68,8 @@ class FocalLoss(nn.Module):
         if to_ids:
             targets = self._ids(input, target, first)
         else:
+            if target.shape != input.shape:
+                raise ValueError(f"targets: monai takes dense targets of the logits' shape {tuple(input.shape)}, got {tuple(target.shape)}; class ids need to_onehot_y=True")
             check_dense(input, target, "monai")
             if not self.use_softmax or self.reduction == "none":
                 check_hard(input, target, "monai")
@@ -83,6 +85,8 @@ class FocalLoss(nn.Module):
     def _ids(self, input: Tensor, target: Tensor, first: int) -> Tensor:
         """Ids from the class `first` on: what lies before it becomes -1, our background."""
         classes = input.shape[1]
+        if target.shape[1] != 1:
+            raise ValueError(f"targets: monai's class ids have the shape (B, 1, ...), got {tuple(target.shape)}; dense targets need to_onehot_y=False")
         ids = checked_ids(input.movedim(1, -1), target[:, 0].long(), 0, classes - 1, f"monai labels: 0..{classes - 1}", self.ignore_index)
         return (ids - first).masked_fill(ids == self.ignore_index, IGNORED) if self.ignore_index is not None else ids - first
 
