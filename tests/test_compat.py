@@ -24,6 +24,8 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     fvcore.sigmoid_focal_loss_star: "inputs, targets, alpha=-1, gamma=1, reduction='none'",
     mmcv.sigmoid_focal_loss: "input, target, gamma=2.0, alpha=0.25, weight=None, reduction='mean'",
     mmcv.SigmoidFocalLoss: "gamma, alpha, weight=None, reduction='mean'",
+    mmcv.softmax_focal_loss: "input, target, gamma=2.0, alpha=0.25, weight=None, reduction='mean'",
+    mmcv.SoftmaxFocalLoss: "gamma, alpha, weight=None, reduction='mean'",
     mmdet.sigmoid_focal_loss: MMDET + "gamma=2.0, alpha=0.25, reduction='mean', avg_factor=None",
     mmdet.quality_focal_loss: MMDET + "reduction='mean', avg_factor=None, beta=2.0",
     mmdet.varifocal_loss: MMDET + "alpha=0.75, gamma=2.0, iou_weighted=True, reduction='mean', avg_factor=None",
@@ -93,6 +95,14 @@ PER_CLASS = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0], dtype=torch.float64)
 FOCAL = textbook
 
 
+def softmax_textbook(x: Tensor, ids: Tensor, gamma: float, alpha: float) -> Tensor:
+    log_p = x.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+    return -alpha * (1 - log_p.exp()) ** gamma * log_p
+
+
+SOFTMAX = softmax_textbook
+
+
 def with_ignored(background: int, ignored: int) -> Tensor:
     ids = torch.where(IDS == 5, background, IDS)
     return ids.masked_fill(KEPT == 0, ignored)
@@ -106,6 +116,13 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "mmcv weight of the row's label": (
         lambda x: mmcv.SigmoidFocalLoss(2.0, 0.25, PER_CLASS)(x, LABELLED),
         lambda x: (FOCAL(x, one_hot(LABELLED, 5), 2, 0.25) * PER_CLASS[LABELLED][:, None]).sum() / 12,
+    ),
+    "mmcv softmax mean over rows": (lambda x: mmcv.softmax_focal_loss(x, LABELLED), lambda x: SOFTMAX(x, LABELLED, 2, 0.25).sum() / 12),
+    "mmcv softmax positional": (lambda x: mmcv.softmax_focal_loss(x, LABELLED, 1.5, 2.0, None, "sum"), lambda x: SOFTMAX(x, LABELLED, 1.5, 2.0).sum()),
+    "mmcv softmax of rows": (lambda x: mmcv.SoftmaxFocalLoss(2.0, 0.25, reduction="none")(x, LABELLED), lambda x: SOFTMAX(x, LABELLED, 2, 0.25)),
+    "mmcv softmax weight of the row's label": (
+        lambda x: mmcv.SoftmaxFocalLoss(2.0, 0.25, PER_CLASS)(x, LABELLED),
+        lambda x: (SOFTMAX(x, LABELLED, 2, 0.25) * PER_CLASS[LABELLED]).sum() / 12,
     ),
     "apex": (
         lambda x: apex.focal_loss(x, with_ignored(-1, -2), torch.tensor(3.0), 5, 0.24, 2.0),
@@ -140,6 +157,10 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "monai without background": (
         lambda x: monai.FocalLoss(False, True, alpha=0.3)(x, LABELLED[:, None]),
         lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, 0.3)[:, 1:].mean(),
+    ),
+    "monai softmax, the class 0 by 1 - alpha": (
+        lambda x: monai.FocalLoss(to_onehot_y=True, use_softmax=True, alpha=0.3)(x, LABELLED[:, None]),
+        lambda x: (SOFTMAX(x, LABELLED, 2, 1.0) * (0.3 + 0.4 * (LABELLED == 0).double())).sum() / x.numel(),
     ),
 }
 

@@ -34,6 +34,9 @@ class FocalLoss(nn.Module):
     Labels: 0..C-1, of which 0 is the background that include_background=False leaves out; ignore_index at any value. As in MONAI, a
     sequence of alphas weighs positives only, "sum" is the sum of spatial means (the mean where there are no spatial dimensions), and
     with ignore_index "mean" divides by voxels, not by logits. float64 logits stay float64.
+
+    use_softmax: a float alpha weighs the classes from 1 on, 1 - alpha the class 0, and counts only where class 0 does. Targets may be
+    soft, but for reduction="none", whose zeros are those of the classes that a voxel is not of.
     """
 
     class_weight: Tensor | None
@@ -50,8 +53,6 @@ class FocalLoss(nn.Module):
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
-        if use_softmax:
-            raise ValueError("use_softmax: only the sigmoid loss is fused; keep monai.losses.FocalLoss for softmax")
         self.include_background, self.to_onehot_y, self.use_softmax = include_background, to_onehot_y, use_softmax
         self.gamma, self.ignore_index = gamma, ignore_index
         self.reduction = str(getattr(reduction, "value", reduction))
@@ -67,10 +68,13 @@ class FocalLoss(nn.Module):
         if to_ids:
             targets = self._ids(input, target, first)
         else:
+            if target.shape != input.shape:
+                raise ValueError(f"targets: monai takes dense targets of the logits' shape {tuple(input.shape)}, got {tuple(target.shape)}; class ids need to_onehot_y=True")
             check_dense(input, target, "monai")
-            check_hard(input, target, "monai")
+            if not self.use_softmax or self.reduction == "none":
+                check_hard(input, target, "monai")
             targets = target[:, first:].movedim(1, -1)
-        loss = self._sigmoid(logits, targets, kept, self._divisor(logits, kept))
+        loss = (self._softmax if self.use_softmax else self._sigmoid)(logits, targets, kept, self._divisor(logits, kept))
         return loss.movedim(-1, 1) if self.reduction == "none" else loss
 
     def _applies(self, option: str, asked: bool, channels: int) -> bool:
@@ -81,6 +85,8 @@ class FocalLoss(nn.Module):
     def _ids(self, input: Tensor, target: Tensor, first: int) -> Tensor:
         """Ids from the class `first` on: what lies before it becomes -1, our background."""
         classes = input.shape[1]
+        if target.shape[1] != 1:
+            raise ValueError(f"targets: monai's class ids have the shape (B, 1, ...), got {tuple(target.shape)}; dense targets need to_onehot_y=False")
         ids = checked_ids(input.movedim(1, -1), target[:, 0].long(), 0, classes - 1, f"monai labels: 0..{classes - 1}", self.ignore_index)
         return (ids - first).masked_fill(ids == self.ignore_index, IGNORED) if self.ignore_index is not None else ids - first
 
@@ -121,6 +127,31 @@ class FocalLoss(nn.Module):
         weight, reduction = _product(weight, divisor.image_weight), "none" if self.reduction == "none" else "sum"
         return losses.sigmoid_focal_loss(logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight)
 
+    def _softmax(self, logits: Tensor, targets: Tensor, kept: Tensor | None, divisor: _Divisor) -> Tensor:
+        weight = None if divisor.image_weight is None else divisor.image_weight[..., 0]
+        if targets.shape == logits.shape:
+            weight = _product(weight, None if kept is None else kept[:, 0])
+        else:
+            targets = targets.masked_fill(targets == -1, IGNORED)  # the background that is left out
+        reduction, alpha = "none" if self.reduction == "none" else "sum", self._softmax_alpha(logits)
+        loss = losses.softmax_focal_loss(
+            logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight, ignore_index=IGNORED
+        )
+        return loss[..., None] * _one_hot(targets, logits) if reduction == "none" else loss
+
+    def _softmax_alpha(self, logits: Tensor) -> Tensor | None:
+        """alpha and weight as one factor for each class in use."""
+        classes, alpha = logits.shape[-1], self.alpha
+        if isinstance(alpha, Tensor):
+            alpha = self._per_class(alpha, logits)
+        elif alpha is not None and not self.include_background:
+            warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=4)
+            alpha = None
+        elif alpha is not None:
+            alpha = torch.tensor([1 - alpha] + [alpha] * (classes - 1), device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
+        factor = _product(alpha, self._class_weight(logits))
+        return None if factor is None else factor.expand(classes).to(torch.promote_types(logits.dtype, torch.float32))
+
 
 def _kept(target: Tensor, ignore_index: int) -> Tensor:
     """1 where a voxel counts, of shape (B, 1, ...): dense targets are ignored where the class is set, or where none is."""
@@ -129,6 +160,15 @@ def _kept(target: Tensor, ignore_index: int) -> Tensor:
     if 0 <= ignore_index < target.shape[1]:
         return 1 - target[:, ignore_index, None].float()
     return (target.sum(1, keepdim=True) > 0).float()
+
+
+def _one_hot(targets: Tensor, logits: Tensor) -> Tensor:
+    """1 for the class of a voxel, of the logits' shape; dense targets must name no more than one."""
+    if targets.shape != logits.shape:
+        return (targets[..., None] == torch.arange(logits.shape[-1], device=logits.device)).to(logits.dtype)
+    if targets.device.type == "cpu" and bool((targets.sum(-1) > 1).any()):
+        raise ValueError('targets: with use_softmax=True and reduction="none" a voxel must be of one class at most; use reduction "mean" or "sum"')
+    return targets.to(logits.dtype)
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:

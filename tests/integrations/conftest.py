@@ -37,7 +37,8 @@ def assert_close() -> Callable[[str, Tensor, Tensor, float], None]:
 
     def compare(name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> None:
         assert ours.shape == theirs.shape and bool(theirs.isfinite().all())
-        difference = float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp(min=1e-30)) if theirs.numel() else 0.0
+        ours, theirs = ours.detach().double(), theirs.detach().double()
+        difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)) if theirs.numel() else 0.0
         WORST[name] = max(WORST.get(name, 0.0), difference)
         assert difference <= tolerance, f"{name}: off by {difference:.2e}"
 

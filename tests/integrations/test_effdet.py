@@ -66,22 +66,3 @@ def test_a_step_calls_the_fused_loss_once_per_level_and_leaves_effdet_as_it_was(
     with compat.effdet.patched():
         bench(0.0)(*batch(0))
     assert len(calls) == 5 and effdet.loss.new_focal_loss is original
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_class_ids_without_one_hot_and_mask_give_effdets_class_loss(smoothing: float, assert_close: Callable[..., None]) -> None:
-    """The recipe of docs/integrations.md: -1 background, -2 ignored, normalizer positives + 1, one call per level."""
-    rng = torch.Generator().manual_seed(4)
-    outputs = [torch.randn(2, 3 * CLASSES, s, s, generator=rng) for s in (16, 8, 4, 2, 1)]
-    targets = [torch.randint(-2, CLASSES, (2, s, s, 3), generator=rng) for s in (16, 8, 4, 2, 1)]
-    positives = torch.tensor([7.0, 12.0])
-    boxes = [torch.zeros(2, 12, s, s) for s in (16, 8, 4, 2, 1)]
-    box_targets = [torch.zeros(2, s, s, 12) for s in (16, 8, 4, 2, 1)]
-    _, theirs, _ = effdet.loss.loss_fn(outputs, boxes, targets, box_targets, positives, CLASSES, 0.25, 1.5, 0.1, 50.0, smoothing)
-    ours = sum(
-        focal_ext.sigmoid_focal_loss(
-            x.permute(0, 2, 3, 1).unflatten(-1, (-1, CLASSES)), ids, 0.25, 1.5, "sum", normalizer=positives.sum() + 1, label_smoothing=smoothing
-        )
-        for x, ids in zip(outputs, targets)
-    )
-    assert_close("effdet by class ids", ours, theirs, 1e-6)

@@ -27,6 +27,7 @@ FIVE = torch.tensor(5.0, dtype=torch.float64)
 MAPS = X[:56].view(2, 4, 7, 7)  # 2 images of 4 classes, 7 x 7
 MAP_IDS = torch.randint(0, 4, (2, 1, 7, 7), generator=rng)
 MAP_HARD = (torch.arange(4).view(1, 4, 1, 1) == MAP_IDS).double()
+SOFT_MAP = torch.rand(2, 4, 7, 7, generator=rng, dtype=torch.float64)
 MAP_IGNORED = torch.where(torch.rand(2, 1, 7, 7, generator=rng) < 0.3, 255, MAP_IDS)
 ALPHAS = [0.2, 0.9, 1.5, 0.7]
 
@@ -116,6 +117,16 @@ PAIRS: dict[str, Pair] = {
     "monai": Pair(compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls() | monai_calls(gamma=1.5, alpha=0.3), torch.float32, MAPS),
     "monai, a value per class": Pair(compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(alpha=ALPHAS, weight=[0.5, 1.0, 2.0, 0.0]), torch.float32, MAPS),
     "monai without background": Pair(compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(include_background=False, alpha=ALPHAS[1:], weight=2), torch.float32, MAPS),
+    "monai softmax": Pair(compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(use_softmax=True) | monai_calls(use_softmax=True, gamma=1.5, alpha=0.3), torch.float32, MAPS),
+    "monai softmax, a value per class": Pair(
+        compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(use_softmax=True, alpha=ALPHAS, weight=[0.5, 1.0, 2.0, 0.0]), torch.float32, MAPS
+    ),
+    "monai softmax without background": Pair(
+        compat.monai.FocalLoss, peers.monai.FocalLoss, monai_calls(use_softmax=True, include_background=False, alpha=ALPHAS[1:], weight=2), torch.float32, MAPS
+    ),
+    "monai softmax, soft targets": Pair(
+        compat.monai.FocalLoss, peers.monai.FocalLoss, {r: (lambda f, x, r=r: f(use_softmax=True, alpha=0.4, reduction=r)(x, SOFT_MAP)) for r in ("mean", "sum")}, torch.float32, MAPS
+    ),
     "monai without spatial dimensions": Pair(
         compat.monai.FocalLoss, peers.monai.FocalLoss, reductions(lambda f, x, r: f(reduction=r, to_onehot_y=True, ignore_index=3)(x, LABELS[:, None])), torch.float32
     ),
@@ -128,7 +139,7 @@ def test_values_and_gradients_are_the_librarys(name: str, assert_close: Callable
     for call in pair.calls.values():
         found = []
         for loss in (pair.ours, pair.theirs):
-            leaf = pair.logits.to(pair.dtype).requires_grad_()
+            leaf = pair.logits.to(pair.dtype, copy=True).requires_grad_()
             value = call(loss, leaf)
             found.append((value.detach(), torch.autograd.grad(value, leaf, torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).view(value.shape))[0]))
         for ours, theirs in zip(*found, strict=True):
@@ -156,7 +167,7 @@ def test_timms_asymmetric_loss_is_ours(options: dict[str, Any], assert_close: Ca
     at 1e-8 is out of these logits' reach."""
 
     def value_and_gradient(loss: Callable[[Tensor], Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        leaf = X.to(dtype).requires_grad_()
+        leaf = X.to(dtype, copy=True).requires_grad_()
         value = loss(leaf)
         return value.detach(), torch.autograd.grad(value, leaf)[0]
 
@@ -170,3 +181,33 @@ def test_timms_asymmetric_loss_is_ours(options: dict[str, Any], assert_close: Ca
     for single, library, double in zip(*rows, strict=True):
         assert_close("timm", single, library, 4e-6)
         assert_close("timm, from float64", single, double, 4e-7)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("alpha", [None, 0.3])
+def test_kornias_losses_are_ours_with_the_classes_moved_last(alpha: float | None, reduction: str, assert_close: Callable[..., None]) -> None:
+    """Its class 0 weighs 1 - alpha, -100 is ignored, and a mean is over all logits. The view costs channels_last logits no copy."""
+    ids = torch.where(MAP_IGNORED == 255, -100, MAP_IDS)[:, 0]
+
+    def ours(x: Tensor) -> Tensor:
+        last, each = x.movedim(1, -1), None if alpha is None else [1 - alpha] + [alpha] * 3
+        if reduction == "none":
+            return focal_ext.softmax_focal_loss(last, ids, each, 1.5, "none")
+        return focal_ext.softmax_focal_loss(last, ids, each, 1.5, "sum", normalizer=float(x.numel()) if reduction == "mean" else None)
+
+    def theirs(x: Tensor) -> Tensor:
+        loss = peers.kornia.focal_loss(x, ids, alpha, 1.5, reduction)
+        return loss.sum(1) if loss.dim() == 4 else loss
+
+    found = []
+    for loss in (ours, theirs):
+        leaf = MAPS.clone().requires_grad_()
+        value = loss(leaf)
+        found.append((value.detach(), torch.autograd.grad(value.sum(), leaf)[0]))
+    for a, b in zip(*found, strict=True):
+        assert_close("kornia, softmax", a, b, TOLERANCE[torch.float64])
+
+
+def test_kornias_binary_loss_is_ours(assert_close: Callable[..., None]) -> None:
+    ours = focal_ext.sigmoid_focal_loss(MAPS.movedim(1, -1), MAP_HARD.movedim(1, -1), 0.3, 1.5, "sum")
+    assert_close("kornia, sigmoid", ours, peers.kornia.binary_focal_loss_with_logits(MAPS, MAP_HARD, 0.3, 1.5, "sum"), TOLERANCE[torch.float64])

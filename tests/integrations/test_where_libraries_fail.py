@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import peers
 import pytest
@@ -87,13 +88,14 @@ def test_fvcore_rounds_float64_to_float32() -> None:
     torch.testing.assert_close(ours, exact(x, t, 2.0), rtol=1e-14, atol=0)
 
 
-def test_monai_warns_and_ignores_options_of_many_channels_for_one_and_so_do_we() -> None:
-    x, t = torch.randn(2, 1, 4, 4), torch.randint(0, 2, (2, 1, 4, 4))
+@pytest.mark.parametrize("options, channels, count", [({}, 1, 2), ({"use_softmax": True, "alpha": 0.3}, 3, 1)], ids=["one channel", "softmax alpha"])
+def test_monai_warns_of_options_that_it_ignores_and_so_do_we(options: dict[str, Any], channels: int, count: int) -> None:
+    x, t = torch.randn(2, channels, 4, 4), torch.randint(0, max(channels, 2), (2, 1, 4, 4))
     found = []
     for library in (compat.monai, peers.monai):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            value = library.FocalLoss(include_background=False, to_onehot_y=True)(x, t)
-        found.append((value, [str(w.message) for w in caught]))
-    assert found[0][1] == found[1][1] and len(found[0][1]) == 2
+            value = library.FocalLoss(include_background=False, to_onehot_y=True, **options)(x, t)
+        found.append((value, [(str(w.message), w.filename) for w in caught if w.category is UserWarning]))
+    assert [text for text, _ in found[0][1]] == [text for text, _ in found[1][1]] and len(found[0][1]) == count
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)
