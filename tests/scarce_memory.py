@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Step(NamedTuple):
     tensors: list[Tensor]
     leaves: list[Tensor]
     forward: Callable[[], Tensor]
-    overwritten: list[Tensor] = []  # what a backward that succeeds may replace
+    overwritten: Sequence[Tensor] = ()  # what a backward that succeeds may replace
 
     def run(self) -> Tensor:
         loss = self.forward()
