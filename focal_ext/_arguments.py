@@ -1,4 +1,4 @@
-# Owns: what each argument of a loss may be, and every error about it.
+# Owns: what each argument of a loss may be, and every error about it; those that multiply or divide losses are in _factors.py.
 # Must not know: formulas, autograd, the native library, which loss takes which argument.
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ Targets = Tensor | tuple[Tensor, Tensor]
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
-
-# What the reduced loss is divided by; the numbers are those of csrc/problem.h.
-BY_VALUE, BY_TENSOR, BY_KEPT, BY_POSITIVES = range(4)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -142,102 +139,6 @@ def check_fraction(name: str, value: object, below_one: bool = False) -> float:
     if not 0 <= as_float(value) <= 1 or (below_one and value == 1):  # type: ignore[arg-type]
         raise ValueError(f"{name}: must be in [0, 1{')' if below_one else ']'}, got {value}; 0 switches it off")
     return float(value)  # type: ignore[arg-type]
-
-
-def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float, float, Tensor | None]:
-    """Returns the factors of positives and negatives, and the tensor of per-class alphas if there is one."""
-    rule = "in [0, 1]" if most == 1 else "finite and >= 0"
-    if alpha is None or (is_number(alpha) and alpha == -1):
-        return 1.0, 1.0, None
-    if is_number(alpha):
-        if not 0 <= as_float(alpha) <= most or as_float(alpha) == math.inf:  # type: ignore[arg-type]
-            raise ValueError(f"alpha: must be {rule}, or None or -1 to switch it off, got {alpha}")
-        return float(alpha), 1.0 - float(alpha), None  # type: ignore[arg-type]
-    classes, dtype = inputs.shape[-1], accumulation_dtype(inputs.dtype)
-    if not isinstance(alpha, Tensor):
-        alpha = alpha.tolist() if hasattr(alpha, "tolist") else alpha
-        if isinstance(alpha, (str, bytes, bool)) or not isinstance(alpha, Sequence) or not all(map(is_number, alpha)):
-            raise TypeError(f"alpha: must be None, a float, or a tensor or sequence of {classes} floats, got {type(alpha).__name__}")
-        alpha = torch.tensor([float(a) for a in alpha], dtype=dtype, device=inputs.device)
-    check_layout("alpha", alpha)
-    if alpha.is_complex() or alpha.is_quantized or alpha.dtype is torch.bool:
-        raise TypeError(f"alpha: must be real numbers, got {alpha.dtype}")
-    if alpha.shape != (classes,):
-        raise ValueError(f"alpha: a tensor or sequence must hold one value per class, shape ({classes},), got {tuple(alpha.shape)}")
-    if alpha.device != inputs.device:
-        raise ValueError(f"alpha: must be on the device of inputs, {inputs.device}, got {alpha.device}")
-    if values_are_readable(alpha) and not bool(((alpha >= 0) & (alpha <= most) & (alpha < math.inf)).all()):
-        raise ValueError(f"alpha: every value must be {rule}, got {alpha.tolist()}")
-    return 1.0, 1.0, alpha.to(dtype).contiguous()
-
-
-def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
-    """Brings a weight that broadcasts to inputs to [rows or 1, classes or 1], copying only where its layout is neither."""
-    if weight is None:
-        return None
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"weight: must be a torch.Tensor or None, got {type(weight).__name__}")
-    check_layout("weight", weight)
-    if weight.is_complex() or weight.is_quantized:
-        raise TypeError(f"weight: must be real numbers, got {weight.dtype}")
-    if weight.device != inputs.device:
-        raise ValueError(f"weight: must be on the device of inputs, {inputs.device}, got {weight.device}")
-    shape = inputs.shape
-    if weight.dim() > len(shape) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(shape))):
-        column = "weight[:, None]" if len(shape) == 2 else "weight[..., None]"
-        hint = f"; one value per row must be a column, use {column}" if weight.shape == shape[:-1] else ""
-        raise ValueError(f"weight: must broadcast to inputs of shape {tuple(shape)}, got {tuple(weight.shape)}{hint}")
-    weight = weight.to(accumulation_dtype(inputs.dtype))
-    last = weight.shape[-1] if weight.dim() else 1
-    if weight.numel() == last:
-        return weight.reshape(1, last).contiguous()
-    return weight.expand(*shape[:-1], last).reshape(math.prod(shape[:-1]), last).contiguous()
-
-
-def check_row_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
-    """Brings a weight that broadcasts to inputs.shape[:-1] to [rows or 1, 1]."""
-    if isinstance(weight, Tensor):
-        rows = inputs.shape[:-1]
-        if weight.dim() > len(rows) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(rows))):
-            hint = "; a column is weight.squeeze(-1)" if weight.shape == (*rows, 1) else "; a factor for each class is alpha" if weight.shape == inputs.shape[-1:] else ""
-            raise ValueError(f"weight: must broadcast to the rows of inputs, {tuple(rows)}, got {tuple(weight.shape)}{hint}")
-        check_layout("weight", weight)
-        weight = weight.unsqueeze(-1)
-    return check_weight(weight, inputs)
-
-
-def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool, per_row: bool = False) -> tuple[int, float, Tensor | None]:
-    """Returns the divisor's kind, its value and its tensor; the mean is that of all losses that are not ignored, one a row or one a logit."""
-    if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"reduction: must be 'none', 'mean' or 'sum', got {reduction!r}")
-    if normalizer is None:
-        if reduction != "mean":
-            return BY_VALUE, 1.0, None
-        if dense:
-            return BY_VALUE, float(max(math.prod(inputs.shape[:-1]) if per_row else inputs.numel(), 1)), None
-        return BY_POSITIVES if per_row else BY_KEPT, 1.0, None
-    if reduction != "sum":
-        raise ValueError(f"normalizer: goes with reduction='sum', got reduction={reduction!r}")
-    if isinstance(normalizer, str):
-        if normalizer != "positives":
-            raise ValueError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {normalizer!r}")
-        if dense:
-            raise ValueError("normalizer: 'positives' counts class ids, got dense targets; pass a float or a 0-d tensor")
-        return BY_POSITIVES, 1.0, None
-    if isinstance(normalizer, Tensor):
-        check_layout("normalizer", normalizer)
-        if normalizer.dim() != 0:
-            raise ValueError(f"normalizer: a tensor must be 0-d, got shape {tuple(normalizer.shape)}; use normalizer.sum() or .squeeze()")
-        if normalizer.is_complex() or normalizer.is_quantized or normalizer.dtype is torch.bool:
-            raise TypeError(f"normalizer: must be a real number, got {normalizer.dtype}")
-        if normalizer.device != inputs.device:
-            raise ValueError(f"normalizer: must be on the device of inputs, {inputs.device}, got {normalizer.device}")
-        return BY_TENSOR, 1.0, normalizer.to(accumulation_dtype(inputs.dtype))
-    if not is_number(normalizer):
-        raise TypeError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {type(normalizer).__name__}")
-    if not 0 < as_float(normalizer) < math.inf:
-        raise ValueError(f"normalizer: must be finite and > 0, got {normalizer}; clamp a count of positives with max(n, 1)")
-    return BY_VALUE, float(normalizer), None
 
 
 def check_ignore_index(ignore_index: int | None) -> int | None:

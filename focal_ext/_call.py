@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _arguments as arguments
+from . import _factors as factors
 from ._arguments import Alpha, Normalizer, Targets
 
 
@@ -117,9 +118,10 @@ def check(
     if loss == Loss.VARIFOCAL:  # the only loss whose alpha is the factor of negatives alone
         alpha_positive, alpha_negative, alpha_tensor = 1.0, arguments.check_fraction("alpha", alpha), None
     else:
-        alpha_positive, alpha_negative, alpha_tensor = arguments.check_alpha(alpha, inputs, torch.finfo(arguments.accumulation_dtype(inputs.dtype)).max if per_row else 1.0)
-    divisor, divisor_value, divisor_tensor = arguments.check_normalizer(normalizer, reduction, inputs, dense, per_row)
-    plain_weight = arguments.check_row_weight(weight, inputs) if per_row else arguments.check_weight(weight, inputs)
+        most = torch.finfo(arguments.accumulation_dtype(inputs.dtype)).max if per_row else 1.0
+        alpha_positive, alpha_negative, alpha_tensor = factors.check_alpha(alpha, inputs, most)
+    divisor, divisor_value, divisor_tensor = factors.check_normalizer(normalizer, reduction, inputs, dense, per_row)
+    plain_weight = factors.check_row_weight(weight, inputs) if per_row else factors.check_weight(weight, inputs)
     ignore_index = arguments.check_ignore_index(ignore_index)
     if not isinstance(overwrite_inputs, bool):
         raise TypeError(f"overwrite_inputs: must be a bool, got {type(overwrite_inputs).__name__}")

@@ -57,8 +57,8 @@ def is_native_layout(level: Tensor) -> bool:
 def check_overwrite(levels: Sequence[Tensor], *others: Tensor | None) -> None:
     for i, level in enumerate(levels):
         arguments.check_overwrite(level, *others, name=f"levels[{i}]")
-    written = [(level.data_ptr(), level.data_ptr() + level.numel() * level.element_size()) for level in levels if arguments.is_plain(level) and is_native_layout(level) and level.numel()]
-    written.sort()
+    in_place = [level for level in levels if arguments.is_plain(level) and is_native_layout(level) and level.numel()]
+    written = sorted((level.data_ptr(), level.data_ptr() + level.numel() * level.element_size()) for level in in_place)
     if any(end > start for (_, end), (start, _) in zip(written, written[1:])):
         raise ValueError("overwrite_inputs: two of levels share memory; clone one of them")
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _arguments as arguments
+from . import _factors as factors
 from ._call import Call, Loss
 from ._softmax_reference import row_losses
 
@@ -163,10 +164,10 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     if loss.numel() == 0:
         return loss.sum()
     divisor = {
-        arguments.BY_VALUE: call.divisor_value,
-        arguments.BY_TENSOR: call.normalizer,
-        arguments.BY_KEPT: kept.clamp(min=1),
-        arguments.BY_POSITIVES: positives.clamp(min=1) if positives is not None else None,
+        factors.BY_VALUE: call.divisor_value,
+        factors.BY_TENSOR: call.normalizer,
+        factors.BY_KEPT: kept.clamp(min=1),
+        factors.BY_POSITIVES: positives.clamp(min=1) if positives is not None else None,
     }[call.divisor]
     return loss.sum() / divisor  # type: ignore[operator]
 

@@ -52,6 +52,8 @@ def row_losses(x: Tensor, t: Tensor, factor: Tensor, call: Call) -> Tensor:
         t = t * (1 - call.smoothing) + call.smoothing / classes
         beyond = torch.where((t == 0) | (factor == 0), 0.0, beyond)
         won = power == 0
-        return factor * (power * (t * (log_total - near)).sum(-1, keepdim=True) + torch.where(won, 0.0, power * (t * torch.where(won, 0.0, beyond)).sum(-1, keepdim=True)))
+        inside = power * (t * (log_total - near)).sum(-1, keepdim=True)
+        outside = power * (t * torch.where(won, 0.0, beyond)).sum(-1, keepdim=True)
+        return factor * (inside + torch.where(won, 0.0, outside))
     beyond = torch.where(factor == 0, 0.0, beyond)
     return (factor * (power * (log_total - near) + beyond)).sum(-1, keepdim=True)

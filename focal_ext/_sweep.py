@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _arguments as arguments
+from . import _factors as factors
 from . import _reference, pyramid
 from ._call import PyramidCall
 from ._chunks import Chunk, Geometry, Window, chunks, window
@@ -24,12 +25,12 @@ class Head(NamedTuple):
 
 def _one_divisor(call: PyramidCall, dtype: torch.dtype) -> PyramidCall:
     """The call with a divisor that holds for every chunk: what is counted is counted over all levels and images, on the device."""
-    if call.divisor not in (arguments.BY_KEPT, arguments.BY_POSITIVES):
+    if call.divisor not in (factors.BY_KEPT, factors.BY_POSITIVES):
         return call
     ids = _reference.widened(call.targets)
     kept = torch.ones_like(ids, dtype=torch.bool) if call.ignore_index is None else ids != call.ignore_index
-    count = kept.sum() * call.classes if call.divisor == arguments.BY_KEPT else (kept & (ids >= 0) & (ids < call.classes)).sum()
-    return call._replace(normalizer=count.clamp(min=1).to(dtype), divisor=arguments.BY_TENSOR)
+    count = kept.sum() * call.classes if call.divisor == factors.BY_KEPT else (kept & (ids >= 0) & (ids < call.classes)).sum()
+    return call._replace(normalizer=count.clamp(min=1).to(dtype), divisor=factors.BY_TENSOR)
 
 
 class Sweep:

@@ -2,52 +2,15 @@
 # Must not know: kernels, autograd, argument rules.
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable
-from typing import ParamSpec
-
 from torch import Tensor
 
 from . import _arguments as arguments
-from . import _autograd, _native, _reference
 from ._arguments import Alpha, Normalizer, Targets
-from ._call import Call, Loss, Request, check
-
-P = ParamSpec("P")
-
-
-def _fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
-    """The loss function whose arguments `request` checks, computed by the fastest implementation that is right for them."""
-
-    @functools.wraps(request)
-    def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        return _run(*request(*args, **kwargs))
-
-    loss.__annotations__["return"] = "Tensor"
-    return loss
+from ._call import Loss, Request, check
+from ._run import fused
 
 
-def _run(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
-    targets, classes = call.targets, inputs.shape[-1]
-    readable = targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets)
-    if readable and (reduction == "none" or not _native.available or classes == 0):
-        _check_ids(call, classes)
-    loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
-    # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
-    if readable and reduction != "none" and math.isnan(loss.item()):  # on the CPU
-        _check_ids(call, classes)
-    return loss
-
-
-def _check_ids(call: Call, classes: int) -> None:
-    background = not call.is_per_row
-    native = _native.available
-    first_bad = _native.ops.first_bad_id(call.targets, classes, call.ignore_index, background) if native else _reference.first_bad_id(call, classes)
-    arguments.check_ids(first_bad, call.targets, classes, call.ignore_index, background)
-
-
-@_fused
+@fused
 def sigmoid_focal_loss(
     inputs: Tensor,
     targets: Tensor,
@@ -105,7 +68,7 @@ def sigmoid_focal_loss(
     )
 
 
-@_fused
+@fused
 def quality_focal_loss(
     inputs: Tensor,
     targets: Targets,
@@ -137,7 +100,7 @@ def quality_focal_loss(
     return check(Loss.QUALITY_FOCAL, inputs, targets, None, beta, reduction, normalizer, weight, ignore_index, overwrite_inputs)
 
 
-@_fused
+@fused
 def varifocal_loss(
     inputs: Tensor,
     targets: Targets,
@@ -167,7 +130,7 @@ def varifocal_loss(
     return check(Loss.VARIFOCAL, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs)
 
 
-@_fused
+@fused
 def asymmetric_loss(
     inputs: Tensor,
     targets: Tensor,
@@ -206,7 +169,7 @@ def asymmetric_loss(
     )
 
 
-@_fused
+@fused
 def softmax_focal_loss(
     inputs: Tensor,
     targets: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from . import _autograd, _native, _reference
+from . import _factors as factors
 from ._arguments import Alpha, Normalizer
 from ._call import Loss, PyramidCall, check
 from ._native import ops
@@ -81,7 +82,7 @@ def as_rows(levels: Sequence[Tensor], num_classes: int) -> Tensor:
 def reference(levels: Sequence[Tensor], call: PyramidCall) -> Tensor:
     rows = as_rows(levels, call.classes)
     weight = None if call.weight is None else call.weight[..., None]
-    reduction = "mean" if call.divisor == arguments.BY_KEPT else "sum"
+    reduction = "mean" if call.divisor == factors.BY_KEPT else "sum"
     plain = check(Loss.SIGMOID_FOCAL, rows, call.targets, None, call.gamma, reduction, None, weight, call.ignore_index, False, smoothing=call.smoothing)
     same = {name: getattr(call, name) for name in ("alpha", "normalizer", "alpha_positive", "alpha_negative", "divisor", "divisor_value")}
     return _reference.compute(rows, plain.call._replace(**same), reduction)

@@ -92,6 +92,9 @@ T = one_hot(IDS, 5)
 KEPT = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 1, 1.0], dtype=torch.float64)
 PADDED = torch.cat([X, torch.full((12, 3), 7.0, dtype=torch.float64)], 1)
 PER_CLASS = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0], dtype=torch.float64)
+EACH = torch.rand(12, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+SCORES = torch.linspace(0.1, 0.9, 12, dtype=torch.float64)
+IGNORED_LABELS = LABELLED.masked_fill(KEPT == 0, 9)
 FOCAL = textbook
 
 
@@ -153,6 +156,42 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "fvcore alpha off": (lambda x: fvcore.sigmoid_focal_loss(x, T), lambda x: FOCAL(x, T, 2, None)),
     "torchvision alpha off": (lambda x: torchvision.sigmoid_focal_loss(x, T, -1, 2, "mean"), lambda x: FOCAL(x, T, 2, None).mean()),
     "effdet": (lambda x: effdet.new_focal_loss(x, T, 0.25, 1.5, torch.tensor(4.0), 0.0), lambda x: FOCAL(x, T, 1.5, 0.25) / 4),
+    "effdet legacy": (lambda x: effdet.focal_loss_legacy(x, T, 0.25, 1.5, 4.0), lambda x: FOCAL(x, T, 1.5, 0.25) / 4),
+    "mmdet weights in one dimension": (lambda x: mmdet.FocalLoss(reduction="sum")(x, IDS, EACH.flatten()), lambda x: (FOCAL(x, T, 2, 0.25) * EACH).sum()),
+    "mmdet probabilities": (lambda x: mmdet.FocalLoss(activated=True)(torch.sigmoid(x), IDS), lambda x: FOCAL(x, T, 2, 0.25).mean()),
+    "mmdet quality, of rows": (
+        lambda x: mmdet.QualityFocalLoss(reduction="none")(x, (IDS, SCORES)),
+        lambda x: ((T * SCORES[:, None] - x.sigmoid()).abs() ** 2 * entropy(x, T * SCORES[:, None])).sum(1),
+    ),
+    "mmdet quality, mean over rows": (
+        lambda x: mmdet.QualityFocalLoss()(x, T * SCORES[:, None]),
+        lambda x: ((T * SCORES[:, None] - x.sigmoid()).abs() ** 2 * entropy(x, T * SCORES[:, None])).sum() / 12,
+    ),
+    "mmdet varifocal": (lambda x: mmdet.VarifocalLoss()(x, T * SCORES[:, None]), lambda x: varifocal(x, T * SCORES[:, None], T * SCORES[:, None]).mean()),
+    "mmdet varifocal without scores as weights": (
+        lambda x: mmdet.VarifocalLoss(iou_weighted=False)(x, T * SCORES[:, None], EACH),
+        lambda x: (varifocal(x, T * SCORES[:, None], T) * EACH).mean(),
+    ),
+    "monai sum of volumes": (
+        lambda x: monai.FocalLoss(reduction="sum")(volume(x), volume(one_hot(LABELLED, 5))),
+        lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, None).sum() / 6,
+    ),
+    "monai sum of volumes, ignored voxels": (
+        lambda x: monai.FocalLoss(to_onehot_y=True, reduction="sum", ignore_index=9)(volume(x), volume(IGNORED_LABELS[:, None])),
+        lambda x: sum((FOCAL(x, one_hot(LABELLED, 5), 2, None) * KEPT[:, None])[i : i + 6].sum() / KEPT[i : i + 6].sum() for i in (0, 6)),
+    ),
+    "monai ignored class of dense targets": (
+        lambda x: monai.FocalLoss(ignore_index=4)(x, one_hot(LABELLED, 5)),
+        lambda x: (FOCAL(x, one_hot(LABELLED, 5), 2, None) * (LABELLED != 4)[:, None]).sum() / (LABELLED != 4).sum(),
+    ),
+    "monai dense rows without a class are ignored": (
+        lambda x: monai.FocalLoss(ignore_index=255)(x, T),
+        lambda x: (FOCAL(x, T, 2, None) * T.sum(1, keepdim=True)).sum() / T.sum(),
+    ),
+    "monai alpha of each class, weight of each class": (
+        lambda x: monai.FocalLoss(alpha=[0.1, 0.2, 0.3, 0.4, 0.5], weight=PER_CLASS)(x, T),
+        lambda x: (FOCAL(x, T, 2, None) * PER_CLASS * torch.where(T == 1, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]).double(), 1.0)).mean(),
+    ),
     "monai ids": (lambda x: monai.FocalLoss(to_onehot_y=True)(x, LABELLED[:, None]), lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, None).mean()),
     "monai without background": (
         lambda x: monai.FocalLoss(False, True, alpha=0.3)(x, LABELLED[:, None]),
@@ -163,6 +202,19 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
         lambda x: (SOFTMAX(x, LABELLED, 2, 1.0) * (0.3 + 0.4 * (LABELLED == 0).double())).sum() / x.numel(),
     ),
 }
+
+
+def entropy(x: Tensor, t: Tensor) -> Tensor:
+    return -t * torch.sigmoid(x).log() - (1 - t) * torch.sigmoid(-x).log()
+
+
+def varifocal(x: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+    return torch.where(t > 0, weight, 0.75 * torch.sigmoid(x) ** 2) * entropy(x, t)
+
+
+def volume(rows: Tensor) -> Tensor:
+    """12 rows as two images of 2 x 3 voxels, channels second."""
+    return rows.view(2, 2, 3, -1).movedim(-1, 1)
 
 
 def smoothed(x: Tensor, t: Tensor, smoothing: float) -> Tensor:

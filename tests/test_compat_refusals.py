@@ -93,6 +93,7 @@ DENSE_AND_IDS: dict[str, tuple[Callable[[], Tensor], str]] = {
     "monai weights": (lambda: monai.FocalLoss(weight=[1.0, 2.0])(X, T), "weight: must be one number, or one for each of the 5 channels"),
     "monai negative weight": (lambda: monai.FocalLoss(weight=-1.0)(X, T), "weight: must not be negative"),
     "monai alphas": (lambda: monai.FocalLoss(alpha=[0.1, 0.2])(X, T), "alpha: a sequence must hold one value for each of the 5"),
+    "monai softmax": (lambda: monai.FocalLoss(use_softmax=True), "use_softmax: only the sigmoid loss is fused"),
     "mmdet sum with avg_factor": (lambda: mmdet.FocalLoss(reduction="sum")(X, IDS, avg_factor=3), 'avg_factor: cannot be used with reduction="sum"'),
     "mmdet softmax": (lambda: mmdet.FocalLoss(use_sigmoid=False), "use_sigmoid: must be True"),
     "mmdet override": (lambda: mmdet.FocalLoss()(X, IDS, reduction_override="avg"), "reduction_override: must be"),
@@ -104,3 +105,20 @@ def test_what_the_library_would_not_take_is_refused(name: str) -> None:
     call, sentence = DENSE_AND_IDS[name]
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_monai_ignores_options_about_classes_where_there_is_one_and_says_so() -> None:
+    loss, x, t = monai.FocalLoss(include_background=False, to_onehot_y=True), X[:, :1], T[:, :1]
+    with pytest.warns(UserWarning, match="single channel prediction, `(to_onehot_y=True|include_background=False)` ignored"):
+        found = loss(x, t)
+    assert torch.equal(found, monai.FocalLoss()(x, t))
+
+
+def test_modules_show_what_they_were_given() -> None:
+    assert "gamma=1.5, alpha=0.3, reduction=sum" in repr(mmcv.SigmoidFocalLoss(1.5, 0.3, reduction="sum"))
+    assert "gamma=1.5, alpha=0.3" in repr(maskrcnn_benchmark.SigmoidFocalLoss(1.5, 0.3))
+
+
+def test_a_name_that_torchvision_lacks_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'SSDHead'"):
+        torchvision.SSDHead  # noqa: B018

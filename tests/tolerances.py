@@ -73,6 +73,9 @@ def units(implementation: str, dtype: torch.dtype, kind: str) -> float:
 CLAIMS = {
     ("native", "hard"): Tolerance(13, "ULP: the worst over every float32 in [-120, 120] and gamma 0 to 5 is the gradient at gamma 5; exhaustive.py asks for it"),
     ("native", "mean"): Tolerance(1.3, "ULP: most patterns are tiny logits, where a result is the rounding of a constant"),
+    ("native", "score"): Tolerance(24, "ULP: a score of 1 takes the formula of soft targets, whose u^5 is five times as far off as u"),
+    ("native", "terms"): Tolerance(24, "ULP of the terms' sum, of scores, smoothed labels and clipped probabilities: as for soft targets"),
+    ("native", "stored half"): Tolerance(0.55, "ULP: half of one is the rounding; 100 units of 2^-23 are 0.003 ULP of bfloat16 and 0.03 of float16"),
     ("native", "half"): Tolerance(100, "units of 2^-23: 93 found at gamma 3; 2^x is off by 2^-18.5, log1p by 2^-19.9, and p^gamma multiplies"),
     ("native", "soft"): Tolerance(24, "units of 2^-23 of the terms: u is four roundings, u^5 five times as much, the terms a dozen more"),
     ("reference", "hard"): Tolerance(32, "ULP: see TOLERANCES"),
@@ -82,3 +85,10 @@ CLAIMS = {
     ("torch.bfloat16", "correctly rounded"): Tolerance(0.999, "share: 100 units move a result across a rounding boundary once in 2^16 / 100 / 2 values"),
     ("torch.float16", "correctly rounded"): Tolerance(0.995, "share: float16 has 3 bits more, so a boundary is 8 times as near"),
 }
+
+
+def claim(family: str, dtype: torch.dtype, cancels: bool) -> Tolerance:
+    """The claim about a curve of one logit (curves.py)."""
+    if dtype != torch.float32:
+        return CLAIMS["native", "stored half"]
+    return CLAIMS["native", "terms" if cancels else "score" if family == "quality focal" else "hard"]

@@ -1,5 +1,5 @@
 // Owns: focal loss in plain C++, or in CUDA, from the formulas' headers alone. No torch.
-//   g++ -I <site-packages>/focal_ext/include focal_loss.cpp     or     nvcc -x cu -I <site-packages>/focal_ext/include focal_loss.cpp
+//   g++ -std=c++20 -I <site-packages>/focal_ext/include focal_loss.cpp     or     nvcc -std=c++20 -x cu -I <site-packages>/focal_ext/include focal_loss.cpp
 #include <focal_ext/losses/list.h>
 #include <stdio.h>
 

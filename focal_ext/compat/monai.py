@@ -107,7 +107,7 @@ class FocalLoss(nn.Module):
             return _Divisor(max(logits.numel(), 1) if kept is None else kept.sum().clamp(min=torch.finfo(kept.dtype).eps))
         if kept is None:
             return _Divisor(max(math.prod(logits.shape[1:-1]), 1))
-        voxels = kept.flatten(1).sum(1).clamp(min=torch.finfo(kept.dtype).eps)
+        voxels = kept.flatten(1).sum(1).clamp(min=torch.finfo(kept.dtype).eps).to(torch.promote_types(logits.dtype, torch.float32))
         return _Divisor(image_weight=1 / voxels.view(-1, *[1] * (logits.dim() - 1)))
 
     def _per_class(self, alpha: Tensor, logits: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import pytest
 from environments import CPU, ROOT, built, run
 
 # The CUDA compiler and what it takes to see the example as CUDA, where it was found.
-NVCC = [(nvcc, "-x", "cu", "-std=c++17", "-Werror=all-warnings")] if (nvcc := shutil.which("nvcc")) else []
-COMPILERS = [("g++", "-std=c++17", "-Wall", "-Wextra", "-Werror"), *NVCC]
+NVCC = [(nvcc, "-x", "cu", "-std=c++20", "-Werror=all-warnings")] if (nvcc := shutil.which("nvcc")) else []
+COMPILERS = [("g++", "-std=c++20", "-Wall", "-Wextra", "-Werror"), *NVCC]
 CMAKE = ROOT / ".venv/bin/cmake"
 
 

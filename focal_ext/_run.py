@@ -1,0 +1,46 @@
+# Owns: a checked request as a public function: the dispatch, and the error for a class id out of range.
+# Must not know: which losses there are, argument rules, kernels.
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import ParamSpec
+
+from torch import Tensor
+
+from . import _arguments as arguments
+from . import _autograd, _native, _reference
+from ._call import Call, Request
+
+P = ParamSpec("P")
+
+
+def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
+    """The loss function whose arguments `request` checks, computed by the fastest implementation that is right for them."""
+
+    @functools.wraps(request)
+    def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        return _run(*request(*args, **kwargs))
+
+    loss.__annotations__["return"] = "Tensor"
+    return loss
+
+
+def _run(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
+    targets, classes = call.targets, inputs.shape[-1]
+    readable = targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets)
+    if readable and (reduction == "none" or not _native.available or classes == 0):
+        _check_ids(call, classes)
+    loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
+    # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
+    if readable and reduction != "none" and math.isnan(loss.item()):  # on the CPU
+        _check_ids(call, classes)
+    return loss
+
+
+def _check_ids(call: Call, classes: int) -> None:
+    background = not call.is_per_row
+    native = _native.available
+    first_bad = _native.ops.first_bad_id(call.targets, classes, call.ignore_index, background) if native else _reference.first_bad_id(call, classes)
+    arguments.check_ids(first_bad, call.targets, classes, call.ignore_index, background)

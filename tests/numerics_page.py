@@ -1,0 +1,97 @@
+# Owns: the tables of docs/numerics.md, written from the results of exhaustive.py: python tests/numerics_page.py --write
+# Must not know: how the results were measured.
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = ROOT / "docs/numerics.md", ROOT / "bench/results/numerics.csv"
+BINS = ("upto_0.5", "upto_1", "upto_2", "upto_4", "upto_8", "upto_16", "upto_inf")
+LOST = 2.0**23  # ULP: nothing of the value is left
+Row = dict[str, str]
+
+
+def read() -> list[Row]:
+    with RESULTS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table(*rows: list[str]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+
+
+def target(row: Row) -> str:
+    return {"0": "negative", "1": "positive"}.get(row["target"], f"target {row['target']}")
+
+
+def number(text: str) -> str:
+    return f"{float(text):.3g}"
+
+
+def share(row: Row, name: str) -> str:
+    """Of the bit patterns, in percent; nothing is an empty cell, not a rounded 0."""
+    part = 100 * int(row[name]) / int(row["count"])
+    return "" if part == 0 else "< 0.01" if part < 0.01 else f"{part:.2f}"
+
+
+def accuracy(rows: list[Row]) -> str:
+    """Worst error, where it is, and the histogram of every curve in float32."""
+    parts = []
+    for family in dict.fromkeys(row["family"] for row in rows):
+        head = ["logit of a", "settings", "of", "worst ULP", "at logit", "mean ULP", "<= 1/2, %", "<= 1", "<= 2", "<= 4", "<= 8", "<= 16", "more"]
+        chosen = [row for row in rows if row["family"] == family]
+        lines = [[target(r), r["settings"], r["what"], f"{float(r['worst_ulp']):.2f}", r["at"], f"{float(r['mean_ulp']):.3f}", *(share(r, name) for name in BINS)] for r in chosen]
+        parts.append(f"### {family[0].upper()}{family[1:]}\n\n{table(head, *lines)}")
+    return "\n\n".join(parts)
+
+
+def halves(rows: list[Row]) -> str:
+    lines = []
+    for family, dtype, what in dict.fromkeys((row["family"], row["dtype"], row["what"]) for row in rows):
+        chosen = [row for row in rows if (row["family"], row["dtype"], row["what"]) == (family, dtype, what)]
+        worst = max(chosen, key=lambda row: float(row["worst_ulp"]))
+        right = min(int(row["upto_0.5"]) / int(row["count"]) for row in chosen)
+        lines.append([family, dtype, what, f"{float(worst['worst_ulp']):.4f}", f"{worst['at']} ({target(worst)}, {worst['settings'] or 'any gamma'})", f"{100 * right:.2f}"])
+    return table(["loss", "dtype", "of", "worst ULP", "at logit", "<= 1/2 ULP, %, of the worst curve"], *lines)
+
+
+def peers(rows: list[Row], ours: list[Row]) -> str:
+    def cells(row: Row) -> list[str]:
+        worst = "all digits" if float(row["worst_ulp"]) >= LOST else f"{float(row['worst_ulp']):,.3g}"
+        above = "" if row["good_below"] == "inf" else number(row["good_below"])
+        return [worst, number(row["at"]), above]
+
+    lines = []
+    for row in rows:
+        same = next(r for r in ours if all(r[key] == row[key] for key in ("loss", "target", "settings", "what", "dtype")))
+        lines.append([row["implementation"], row["loss"], target(row), row["settings"], row["what"], *cells(row), f"{float(same['worst_ulp']):.3g}"])
+    return table(["formula of", "loss", "logit of a", "settings", "of", "worst ULP", "at logit", "above 16 ULP from abs(logit)", "focal_ext's worst ULP"], *lines)
+
+
+def sections() -> dict[str, str]:
+    rows = read()
+    ours = [row for row in rows if row["implementation"] == "focal_ext"]
+    single = [row for row in ours if row["dtype"] == "float32"]
+    first = single[0]
+    which = "every float32" if first["every"] == "1" else f"every {first['every']}th float32, by bit pattern,"
+    run = (
+        f"Looked at: {which} in [-120, 120], {int(first['count']):,} logits a curve, and every finite bfloat16 and float16."
+        f" CPU level {first['cpu_level']}, torch {first['torch']}, commit {first['commit']}, {first['date']}."
+    )
+    return {"run": run, "float32": accuracy(single), "halves": halves([row for row in ours if row["dtype"] != "float32"]), "peers": peers([row for row in rows if row["implementation"] != "focal_ext"], single)}
+
+
+def page(text: str) -> str:
+    """The page with its tables anew; the sentences between them are written by hand."""
+    for name, section in sections().items():
+        text, found = re.subn(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, section=section: f"{m[1]}{section}\n{m[2]}", text, flags=re.DOTALL)
+        assert found == 1, f"{PAGE.name} has {found} places for {name}"
+    return text
+
+
+if __name__ == "__main__":
+    text = page(PAGE.read_text())
+    PAGE.write_text(text) if "--write" in sys.argv else print(text)

@@ -1,0 +1,85 @@
+# Owns: what the package finds wrong with its native library and with a CUDA driver, and says so; test_fallback.py damages whole installations.
+# Must not know: losses, other processes.
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from focal_ext import _native
+
+
+@pytest.fixture(autouse=True)
+def anew() -> Iterator[None]:
+    _native._cuda_usable.cache_clear()
+    yield
+    _native._cuda_usable.cache_clear()
+
+
+def test_the_environment_may_ask_for_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOCAL_EXT_NATIVE", "0")
+    assert "FOCAL_EXT_NATIVE=0 in the environment" in str(_native._load())
+
+
+def test_a_missing_library_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FOCAL_EXT_NATIVE", raising=False)
+    monkeypatch.setattr(_native, "LIBRARY", tmp_path / "libfocal_ext.so")
+    reason = str(_native._load())
+    assert "has no libfocal_ext.so" in reason and _native.REINSTALL in reason
+
+
+def test_a_file_that_is_no_library_is_said_with_the_linkers_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FOCAL_EXT_NATIVE", raising=False)
+    library = tmp_path / "libfocal_ext.so"
+    library.write_bytes(b"not a library, but long enough to have a header" * 4)
+    monkeypatch.setattr(_native, "LIBRARY", library)
+    reason = str(_native._load())
+    assert f"does not load into torch {torch.__version__}" in reason and "invalid ELF header" in reason and _native.REINSTALL in reason
+
+
+@pytest.mark.parametrize("error", [OSError("libgone.so: cannot open shared object file: No such file or directory")])
+def test_a_library_that_the_linker_does_not_find_may_be_for_another_processor(error: OSError, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(path: str) -> None:
+        raise error
+
+    monkeypatch.delenv("FOCAL_EXT_NATIVE", raising=False)
+    monkeypatch.setattr(_native, "LIBRARY", tmp_path)
+    monkeypatch.setattr(torch.ops, "load_library", fail)
+    assert "not for this processor" in str(_native._load()) and "libgone.so" in str(_native._load())
+
+
+@pytest.mark.native
+def test_a_library_of_another_version_is_known_by_a_missing_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "OPS", (*_native.OPS, "an_op_of_tomorrow"))
+    assert "has no op an_op_of_tomorrow: it is not of version" in str(_native._load())
+
+
+def test_build_info_knows_nothing_of_a_build_without_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "focal_ext._C", None)
+    assert _native._facts() == {"cuda": None, "archs": [], "cpu_level": None}
+
+
+@pytest.mark.parametrize(
+    "built, driver, usable, said",
+    [
+        (None, 13000, False, "built without CUDA kernels.*Put nvcc on the PATH"),
+        ("13.0", 12080, False, "built with CUDA 13.0, the driver supports CUDA 12.8.*Update the driver"),
+        ("13.0", 13000, True, None),
+        ("12.8", 13010, True, None),
+    ],
+    ids=["no kernels", "old driver", "same driver", "newer driver"],
+)
+def test_tensors_on_cuda_take_the_kernels_that_the_driver_can_run(built: str | None, driver: int, usable: bool, said: str | None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    monkeypatch.setattr(_native, "available", True)
+    monkeypatch.setattr(_native, "_facts", lambda: {"cuda": built, "archs": [], "cpu_level": None})
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    if said is None:
+        assert _native.runs_on(torch.device("cuda"))
+        assert not recwarn.list
+        return
+    with pytest.warns(RuntimeWarning, match=said):
+        assert _native.runs_on(torch.device("cuda")) is usable
+    assert _native.runs_on(torch.device("cuda")) is usable  # said once
+    assert not _native.runs_on(torch.device("meta")) and _native.runs_on(torch.device("cpu"))
