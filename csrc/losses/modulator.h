@@ -45,6 +45,8 @@ struct ZeroOrOneModulator {
   template <class Math, class T>
   FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const { return of<Math>(p); }
   template <class Math, class T>
+  FOCAL_EXT_INLINE T of_soft(T, T, T u) const { return of<Math>(u); }
+  template <class Math, class T>
   FOCAL_EXT_INLINE T of_logarithm(T u, T) const { return of<Math>(u); }
   template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const { return exponent == 0 ? Math::constant(1) : u; }
