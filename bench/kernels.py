@@ -20,7 +20,9 @@ SIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Instructions a logit may issue in the hot loop (gamma 2, loss and gradient), and the limits of every hot loop.
 BUDGET = {("sm_80", "fp32"): 30, ("sm_90", "fp32"): 30, ("sm_100", "fp32"): 20}
 BUDGET |= {(arch, dtype): budget for dtype in ("bf16", "fp16") for arch, budget in (("sm_80", 23), ("sm_90", 23), ("sm_100", 15))}
-MUFU = {"0": 2, "1": 2, "2": 2, "4": 2, "any": 3}
+# Of a pyramid, whose tiles stream with positives and ignored anchors among them.
+PYRAMID_BUDGET = {("sm_80", "bf16"): 24, ("sm_90", "bf16"): 24}
+MUFU = {"0 or 1": 2, "2": 2, "4": 2, "any": 3}
 MUFU_OF_CLIP = 2  # one reciprocal and one logarithm more
 HOT, CAREFUL = "loss and gradient", "careful path"  # tiles with positives, ignored rows, weights or a tail, about one in twenty
 REGISTERS, KERNELS, LIBRARY_BYTES = 64, 200, 8_000_000
@@ -61,6 +63,12 @@ class Row:
         return self.targets in ("ids", "ids or dense") and self.gamma == "2" and self.flow == HOT
 
     @property
+    def budget(self) -> int | None:
+        if self.targets == sass.PYRAMID and self.gamma == "2" and self.flow == HOT:
+            return PYRAMID_BUDGET.get((self.arch, self.dtype))
+        return BUDGET.get((self.arch, self.dtype)) if self.has_budget else None
+
+    @property
     def mufu(self) -> float:
         return self.per_logit("MUFU")
 
@@ -77,7 +85,9 @@ def tabulate(table: list[list[object]], headers: list[str]) -> str:
 
 
 def flow_of(loop: Loop) -> str | None:
-    """Which results a loop over logits makes, told by its loads and stores; None for the rescue of +inf and NaN."""
+    """Which results a loop over logits makes, told by its loads and stores; None for the rescue of +inf and NaN, and for the loop over tiles."""
+    if loop.count("VOTE"):
+        return None
     if not loop.vector_loads:
         return CAREFUL if loop.finds_rows else None
     if loop.vector_stores == 0:
@@ -89,7 +99,7 @@ def flow_of(loop: Loop) -> str | None:
 
 def careful_flows(targets: str) -> tuple[str, ...]:
     """A kernel for both kinds of targets has a careful path for each."""
-    return (CAREFUL,) if targets in ("ids", "dense") else (f"{CAREFUL}, ids", f"{CAREFUL}, dense")
+    return (CAREFUL,) if targets in ("ids", "dense") or targets.startswith(sass.PYRAMID) else (f"{CAREFUL}, ids", f"{CAREFUL}, dense")
 
 
 def rows(kernels: list[Kernel]) -> list[Row]:
@@ -104,7 +114,7 @@ def rows(kernels: list[Kernel]) -> list[Row]:
                 continue
             vectors = loop.vector_loads // (2 if "map" in flow else 1)
             logits = loop.finds_rows if flow == CAREFUL else vectors * 16 // SIZE[dtype]
-            if flow == CAREFUL and targets not in ("ids", "dense"):
+            if flow == CAREFUL and len(careful_flows(targets)) > 1:
                 flow += ", ids" if loop.count("LDS") else ", dense"  # a row's label comes from shared memory
             row = Row(kernel.arch, dtype, targets, gamma, flow, kernel.registers, kernel.stack + kernel.local, logits, loop)
             key = (row.arch, dtype, targets, gamma, flow)
@@ -130,9 +140,8 @@ def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
             found.append(f"{where}: {row.mufu} MUFU per logit, at most {most}")
         if is_stream and (row.loop.calls or row.loop.count("LDL", "STL", "I2F", "F2I.")):
             found.append(f"{where}: a call, local memory or an integer division in the loop")
-        budget = BUDGET.get((row.arch, row.dtype))
-        if budget and row.has_budget and row.per_logit() > budget:
-            found.append(f"{where}: {row.per_logit():.1f} instructions per logit, at most {budget}")
+        if row.budget and row.per_logit() > row.budget:
+            found.append(f"{where}: {row.per_logit():.1f} instructions per logit, at most {row.budget}")
     wanted = {(k.arch, *k.identity, flow) for k in kernels if k.identity and k.identity[0] in SIZE for flow in (HOT, *careful_flows(k.identity[1]))}
     seen = {(r.arch, r.dtype, r.targets, r.gamma, r.flow) for r in rows(kernels)}
     return found + [f"{' '.join(missing[:3])} gamma {missing[3]}: no loop found for {missing[4]}" for missing in sorted(wanted - seen)]
@@ -143,8 +152,7 @@ def loop_table(kernels: list[Kernel]) -> str:
     for row in rows(kernels):
         if row.arch not in ("sm_80", "sm_90", "sm_100", "sm_120") or not (row.targets in ("ids", "ids or dense") or row.flow.startswith((HOT, CAREFUL))):
             continue
-        budget = BUDGET.get((row.arch, row.dtype)) if row.has_budget else None
-        table.append([row.arch, row.dtype, row.targets, row.gamma, row.flow, f"{row.per_logit():.1f}", budget or "", f"{row.mufu:.0f}", f"{row.fp32:.1f}", f"{row.per_logit(*ALU):.1f}", row.registers, row.stack])
+        table.append([row.arch, row.dtype, row.targets, row.gamma, row.flow, f"{row.per_logit():.1f}", row.budget or "", f"{row.mufu:.0f}", f"{row.fp32:.1f}", f"{row.per_logit(*ALU):.1f}", row.registers, row.stack])
     headers = ["arch", "logits", "targets, or another loss", "gamma", "flow", "instructions / logit", "budget", "MUFU", "FP32", "ALU", "registers", "spill bytes"]
     return tabulate(table, headers=headers)
 

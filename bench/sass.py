@@ -12,16 +12,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# A kernel's mangled name: type of the logits, kind of targets, loss, modulator of its negatives.
+# A kernel's mangled name: of rows or of a pyramid, type of the logits, kind of targets, loss, modulator of its negatives.
 NAME = re.compile(
-    r"focal_kernelI(f|d|13__nv_bfloat16|6__half)\w*?(Id|Dense|Either)TargetsI\w*?\d(SigmoidFocal|SmoothedSigmoidFocal|FocalNegatives|Asymmetric)I"
-    r"\w*?(WholeModulatorILi(\d)E|AnyModulator)"
+    r"(focal|pyramid)_kernelI(f|d|13__nv_bfloat16|6__half)(?:\w*?(Id|Dense|Either)TargetsI)?\w*?"
+    r"\d(SigmoidFocal|SmoothedSigmoidFocal|FocalNegatives|Asymmetric)I\w*?(?:WholeModulatorILi(\d)E|(ZeroOrOne|Any)Modulator)"
 )
 TYPES = {"f": "fp32", "d": "fp64", "13__nv_bfloat16": "bf16", "6__half": "fp16"}
 CLIPPED = "asymmetric with clip"
 # The focal loss is named by its targets, another loss by itself: it takes all.
 TARGETS = {"Id": "ids", "Dense": "dense", "Either": "ids or dense"}
-LOSSES = {"SmoothedSigmoidFocal": "label smoothing", "FocalNegatives": "quality, varifocal, asymmetric", "Asymmetric": CLIPPED}
+SMOOTHED, PYRAMID = "label smoothing", "pyramid"
+LOSSES = {"SmoothedSigmoidFocal": SMOOTHED, "FocalNegatives": "quality, varifocal, asymmetric", "Asymmetric": CLIPPED}
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][\w.]*)(.*?);?\s*$")
 
 
@@ -83,7 +84,12 @@ class Kernel:
     def identity(self) -> tuple[str, str, str] | None:
         """(type of the logits, targets or loss, gamma) of a focal kernel."""
         match = NAME.search(self.name)
-        return (TYPES[match[1]], LOSSES.get(match[3], TARGETS[match[2]]), match[5] or "any") if match else None
+        if not match:
+            return None
+        gamma = match[5] or {"ZeroOrOne": "0 or 1", "Any": "any"}[match[6]]
+        if match[1] == "pyramid":
+            return TYPES[match[2]], PYRAMID if match[4] == "SigmoidFocal" else f"{PYRAMID}, {SMOOTHED}", gamma
+        return TYPES[match[2]], LOSSES.get(match[4], TARGETS[match[3]]), gamma
 
 
 def resources(library: Path) -> dict[tuple[str, str], Kernel]:

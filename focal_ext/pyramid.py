@@ -95,7 +95,7 @@ def has_kernels(device: torch.device) -> bool:
 
 def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
     """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
-    if _autograd.keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(factor):  # is_grads_batched=True: many factors at once
+    if torch.compiler.is_compiling() or _autograd.keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(factor):  # is_grads_batched=True: many factors at once
         return [None if gradient is None else gradient * factor for gradient in gradients]
     if factor.device.type == "cpu" and factor.item() == 1:  # on the CPU, where reading the factor costs less than the ops
         return list(gradients)

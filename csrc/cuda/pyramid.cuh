@@ -24,27 +24,29 @@ constexpr uint32_t kMinusInfinities<__half> = 0xfc00fc00u;
 // Down the lines of a tile: in planes a lane keeps its positions and goes from class to class, in rows it goes to its next neighbours.
 template <class scalar_t>
 struct Lines {
-  int64_t step;  // from one of a lane's vectors to its next, in elements
-  const int* labels = nullptr;  // of the lane's positions; null where all are background
-  uint32_t end_class = 0;       // one past the tile's last
-  uint32_t special = 0;         // what is to go where the next of them is positive; 0: none is
-  float positive_ratio = 0;
+  int64_t step;                  // from one of a lane's vectors to its next, in elements
+  const float& positive_ratio;   // not in a register: few logits ask
+  const int* calls = nullptr;    // of the lane's positions: what is to go where each is positive, else 0, or kIgnored; null where all are background
+  uint32_t special = 0;          // what is to go where the next of them is positive; 0: none is
   uint4 kept = {~0u, ~0u, ~0u, ~0u};  // bits that an ignored position does not keep
 
-  __device__ Lines(int64_t step) : step(step) {}
-
-  __device__ Lines(int64_t step, const int* labels, const PyramidTile& tile, float ratio)
-      : step(step), labels(labels), end_class(tile.first_class + tile.lines), positive_ratio(ratio) {
+  // `labels` of the lane's positions become what `calls` says: no other lane reads them.
+  __device__ void heed(int* labels, const PyramidTile& tile) {
     constexpr int per_word = kVector<scalar_t> / 4;
     uint32_t words[4];
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       words[w] = 0;
 #pragma unroll
-      for (int j = 0; j < per_word; ++j)
-        if (labels[w * per_word + j] != kIgnored) words[w] |= (per_word == 1 ? ~0u : 0xffffu) << 16 * j;
+      for (int j = 0; j < per_word; ++j) {
+        int& label = labels[w * per_word + j];
+        if (label != kIgnored) words[w] |= (per_word == 1 ? ~0u : 0xffffu) << 16 * j;
+        const uint32_t line = uint32_t(label) - tile.first_class;  // of a negative label: more than there are
+        if (label != kIgnored) label = line < tile.lines ? int(32 * (tile.lines - line)) : 0;  // a line is 32 vectors
+      }
     }
     kept = {words[0], words[1], words[2], words[3]};
+    calls = labels;
     find_special(32 * (tile.lines + 1));
   }
 
@@ -52,10 +54,8 @@ struct Lines {
   __device__ void find_special(uint32_t after) {
     special = 0;
 #pragma unroll 1
-    for (int j = 0; j < kVector<scalar_t>; ++j) {
-      const uint32_t to_go = 32 * (end_class - uint32_t(labels[j]));  // 32 vectors a line
-      if (labels[j] >= 0 && to_go < after && to_go > special) special = to_go;
-    }
+    for (int j = 0; j < kVector<scalar_t>; ++j)
+      if (calls[j] < int(after) && calls[j] > int(special)) special = uint32_t(calls[j]);
   }
 
   __device__ uint4 seen(uint4 x) const {
@@ -72,9 +72,9 @@ struct Lines {
   // In units of a negative's alpha.
   template <class Loss>
   __device__ Term<float> term(float x, uint32_t j, uint32_t to_go, const Loss& loss) const {
-    const int label = labels ? labels[j] : kBackground;
-    if (label == kIgnored) return {0, 0};
-    const bool positive = labels && label == int(end_class - to_go / 32);
+    const int call = calls ? calls[j] : 0;
+    if (call == kIgnored) return {0, 0};
+    const bool positive = call == int(to_go);
     return hard_term<DeviceFloat>(positive, x, positive ? positive_ratio : 1.f, loss);
   }
 };
@@ -129,11 +129,12 @@ __device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelAr
 
 template <Flow flow, class scalar_t, class Loss>
 __device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane,
-                             const int* labels, bool special, float scale, float factor, const Loss& loss) {
+                             int* labels, bool special, float scale, float factor, const Loss& loss) {
   constexpr uint32_t size = kVector<scalar_t>;
   if (level.planes && lane * size >= tile.columns) return 0;
   const int64_t step = level.planes ? int64_t(level.columns) : 32 * size;
-  const Lines<scalar_t> walk = special ? Lines<scalar_t>(step, labels + lane * size, tile, a.positive_ratio) : Lines<scalar_t>(step);
+  Lines<scalar_t> walk{step, a.positive_ratio};
+  if (special) walk.heed(labels + lane * size, tile);
   NegativeStream<scalar_t, flow, Loss, Lines<scalar_t>> stream{
       level.inputs + tile.first_element, nullptr, flow == Flow::loss ? nullptr : level.gradient + tile.first_element, scale * factor, loss, walk};
   stream.run(level.planes ? 32 * tile.lines : tile.lines * tile.columns / size, lane);

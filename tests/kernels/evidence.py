@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cuda_host import build
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE, FAR = "tests/test_cuda_host.py", "tests/kernels/test_far_offsets.py"
+TABLE, FAR = ("tests/test_cuda_host.py", "tests/test_pyramid_cuda_host.py"), ("tests/kernels/test_far_offsets.py",)
 
 
 class Sanitizer(NamedTuple):
@@ -33,7 +33,7 @@ class Defect(NamedTuple):
     mistake: str
     caught_by: str
     flavour: str
-    check: str
+    check: tuple[str, ...]
     says: str
 
 
@@ -49,8 +49,8 @@ SANITIZERS = (
     Sanitizer(*THREAD, "packed_thread", "two", *SMALL_STREAMS),
 )
 
-def row(case: str, grid: int) -> str:
-    return f"tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference[{case}-{grid}-FLAVOUR]"
+def row(case: str, grid: int) -> tuple[str, ...]:
+    return (f"tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference[{case}-{grid}-FLAVOUR]",)
 
 
 SPECIAL, PARTIAL = row("sigmoid_focal, shape (600, 80), reduction sum", 1), row("sigmoid_focal, reduction sum", 1)  # many tiles a warp; 7 rows of a tile of 8
@@ -86,11 +86,11 @@ def fixed_addresses() -> list[str]:
 
 
 @cache
-def run(flavour: str, tests: str, largest: int = 2**31, defect: str = "none", chosen: str = "") -> Run:
+def run(flavour: str, tests: tuple[str, ...], largest: int = 2**31, defect: str = "none", chosen: str = "") -> Run:
     """The tests in a process of their own, whose kernels are of this flavour and have this defect."""
     build.build(flavour)
     environment = {**build.environment(flavour), "CUDA_HOST_LARGEST": str(largest), "CUDA_HOST_DEFECT": defect}
-    command = [*fixed_addresses(), sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", tests.replace("FLAVOUR", flavour), "-k", chosen]
+    command = [*fixed_addresses(), sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", *(test.replace("FLAVOUR", flavour) for test in tests), "-k", chosen]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", output)
