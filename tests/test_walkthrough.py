@@ -48,9 +48,9 @@ def interrupted_after(steps, monkeypatch):
     monkeypatch.setattr(Session, "step", failing)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "restarts"])
-def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, monkeypatch, schedule):
-    options = f"{TINY} --schedule {schedule} --restart-epochs 1 --warmup 3 --augment scale flip"
+@pytest.mark.parametrize("schedule, norm", [("cosine", "group"), ("restarts", "batch")])
+def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, monkeypatch, schedule, norm):
+    options = f"{TINY} --schedule {schedule} --restart-epochs 1 --warmup 3 --augment scale flip --norm {norm}"
     whole = run(tmp_path / "whole", options)
     with monkeypatch.context() as patch, pytest.raises(Interruption):
         interrupted_after(5, patch)  # in the middle of the third epoch
@@ -113,6 +113,13 @@ def test_tensorboard_gets_every_number_where_it_is_installed(tmp_path, monkeypat
     assert written == [(tmp_path, 1), ("loss", 2.5, 1), ("lr", 0.1, 1), "closed"]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if not installed
     assert logbook.tensorboard(tmp_path, 0) is None
+
+
+def test_group_norm_hides_the_contrast_of_an_image_and_batch_norm_shows_it():
+    image = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    for norm, factor in (("group", 1), ("batch", 3)):
+        stem = Session(Settings(norm=norm), datasets.load("nuclei", None)).model.eval().stem
+        torch.testing.assert_close(stem(3 * image), factor * stem(image), rtol=1e-3, atol=1e-4)  # eps of the variance: 1e-5
 
 
 # Losses by name

@@ -8,17 +8,22 @@ from torch.nn import functional as F
 import focal_ext
 
 
-def conv(inputs, outputs, stride=1, kernel=3):
-    """Convolution, GroupNorm, ReLU. GroupNorm because a batch of eight crops is too small for batch statistics."""
+# GroupNorm scales every image by itself, whatever else is in the batch. Where contrast tells objects from background that loses what one
+# wants to know: a crop of bare grass then looks as rough as one of trees. BatchNorm scales all images alike.
+NORMS = {"group": lambda channels: nn.GroupNorm(8, channels), "batch": nn.BatchNorm2d}
+
+
+def conv(inputs, outputs, norm, stride=1, kernel=3):
+    """Convolution, normalisation, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.GroupNorm(8, outputs), nn.ReLU(inplace=True))
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), NORMS[norm](outputs), nn.ReLU(inplace=True))
 
 
 class Residual(nn.Module):
-    def __init__(self, inputs, outputs):
+    def __init__(self, inputs, outputs, norm):
         super().__init__()
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=2)
-        self.body = nn.Sequential(conv(inputs, outputs, stride=2), conv(outputs, outputs))
+        self.body = nn.Sequential(conv(inputs, outputs, norm, stride=2), conv(outputs, outputs, norm))
 
     def forward(self, x):
         return self.shortcut(x) + self.body(x)
@@ -27,10 +32,10 @@ class Residual(nn.Module):
 class Pyramid(nn.Module):
     """Lateral 1x1 convolutions and a top-down path; every level comes out with `channels` channels."""
 
-    def __init__(self, widths, channels):
+    def __init__(self, widths, channels, norm):
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
-        self.smooth = nn.ModuleList(conv(channels, channels) for _ in widths)
+        self.smooth = nn.ModuleList(conv(channels, channels, norm) for _ in widths)
 
     def forward(self, maps):
         levels = [lateral(x) for lateral, x in zip(self.lateral, maps)]
@@ -40,8 +45,8 @@ class Pyramid(nn.Module):
         return [smooth(x) for smooth, x in zip(self.smooth, levels)]
 
 
-def head(channels, depth, outputs):
-    return nn.Sequential(*(conv(channels, channels) for _ in range(depth)), nn.Conv2d(channels, outputs, 3, padding=1))
+def head(channels, depth, outputs, norm):
+    return nn.Sequential(*(conv(channels, channels, norm) for _ in range(depth)), nn.Conv2d(channels, outputs, 3, padding=1))
 
 
 def rows(maps, values):
@@ -52,14 +57,14 @@ def rows(maps, values):
 class RetinaNet(nn.Module):
     """images [B, in_channels, H, W] -> (logits [B, N, num_classes], box codes [B, N, 4]) on strides 8, 16 and 32."""
 
-    def __init__(self, num_classes=1, in_channels=1, anchors_per_cell=9, depth=2, widths=(24, 48, 64, 96, 128), channels=64):
+    def __init__(self, num_classes=1, in_channels=1, anchors_per_cell=9, depth=2, widths=(24, 48, 64, 96, 128), channels=64, norm="group"):
         super().__init__()
         self.num_classes = num_classes
-        self.stem = conv(in_channels, widths[0], stride=2)
-        self.stages = nn.ModuleList(Residual(a, b) for a, b in zip(widths, widths[1:]))
-        self.pyramid = Pyramid(widths[2:], channels)
-        self.classify = head(channels, depth, anchors_per_cell * num_classes)
-        self.regress = head(channels, depth, anchors_per_cell * 4)
+        self.stem = conv(in_channels, widths[0], norm, stride=2)
+        self.stages = nn.ModuleList(Residual(a, b, norm) for a, b in zip(widths, widths[1:]))
+        self.pyramid = Pyramid(widths[2:], channels, norm)
+        self.classify = head(channels, depth, anchors_per_cell * num_classes, norm)
+        self.regress = head(channels, depth, anchors_per_cell * 4, norm)
         for final in (self.classify[-1], self.regress[-1]):
             nn.init.normal_(final.weight, std=0.01)
             nn.init.zeros_(final.bias)

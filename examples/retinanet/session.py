@@ -20,7 +20,7 @@ class Session:
     def __init__(self, settings, dataset):
         self.settings, self.dataset, self.done = settings, dataset, 0
         columns = dataset.num_classes + (settings.loss == "softmax")
-        self.model = build(settings.seed, num_classes=columns, in_channels=dataset.channels, depth=settings.depth)
+        self.model = build(settings.seed, num_classes=columns, in_channels=dataset.channels, depth=settings.depth, norm=settings.norm)
         if settings.loss == "softmax":
             softmax.init_prior_(self.model.classify[-1], settings.prior, columns)
             self.detector = softmax.AsSigmoid(self.model)

@@ -4,7 +4,7 @@
 import argparse
 from dataclasses import asdict, dataclass, fields
 
-from . import augment, criteria, datasets, schedules
+from . import augment, criteria, datasets, model, schedules
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Settings:
     augment: tuple = ("crop", "flip")
     evaluate_every: int = 4
     depth: int = 2
+    norm: str = "group"
     seed: int = 0
 
     @property
@@ -49,10 +50,11 @@ HELP = {
     "warmup": "steps over which the learning rate rises from 0", "clip_norm": "largest norm of the gradient; inf: as it is",
     "pos_iou": "an anchor that overlaps an object so much is a positive", "neg_iou": "one that overlaps less is background; between: ignored",
     "augment": "how crops are drawn", "evaluate_every": "epochs between evaluations", "depth": "convolutions of a head before its last",
+    "norm": "over each image by itself, or over the batch",
     "seed": "of weights and crops",
 }
 CHOICES = {"data": tuple(datasets.LOADERS), "loss": (*criteria.LOSSES, "softmax"), "class_alpha": ("same", "inverse"),
-           "schedule": tuple(schedules.FACTORS), "augment": augment.CHOICES}
+           "schedule": tuple(schedules.FACTORS), "augment": augment.CHOICES, "norm": tuple(model.NORMS)}
 
 
 def number_or_none(text):

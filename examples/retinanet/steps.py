@@ -19,7 +19,7 @@ from .settings import Settings
 from .training import labelled
 
 CROPS = 64
-SETTINGS = {"nuclei": Settings(), "trees": Settings(data="trees", crop_size=192, batch_size=4)}
+SETTINGS = {"nuclei": Settings(), "trees": Settings(data="trees", crop_size=192, batch_size=4, norm="batch", augment=("crop",))}
 P_T = (0.01, 0.1, 0.5, 0.9, 0.968, 0.99)
 
 

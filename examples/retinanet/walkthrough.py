@@ -64,7 +64,7 @@ MEASURED = {
 }
 FROM_RESULTS = {
     "bases": tables.bases, "grid": tables.grid,
-    **{name: lambda name=name: tables.rows_of(name) for name in ("losses", "seeds", "rates", "schedules", "classes", "trouble")},
+    **{name: lambda name=name: tables.rows_of(name) for name in ("losses", "views", "seeds", "rates", "schedules", "classes", "trouble")},
 }
 
 
