@@ -1,6 +1,6 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 .DELETE_ON_ERROR:
-.PHONY: demo train walkthrough study test test-kernels test-wheels test-integrations lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
+.PHONY: demo train walkthrough study test test-kernels test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
@@ -46,8 +46,10 @@ bench: .venv/.native .venv/.examples
 	$(PYTHON) -m bench.compare --csv bench/results/cpu.csv
 	$(PYTHON) -m bench.compare --keep-memory --csv bench/results/cpu_kept_memory.csv
 
+# Every float32 in [-120, 120] of every loss, into docs/numerics.md; make exhaustive ARGS="--every 257" looks at fewer.
 exhaustive: .venv/.native .venv/.tests
-	$(PYTHON) tests/exhaustive.py
+	PYTHONPATH=. $(PYTHON) tests/exhaustive.py --csv bench/results/numerics.csv $(ARGS)
+	$(PYTHON) tests/numerics_page.py --write
 
 # One wheel for this Python and every torch >= 2.10, and the source distribution. The same bytes for the same commit, whatever the folder.
 # What earlier builds left in build/lib would be packed as well. libtorch is the user's own.
@@ -66,6 +68,10 @@ test-wheels: wheel .venv/.tests
 test-integrations: wheel .venv-integrations/.tools
 	.venv-integrations/bin/python -m pip install -q --no-deps --force-reinstall dist/*.whl
 	.venv-integrations/bin/pytest -c tests/integrations/pytest.ini tests/integrations
+
+# 2^31 + 17 logits: needs 12 GB of free memory.
+test-large: .venv/.native .venv/.tests
+	$(PYTHON) -m pytest tests/large
 
 # Python by ruff, types of the package by mypy --strict, C++ by a compiler that takes no warning (nvcc never does: CMakeLists.txt).
 lint: .venv/.tools .venv-lint/.tools

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from focal_ext import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 C_PLUS_PLUS = ("*.h", "*.cuh", "*.cu", "*.cpp")
@@ -44,6 +45,8 @@ RULES = {
     ),
     "the reference does not know the library": Rule("it is the oracle", r"_native|torch\.ops|_autograd", ("focal_ext/_reference.py",), ("*.py",)),
     "no threshold of softplus": Rule("F.softplus is linear above 20, wrong by 9e-11 in float64", r"(?<!, never )(?<!no ``)F\.softplus\(", ("focal_ext",), ("*.py",)),
+    "actions are pinned to commits": Rule("a tag can be moved", r"uses: (?!\S+@[0-9a-f]{40} # v\d)", (".github/workflows",), ("*.yml",)),
+    "one version": Rule("setup.py and CMake read it", rf"\b{re.escape(__version__)}\b", ("pyproject.toml", "setup.py", "CMakeLists.txt", "csrc", "include", "focal_ext"), ("*.py", *C_PLUS_PLUS), ("focal_ext/_version.py",)),
     "no junk drawers": Rule("a file's name says what it owns", r"^", ("csrc", "focal_ext", "tests"), ("*utils*", "*common*", "*helpers*", "*_v2*", "*_fast*")),
     "no synchronisation": Rule("reading a device value in a step stalls it; on the CPU it costs nothing", r"^(?!.*# on the CPU).*\.item\(\)", ("focal_ext",), ("*.py",)),
 }
