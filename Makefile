@@ -45,6 +45,9 @@ kernels: .venv/.native .venv/.examples .venv/.tests
 bench: .venv/.native .venv/.examples
 	$(PYTHON) -m bench.compare --csv bench/results/cpu.csv
 	$(PYTHON) -m bench.compare --keep-memory --csv bench/results/cpu_kept_memory.csv
+	$(PYTHON) -m bench.family --csv bench/results/family.csv
+	$(PYTHON) -m bench.family --keep-memory --csv bench/results/family_kept_memory.csv
+	$(PYTHON) -m bench.head
 
 # Every float32 in [-120, 120] of every loss, into docs/numerics.md; make exhaustive ARGS="--every 257" looks at fewer.
 exhaustive: .venv/.native .venv/.tests

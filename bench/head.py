@@ -163,7 +163,7 @@ def loss_rows(quick: bool) -> list[dict[str, object]]:
         torch._dynamo.reset()
         names = [name for name in LOSSES if "overwrite" not in name]  # a leaf cannot be overwritten
         steps = {name: loss_step(name, 80, layout == "channels_last") for name in names}
-        result += timed(steps, 10 if quick else 60, 5, "pyramid op", layout=layout, classes=80, images=1)
+        result += timed(steps, 10 if quick else 30, 5, "pyramid op", layout=layout, classes=80, images=1)
     return result
 
 
@@ -171,7 +171,7 @@ def head_rows(quick: bool) -> list[dict[str, object]]:
     torch._dynamo.reset()
     images = 1 if quick else 2
     steps = {name: head_step(name, 80, images) for name in ("eager PyTorch (torchvision)", "torch.compile", "rows op", "pyramid op", FUSED)}
-    return timed(steps, 10 if quick else 60, 3 if quick else 5, FUSED, classes=80, images=images)
+    return timed(steps, 10 if quick else 45, 3 if quick else 4, FUSED, classes=80, images=images)
 
 
 def write(path: Path, table: list[dict[str, object]]) -> None:

@@ -1,18 +1,20 @@
-# Owns: the README's performance table and figure, rewritten from the checked-in CSV files.
+# Owns: the tables of measurements in README.md and docs/losses.md, and the README's figures, rewritten from the checked-in CSV files.
 # Must not know: how the figures were measured.
-"""python -m bench.readme [--check]: rewrites README.md, docs/performance.png and docs/memory.png, or fails when the README differs from the CSV."""
+"""python -m bench.readme [--check]: rewrites README.md, docs/losses.md, docs/performance.png and docs/memory.png, or fails when a page differs from the CSV."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from . import head_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = {"default allocator": ROOT / "bench/results/cpu.csv", "memory kept": ROOT / "bench/results/cpu_kept_memory.csv"}
-MARKERS = re.compile(r"(<!-- performance -->\n).*?(<!-- /performance -->)", re.DOTALL)
+FAMILY = (ROOT / "bench/results/family.csv", ROOT / "bench/results/family_kept_memory.csv")
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -40,10 +42,26 @@ def milliseconds(row: dict[str, str]) -> str:
     return f"{median} ({low} - {high})"
 
 
-def section() -> str:
-    default, kept = (read(path) for path in RESULTS.values())
+def section(paths: Sequence[Path]) -> str:
+    default, kept = (read(path) for path in paths)
     first = default[0]
     return f"{table(default, kept)}\n\n{first['machine']}, torch {first['torch']}, commit {first['commit']}, {first['date']}; memory kept: `GLIBC_TUNABLES={kept[0]['allocator']}`.\n"
+
+
+# page -> what stands between <!-- name --> and <!-- /name --> in it
+PAGES = {
+    "README.md": {"performance": lambda: section(tuple(RESULTS.values())), "head": head_page.section},
+    "docs/losses.md": {"family": lambda: section(FAMILY)},
+}
+
+
+def rewritten(page: str) -> str:
+    """The page with its tables as the CSV files say."""
+    text = (ROOT / page).read_text()
+    for name, made in PAGES[page].items():
+        text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, made=made: m.group(1) + made() + m.group(2), text, flags=re.DOTALL)
+        assert count == 1, f"{page} has no place for {name}"
+    return text
 
 
 def draw(to: Path) -> None:
@@ -73,15 +91,18 @@ def draw(to: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Rewrite the README's performance section from bench/results.")
-    parser.add_argument("--check", action="store_true", help="only compare; fail when the README differs")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    wanted = MARKERS.sub(lambda m: m.group(1) + section() + m.group(2), text)
-    if parser.parse_args().check:
-        raise SystemExit("README.md differs from bench/results; run make readme" if wanted != text else 0)
-    readme.write_text(wanted)
-    draw(ROOT / "docs/performance.png")
+    parser = argparse.ArgumentParser(description="Rewrite the tables and figures of measurements from bench/results.")
+    parser.add_argument("--check", action="store_true", help="only compare; fail when a page differs")
+    check = parser.parse_args().check
+    for page in PAGES:
+        wanted = rewritten(page)
+        if check and wanted != (ROOT / page).read_text():
+            raise SystemExit(f"{page} differs from bench/results; run make readme")
+        if not check:
+            (ROOT / page).write_text(wanted)
+    if not check:
+        draw(ROOT / "docs/performance.png")
+        head_page.draw(ROOT / "docs/memory.png")
 
 
 if __name__ == "__main__":
