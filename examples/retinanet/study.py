@@ -50,7 +50,7 @@ ROWS = {
         ("losses", "--loss focal"), ("losses", "--loss ce"), ("losses", "--loss ohem"), ("losses", "--loss focal --gamma 1"),
         ("losses", "--loss balanced"), ("trouble", "--loss focal"), ("trouble", "--alpha 0.5"), ("trouble", "--gamma 2.5"),
         ("views", "--loss ce"), ("views", "--loss ce --augment crop flip"), ("views", "--loss ce --norm group"),
-        ("views", "--loss ce --augment crop flip --norm group"), ("views", "--loss ce --epochs 60"),
+        ("views", "--loss ce --augment crop flip --norm group"), ("losses", "--loss ce --epochs 60"), ("losses", "--loss focal --epochs 60"),
     ],
     "digits": [
         ("classes", "--loss focal"), ("classes", "--loss ce"),

@@ -69,7 +69,10 @@ class FocalLoss(nn.Module):
             targets = self._ids(input, target, first)
         else:
             if target.shape != input.shape:
-                raise ValueError(f"targets: monai takes dense targets of the logits' shape {tuple(input.shape)}, got {tuple(target.shape)}; class ids need to_onehot_y=True")
+                raise ValueError(
+                    f"targets: monai takes dense targets of the logits' shape {tuple(input.shape)}, got {tuple(target.shape)};"
+                    " class ids need to_onehot_y=True"
+                )
             check_dense(input, target, "monai")
             if not self.use_softmax or self.reduction == "none":
                 check_hard(input, target, "monai")
