@@ -14,6 +14,7 @@ import torch
 from cuda_host import build
 from cuda_host.ops import HostOps
 from far import Reserved
+from focal_ext._pyramid import check_call
 from torch import Tensor
 
 CLASSES, WARPS, DTYPE = 80, 8, torch.bfloat16
@@ -112,3 +113,25 @@ def test_scale_reaches_the_end(numel: int, ops: HostOps) -> None:
     ops.scale_(fill(memory, parts, values), torch.tensor(3.0))
     assert torch.equal(read(memory, parts), (values.float() * 3).to(DTYPE))
     memory.close()
+
+
+@SIZES
+def test_every_offset_of_a_pyramid_is_64_bits_wide(numel: int, ops: HostOps) -> None:
+    side, tiles_of_image = 32, 8  # 4 parts of 256 positions and 2 of 40 classes, so a block of 8 warps takes one image
+    images = numel // (CLASSES * side * side)
+    parts = [slice(p.start // tiles_of_image, p.stop // tiles_of_image) for p in select(ops, images * tiles_of_image, tile_rows=1)]
+    near = sum(part.stop - part.start for part in parts)
+    x, ids = (torch.randn(near, CLASSES, side, side) * 4).to(DTYPE), torch.where(torch.rand(near, side * side) < 0.05, torch.randint(-2, CLASSES, (near, side * side)), -1)
+    memory, labels, weights = Reserved((images, CLASSES, side, side), DTYPE), Reserved((images, side * side), torch.int64), Reserved((images, 1), torch.float32)
+    weight = torch.rand(near, 1)
+
+    def replace_by_gradient(level: Tensor, targets: Tensor, weight: Tensor) -> None:
+        checked = check_call(level, [side * side], targets, CLASSES, 0.25, 2.0, "sum", 3.0, weight, -2, 0.0)
+        ops.pyramid_gradient_([level], *checked, torch.tensor(1.0), None)
+
+    replace_by_gradient(fill(memory, parts, x), fill(labels, parts, ids), fill(weights, parts, weight))
+    ops.module.set_only_blocks([])
+    replace_by_gradient(x, ids, weight)
+    assert torch.equal(read(memory, parts), x)
+    for space in (memory, labels, weights):
+        space.close()
