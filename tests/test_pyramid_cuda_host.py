@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-import test_pyramid
 import torch
 from cases import ID_DTYPES
 from cuda_host import table
@@ -115,7 +114,7 @@ def test_a_bad_id_makes_its_anchor_nan_and_no_other(dtype: torch.dtype, layout: 
     bad[:, ::97] = True
     wrong = ids.to(torch.int64).masked_fill(bad, torch.iinfo(id_dtype).max if name != "uint64" else -1).to(id_dtype)
     clean, broken = (torch.autograd.grad(pyramid_loss(inputs, i, shape.classes, ignore_index=None), inputs) for i in (ids, wrong) if (inputs := leaves(maps(shape, layout, dtype))))
-    for level, right, count, where in zip(broken, clean, shape.counts, bad.split(shape.counts, dim=1)):
+    for level, right, where in zip(broken, clean, bad.split(shape.counts, dim=1)):
         images, _, height, width = level.shape
         where = where.view(images, height, width, shape.anchors, 1).permute(0, 3, 4, 1, 2).expand(-1, -1, shape.classes, -1, -1).reshape(level.shape)
         assert level[where].isnan().all() and where.any()
