@@ -108,6 +108,7 @@ def test_the_gradient_may_replace_the_logits_and_neither_grid_nor_order_changes_
 @pytest.mark.parametrize("name, layout, dtype", list(zip(ID_DTYPES, itertools.cycle(("contiguous", "channels_last", "mixed")), itertools.cycle((torch.float32, torch.bfloat16)))), ids=str)
 def test_a_bad_id_makes_its_anchor_nan_and_no_other(dtype: torch.dtype, layout: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, table.GRIDS[-1])
+    monkeypatch.setattr(pyramid, "check_ids_of", lambda loss, call: None)  # nobody reads a value on a GPU
     shape, id_dtype = SHAPES["aligned maps"], getattr(torch, name)
     ids = labels(shape).clamp(min=0).to(id_dtype)
     bad = torch.zeros(ids.shape, dtype=torch.bool)
