@@ -89,8 +89,13 @@ inline Tensor empty_strided(const Tensor& like, int64_t dim, const int64_t* size
   int32_t device_type = 0;
   AtenTensorHandle result = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                         device_type, like.get_device_index(), &result));
+  const AOTITorchError error = aoti_torch_empty_strided(dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                        device_type, like.get_device_index(), &result);
+  if (error != AOTI_TORCH_SUCCESS) {  // whose own words the stable ABI keeps to itself
+    int64_t numel = 1;
+    for (int64_t d = 0; d < dim; ++d) numel *= sizes[d];
+    STD_TORCH_CHECK(false, "focal_ext: not enough memory for a result of ", numel, " numbers; overwrite_inputs=True needs none for the gradient");
+  }
   return Tensor(result);
 }
 

@@ -22,5 +22,6 @@ def test_a_call_that_runs_out_of_memory_raises_and_changes_nothing() -> None:
     assert [call for call in refused if call["again"] is not True or not call["untouched"]] == []
     assert [call for call in calls if not call["raised"] and not call["right"]] == []
     assert [call for call in refused if not call["raised"].startswith(("RuntimeError", "MemoryError"))] == []
+    assert all("not enough memory for a result of" in call["raised"] for call in refused if call["call"] == "sum")
     for name, needs in scarce_memory.NEEDS_MEMORY.items():  # each met limits below and above what it needs
         assert {bool(call["raised"]) for call in calls if call["call"] == name} == ({True, False} if needs else {False}), name
