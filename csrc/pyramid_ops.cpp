@@ -83,7 +83,7 @@ struct Arguments {
     Tensors result;
     for (size_t i = 0; i < levels.size(); ++i) {
       const Tensor& level = levels[i];
-      result.push_back(in_place ? level : empty_strided(level, 4, level.sizes().data(), level.strides().data(), level.scalar_type()));
+      result.push_back(in_place ? level : with_huge_pages(empty_strided(level, 4, level.sizes().data(), level.strides().data(), level.scalar_type())));
       plain[i].gradient = result[i].mutable_data_ptr();
     }
     return result;

@@ -106,21 +106,21 @@ inline Tensor empty(const Tensor& like, int64_t dim, const int64_t* sizes, Scala
 }
 
 inline Tensor empty_loss(const Tensor& inputs) { return empty(inputs, 0, nullptr, accumulation_type(inputs)); }
-// glibc maps a large block anew for every call, and a fault for each of its pages costs more than the arithmetic. Huge pages are few:
-// the gradient of 200,000 x 80 fp32 is 64 MB. Advice about this memory alone, which the system may refuse.
-inline void prefer_huge_pages(void* data, int64_t bytes) {
+
+// Of a result that is as large as the logits. glibc maps such a block anew for every call, and a fault for each of its pages costs more
+// than the arithmetic: 22 -> 15 ms for 200,000 x 80 fp32. Advice about this memory alone, which the system may refuse.
+inline Tensor with_huge_pages(Tensor made) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kHugePage * kHugePage;
+  if (!made.is_cpu()) return made;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(made.mutable_data_ptr());
+  const uintptr_t begin = (data + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (data + uintptr_t(made.numel() * size_of(scalar_of(made)))) / kHugePage * kHugePage;
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
-}
-
-inline Tensor empty_logits(const Tensor& like) {
-  const Tensor made = empty(like, like.dim(), like.sizes().data(), like.scalar_type());
-  if (made.is_cpu()) prefer_huge_pages(made.mutable_data_ptr(), made.numel() * size_of(scalar_of(like)));
   return made;
 }
+
+inline Tensor empty_logits(const Tensor& like) { return with_huge_pages(empty(like, like.dim(), like.sizes().data(), like.scalar_type())); }
 
 }  // namespace focal_ext
