@@ -41,18 +41,19 @@ def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(x > 0, 1 - q, p), torch.where(x > 0, q, 1 - p)
 
 
-def _cross_entropy(x: Tensor, t: Tensor) -> Tensor:
-    """-t log p - (1-t) log q, linear beyond the limit."""
+def _cross_entropy(x: Tensor, t: Tensor, rest: Tensor | None = None) -> Tensor:
+    """-t log p - rest log q, linear beyond the limit; rest is 1 - t, given where the difference would lose its digits."""
+    rest = 1 - t if rest is None else rest
     bounded = _bounded(x, LIMIT)
-    ce = -(F.logsigmoid(-bounded) * (1 - t)) - F.logsigmoid(bounded) * t
-    above = torch.where((x > LIMIT) & (t != 1), (x - LIMIT) * (1 - t), 0.0)  # strictly: at the limit itself bounded has the gradient
+    ce = -(F.logsigmoid(-bounded) * rest) - F.logsigmoid(bounded) * t
+    above = torch.where((x > LIMIT) & (rest != 0), (x - LIMIT) * rest, 0.0)  # strictly: at the limit itself bounded has the gradient
     below = torch.where((x < -LIMIT) & (t != 0), (-x - LIMIT) * t, 0.0)
     return ce + above + below
 
 
 def _focal(x: Tensor, t: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor:
     """u^gamma ce with u = p (1-t) + q t = 1 - p_t, of logits x and targets t in [0, 1] (Lin et al. 2017, eq. 5, without alpha_t)."""
-    ce = _cross_entropy(x, t * (1 - smoothing) + smoothing / 2)
+    ce = _cross_entropy(x, t * (1 - smoothing) + smoothing / 2, (1 - t) * (1 - smoothing) + smoothing / 2)
     if gamma == 0:
         return ce
     p, q = _sigmoids(x)
