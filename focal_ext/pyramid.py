@@ -34,7 +34,8 @@ def sigmoid_focal_loss_pyramid(
     """Sigmoid focal loss of a feature pyramid, read in the layout in which a convolution writes it: no permute, no cat, no copy.
 
     Equal to flattening the levels to (images, anchors, classes), concatenating them and calling
-    :func:`focal_ext.sigmoid_focal_loss`, to rounding. Gradients come back in each level's own memory format.
+    :func:`focal_ext.sigmoid_focal_loss`, to rounding: on the CPU every gradient is the same to the bit, unless one weight an image is
+    given, which is multiplied first. Gradients come back in each level's own memory format.
 
     Args:
         levels: logits [B, A * K, H_l, W_l] of each level, channel ``a * K + k`` for anchor a and class k, as torchvision, detectron2 and

@@ -177,7 +177,7 @@ __device__ acc_of<scalar_t> id_row(const SoftmaxArguments<scalar_t>& a, int64_t 
   });
   others = a.group.sum(others);
   if (a.smoothing != 0) mean_distance = a.group.sum(mean_distance);
-  __syncwarp();  // every lane has read x_y, which the gradient may replace; the sum of a whole block waits by itself
+  if (!FOCAL_EXT_PLANTED(early_gradient)) __syncwarp();  // every lane has read x_y, which the gradient may replace; a whole block's sum waits by itself
   if (!read) {
     const acc_t nothing = label == kIgnored ? acc_t(0) : acc_t(NAN);
     if (exists && a.gradient)

@@ -101,6 +101,7 @@ PYBIND11_MODULE(focal_ext_cuda_host, m) {
       .value("missing_barrier", missing_barrier)
       .value("unordered_labels", unordered_labels)
       .value("overwritten_labels", overwritten_labels)
+      .value("early_gradient", early_gradient)
       .value("tail_read", tail_read)
       .value("stream_tail", stream_tail)
       .value("shuffle_distance", shuffle_distance)

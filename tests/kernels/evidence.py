@@ -12,7 +12,8 @@ from typing import NamedTuple
 from cuda_host import build
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE, FAR = ("tests/test_cuda_host.py", "tests/test_pyramid_cuda_host.py"), ("tests/kernels/test_far_offsets.py",)
+TABLE, SOFTMAX = ("tests/test_cuda_host.py", "tests/test_pyramid_cuda_host.py"), ("tests/test_softmax_cuda_host.py",)
+FAR = ("tests/kernels/test_far_offsets.py",)
 
 
 class Sanitizer(NamedTuple):
@@ -24,6 +25,7 @@ class Sanitizer(NamedTuple):
     chosen: str  # tests, for pytest's -k
     rows: str
     least: int  # tests that must have passed
+    tests: tuple[str, ...] = TABLE
 
 
 class Defect(NamedTuple):
@@ -40,6 +42,7 @@ class Defect(NamedTuple):
 STREAMS = "two_numbers_per_instruction"  # the test of the rows for which packed arithmetic is another path
 ALL, SMALL = (2**31, f"not {STREAMS}", "all of the focal loss, a quarter of the others'", 1000), (4096, f"not {STREAMS}", "of them, those of at most 4096 logits", 1000)
 SMALL_STREAMS = 4096, STREAMS, "of them, those of at most 4096 logits that stream", 150
+IN_PLACE = "replace_the_logits or shares_a_long or bad_ids"
 ADDRESS = "AddressSanitizer and UndefinedBehaviorSanitizer", r"ERROR: AddressSanitizer|runtime error:"
 THREAD = "ThreadSanitizer, every CUDA thread a thread", r"WARNING: ThreadSanitizer"
 SANITIZERS = (
@@ -47,6 +50,8 @@ SANITIZERS = (
     Sanitizer(*ADDRESS, "packed_address", "two", *ALL),
     Sanitizer(*THREAD, "thread", "one", *SMALL),
     Sanitizer(*THREAD, "packed_thread", "two", *SMALL_STREAMS),
+    Sanitizer(*ADDRESS, "address", "one", 4096, "test", "softmax, those of at most 4096 logits", 500, SOFTMAX),
+    Sanitizer(*THREAD, "thread", "one", 4096, IN_PLACE, "softmax over the logits, in rows of all lengths", 50, SOFTMAX),
 )
 
 def row(case: str, grid: int) -> tuple[str, ...]:
@@ -55,6 +60,7 @@ def row(case: str, grid: int) -> tuple[str, ...]:
 
 SPECIAL, PARTIAL = row("sigmoid_focal, shape (600, 80), reduction sum", 1), row("sigmoid_focal, reduction sum", 1)  # many tiles a warp; 7 rows of a tile of 8
 NEGATIVE = row("sigmoid_focal, shape (64, 80), targets ids rare, reduction sum", 3)
+ROW = (f"{SOFTMAX[0]}::test_the_gradient_may_replace_the_logits[factor-ids-80-torch.float32]",)
 BARRIER = "no __syncthreads before the first warp adds what all warps wrote"
 ORDER = "no __syncwarp between writing labels and reading those of other lanes: the ballot between them orders no memory"
 OVERWRITE = "no __syncwarp before the next tile's labels overwrite this one's"
@@ -64,6 +70,7 @@ DEFECTS = (
     Defect("unordered_labels", ORDER, "ThreadSanitizer", "thread", SPECIAL, r"data race .*targets\.cuh"),
     Defect("overwritten_labels", OVERWRITE, "value", "plain", SPECIAL, "are off"),
     Defect("overwritten_labels", OVERWRITE, "ThreadSanitizer", "thread", SPECIAL, r"data race .*targets\.cuh"),
+    Defect("early_gradient", "no __syncwarp before a row's gradient replaces the logit that all its lanes read", "ThreadSanitizer", "thread", ROW, r"data race .*(softmax\.cuh|::id_row)"),
     Defect("tail_read", "the careful path reads logits past the end of a partial tile", "AddressSanitizer", "address", PARTIAL, r"heap-buffer-overflow .*focal\.cuh"),
     Defect("stream_tail", "the hot loop takes a vector past the end of its tile", "AddressSanitizer", "address", NEGATIVE, r"heap-buffer-overflow .*(stream\.cuh|::negative_tile)"),
     Defect("stream_tail", "the same, two numbers per instruction", "AddressSanitizer", "packed_address", NEGATIVE, r"heap-buffer-overflow .*(stream\.cuh|::negative_tile)"),
@@ -99,7 +106,7 @@ def run(flavour: str, tests: tuple[str, ...], largest: int = 2**31, defect: str 
 
 def proofs() -> str:
     """What was proved, without times: the same wherever it runs."""
-    sanitizers = [f"| {s.name} | {s.numbers} | {s.rows} | {run(s.flavour, TABLE, s.largest, chosen=s.chosen).passed} |" for s in SANITIZERS]
+    sanitizers = [f"| {s.name} | {s.numbers} | {s.rows} | {run(s.flavour, s.tests, s.largest, chosen=s.chosen).passed} |" for s in SANITIZERS]
     caught = [f"| {d.name} | {d.mistake} | {d.caught_by} |" for d in DEFECTS if re.search(d.says, run(d.flavour, d.check, defect=d.name).output)]
     return "\n".join(
         [

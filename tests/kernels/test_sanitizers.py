@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from cuda_host import build
-from evidence import DEFECTS, ROOT, SANITIZERS, TABLE, Defect, Sanitizer, proofs, run
+from evidence import DEFECTS, ROOT, SANITIZERS, Defect, Sanitizer, proofs, run
 
 pytestmark = pytest.mark.skipif(build.why_impossible() is not None, reason=f"the kernels cannot be compiled here: {build.why_impossible()}")
 MEASURED, CHECKED_IN = ROOT / "build/proofs.md", Path(__file__).with_name("proofs.md")
 
 
-@pytest.mark.parametrize("sanitizer", SANITIZERS, ids=lambda s: f"{s.name}, {s.numbers} per instruction")
+@pytest.mark.parametrize("sanitizer", SANITIZERS, ids=lambda s: f"{s.name}, {s.numbers} per instruction, {s.rows}")
 def test_the_suite_passes_under(sanitizer: Sanitizer) -> None:
-    done = run(sanitizer.flavour, TABLE, sanitizer.largest, chosen=sanitizer.chosen)
+    done = run(sanitizer.flavour, sanitizer.tests, sanitizer.largest, chosen=sanitizer.chosen)
     assert not re.search(sanitizer.finding, done.output), done.output[-4000:]
     assert done.status == 0 and done.passed > sanitizer.least, done.output[-4000:]
 
