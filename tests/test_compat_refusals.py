@@ -93,7 +93,6 @@ DENSE_AND_IDS: dict[str, tuple[Callable[[], Tensor], str]] = {
     "monai weights": (lambda: monai.FocalLoss(weight=[1.0, 2.0])(X, T), "weight: must be one number, or one for each of the 5 channels"),
     "monai negative weight": (lambda: monai.FocalLoss(weight=-1.0)(X, T), "weight: must not be negative"),
     "monai alphas": (lambda: monai.FocalLoss(alpha=[0.1, 0.2])(X, T), "alpha: a sequence must hold one value for each of the 5"),
-    "monai softmax": (lambda: monai.FocalLoss(use_softmax=True), "use_softmax: only the sigmoid loss is fused"),
     "mmdet sum with avg_factor": (lambda: mmdet.FocalLoss(reduction="sum")(X, IDS, avg_factor=3), 'avg_factor: cannot be used with reduction="sum"'),
     "mmdet softmax": (lambda: mmdet.FocalLoss(use_sigmoid=False), "use_sigmoid: must be True"),
     "mmdet override": (lambda: mmdet.FocalLoss()(X, IDS, reduction_override="avg"), "reduction_override: must be"),
