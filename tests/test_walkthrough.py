@@ -60,7 +60,7 @@ def test_an_interrupted_training_resumes_to_the_same_numbers(tmp_path, monkeypat
     assert (tmp_path / "cut" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
     ends = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "cut")]
     assert all(torch.equal(a, b) for a, b in zip(ends[0]["model"].values(), ends[1]["model"].values(), strict=True))
-    assert torch.equal(ends[0]["generator"], ends[1]["generator"])
+    assert torch.equal(ends[0]["generators"][0], ends[1]["generators"][0])
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path):

@@ -4,6 +4,7 @@
 
     python -m examples.retinanet --data trees --gamma 2 --epochs 20 --out out/trees
     python -m examples.retinanet --resume out/trees/last.pt
+    torchrun --nproc-per-node 2 -m examples.retinanet --data trees --out out/two
 
 Writes metrics.csv (a row per step), TensorBoard events if that package is installed, and after every epoch the checkpoint last.pt.
 The same settings and seed give the same numbers, also when the training was interrupted and resumed.
@@ -20,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from tqdm import tqdm
 
-from . import datasets
+from . import datasets, processes
 from .data import DataError
 from .logbook import Logbook
 from .precision import precision
@@ -31,8 +32,11 @@ from .settings import Settings, add_arguments, given, resumed
 def main(argv=None):
     arguments = parser().parse_args(argv)
     settings, checkpoint = start(arguments)
-    dataset = datasets.load(settings.data, arguments.cache)
-    result = train(settings, dataset, arguments.out, checkpoint)
+    with processes.group():
+        dataset = processes.first_alone(lambda: datasets.load(settings.data, arguments.cache))
+        result = train(settings, dataset, arguments.out, checkpoint)
+    if result is None:  # the first process speaks for all
+        return None
     print(f"{settings.data}, {settings.loss}, {settings.steps} steps: AP50 {result['ap50']:.3f}, AP {result['ap']:.3f}, "
           f"recall {result['recall']:.3f}; {arguments.out}/metrics.csv")
     return result
@@ -49,30 +53,32 @@ def start(arguments):
 
 
 def train(settings, dataset, folder, checkpoint=None, silent=False):
-    """Train to the end of settings; the figures of the trained network. folder: where metrics and checkpoints go."""
+    """Train to the end of settings; the figures of the trained network, in the first process. folder: where metrics and checkpoints go."""
     folder.mkdir(parents=True, exist_ok=True)
-    session, result = Session(settings, dataset), None
+    session, result, speaks = Session(settings, dataset), None, processes.rank() == 0
     if checkpoint is not None:
         session.load(checkpoint)
         result = checkpoint["result"]
-    logbook = Logbook(folder, session.done)
-    with tqdm(total=settings.steps, initial=session.done, unit="step", mininterval=0.5, disable=silent) as bar:
+    logbook = Logbook(folder, session.done) if speaks else None
+    with tqdm(total=settings.steps, initial=session.done, unit="step", mininterval=0.5, disable=silent or not speaks) as bar:
         try:
             while session.done < settings.steps:
                 row = session.step()
                 end_of_epoch = session.done % settings.epoch_steps == 0
                 due = end_of_epoch and session.done // settings.epoch_steps % settings.evaluate_every == 0
-                if due or session.done == settings.steps:
+                if speaks and (due or session.done == settings.steps):
                     result = precision(session.detector, dataset)
                     row.update(result)
-                logbook.write(row)
+                if speaks:
+                    logbook.write(row)
                 if end_of_epoch:
                     session.save(folder / "last.pt", result=result)
                 bar.set_postfix(loss=f"{row['loss']:.3f}", AP50=f"{result['ap50']:.2f}" if result else "", refresh=False)
                 bar.update()
         finally:
-            logbook.close()
-    return result
+            if speaks:
+                logbook.close()
+    return result if speaks else None
 
 
 def parser():

@@ -8,7 +8,7 @@ import torch
 
 import focal_ext
 
-from . import augment, schedules, softmax
+from . import augment, processes, schedules, softmax
 from .anchors import grid_anchors
 from .criteria import criterion
 from .losses import box_loss
@@ -27,10 +27,11 @@ class Session:
         else:
             focal_ext.init_prior_(self.model.classify[-1], settings.prior)
             self.detector = self.model
+        self.network = processes.together(self.model)
         labels = torch.cat([scene.labels for scene in dataset.train])
         self.criterion = criterion(settings, softmax.class_weights(labels, dataset.num_classes, settings.class_alpha))
         self.anchors = grid_anchors(settings.crop_size, settings.crop_size)
-        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.generator = torch.Generator().manual_seed(settings.seed + processes.rank())
         # eps: see training.train.
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, eps=1e-5)
 
@@ -43,8 +44,9 @@ class Session:
 
     def losses(self, batch):
         """(classification, boxes): two numbers with a gradient."""
-        logits, code = self.model(batch.images)
-        return self.criterion(logits, batch.targets), box_loss(code, self.anchors, batch.truth, batch.targets)
+        logits, code = self.network(batch.images)
+        share = processes.share(batch.targets, self.dataset.num_classes)
+        return share * self.criterion(logits, batch.targets), share * box_loss(code, self.anchors, batch.truth, batch.targets)
 
     def step(self):
         """One step; what is worth noting of it as {name: number}."""
@@ -62,13 +64,19 @@ class Session:
                 "boxes": float(boxes.detach()), "gradient_norm": float(norm), "lr": rate}
 
     def save(self, path, **beside):
-        """Whole or not at all: an interruption while writing leaves the checkpoint before."""
+        """Whole or not at all: an interruption while writing leaves the checkpoint before. All processes call it, the first one writes."""
+        generators = processes.gathered(self.generator.get_state())
+        if processes.rank() > 0:
+            return
         torch.save({"settings": asdict(self.settings), "done": self.done, "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state(), **beside}, f"{path}.new")
+                    "optimizer": self.optimizer.state_dict(), "generators": generators, **beside}, f"{path}.new")
         os.replace(f"{path}.new", path)
 
     def load(self, checkpoint):
+        generators = checkpoint["generators"]
+        if len(generators) != processes.count():
+            raise ValueError(f"--resume: the checkpoint is of {len(generators)} processes, got {processes.count()}; start as many with torchrun")
         self.done = checkpoint["done"]
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.generator.set_state(checkpoint["generator"])
+        self.generator.set_state(generators[processes.rank()])
