@@ -65,7 +65,7 @@ def test_every_row_of_the_results_is_one_that_the_study_trains_and_each_data_set
 
 
 def test_every_option_that_the_page_advises_exists():
-    known = {option for action in command.parser()._actions for option in action.option_strings} | {"--write", "--again"}
+    known = {option for action in command.parser()._actions for option in action.option_strings} | {"--write", "--again", "--nproc-per-node"}
     text = walkthrough.DOCUMENT.read_text()
     advised = {word for word in text.replace("`", " ").replace('"', " ").split() if word.startswith("--") and word.strip("->")}
     assert len(advised) > 10 and advised <= known
