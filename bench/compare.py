@@ -24,7 +24,7 @@ from tqdm import tqdm
 import focal_ext
 
 from . import baselines
-from .measure import Copy, Step, interleaved, peak_bytes
+from .measure import Copy, Step, hush, interleaved, peak_bytes
 
 OURS = "focal_ext"
 FLOOR = "copy (read + write, the floor)"
@@ -180,6 +180,7 @@ def write(path: Path | None, rows: list[dict[str, object]], origin: dict[str, ob
 
 
 def main() -> None:
+    hush()
     parser = argparse.ArgumentParser(description="Compare focal_ext with eager PyTorch and torch.compile.")
     parser.add_argument("--quick", action="store_true", help="only the demo's logits and 200,000 x 80 in float32")
     parser.add_argument("--logits", type=Path, help="a file of logits and class ids that `make demo` wrote")

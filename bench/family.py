@@ -18,7 +18,7 @@ import focal_ext
 
 from .compare import KEEP_MEMORY, OURS, print_table, provenance, synthetic, write
 from .family_baselines import BASELINES
-from .measure import Step, interleaved, peak_bytes
+from .measure import Step, hush, interleaved, peak_bytes
 
 
 def ours(loss: str, ids: Tensor, scores: Tensor) -> Callable[[Tensor], Tensor]:
@@ -70,6 +70,7 @@ def ours_reference(loss: str, ids: Tensor, scores: Tensor) -> Callable[[Tensor],
 
 
 def main() -> None:
+    hush()
     parser = argparse.ArgumentParser(description="Compare the family's other losses with eager PyTorch and torch.compile.")
     parser.add_argument("--csv", type=Path, help="also write the rows here")
     parser.add_argument("--rows", type=int, default=200_000, help="anchors of 80 classes")

@@ -22,7 +22,7 @@ import focal_ext
 
 from . import baselines
 from .compare import provenance
-from .measure import Step, interleaved, peak_bytes
+from .measure import Step, hush, interleaved, peak_bytes
 
 SIZES = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))  # of a pyramid of strides 8 to 128 over an image of 800 x 1344
 ANCHORS, CHANNELS = 9, 256
@@ -185,6 +185,7 @@ def write(path: Path, table: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
+    hush()
     parser = argparse.ArgumentParser(description="Compare ways from feature maps to the focal loss: memory and time.")
     parser.add_argument("--quick", action="store_true", help="one image, 80 classes, few rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

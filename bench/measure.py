@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+
+def hush() -> None:
+    """Keeps what the profiler and the compiler say of themselves (a baseline's graph break) out of the tables."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    torch._logging.set_logs(dynamo=logging.ERROR)
 
 
 @dataclass
