@@ -1,6 +1,6 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 .DELETE_ON_ERROR:
-.PHONY: demo train walkthrough study test test-kernels test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
+.PHONY: demo train walkthrough study test test-kernels test-sanitizers test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
@@ -32,7 +32,11 @@ test: .venv/.native .venv/.examples .venv/.tests
 
 # Sanitizers and planted defects over the CUDA kernels, executed on the CPU.
 test-kernels: .venv/.native .venv/.examples .venv/.tests
-	$(PYTHON) -m pytest tests/kernels
+	$(PYTHON) -m pytest tests/kernels --ignore=tests/kernels/test_cpu_sanitizers.py
+
+# The CPU library under sanitizers, whole table, many threads.
+test-sanitizers: .venv/.native .venv/.examples .venv/.tests
+	$(PYTHON) -m pytest tests/kernels/test_cpu_sanitizers.py
 
 # On a machine with a GPU: the suite on device cuda, then the benchmark. Without one it says so.
 gpu: .venv/.native .venv/.examples .venv/.tests
