@@ -80,11 +80,12 @@ test-integrations: wheel .venv-integrations/.tools
 test-large: .venv/.native .venv/.tests
 	$(PYTHON) -m pytest tests/large
 
-# Python by ruff, types of the package by mypy --strict, C++ by a compiler that takes no warning (nvcc never does: CMakeLists.txt).
+# Python by ruff, types of the package by mypy --strict, C++ by clang-format and a compiler that takes no warning (nvcc never does: CMakeLists.txt).
 lint: .venv/.tools .venv-lint/.tools
 	@mkdir -p build
 	.venv-lint/bin/ruff check -q .
 	.venv-lint/bin/mypy --python-executable $(PYTHON)
+	find csrc include tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv-lint/bin/clang-format --dry-run -Werror
 	$(PYTHON) -m cmake -G Ninja -S . -B build/lint -DFOCAL_EXT_CUDA=OFF -DFOCAL_EXT_PYTHON=OFF -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
 	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja -DFOCAL_EXT_TORCH_ROOT=$$($(PYTHON) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])") > build/lint.log || { cat build/lint.log; exit 1; }
 	$(PYTHON) -m cmake --build build/lint > build/lint.log || { cat build/lint.log; exit 1; }
@@ -101,7 +102,7 @@ fuzz: .venv/.native .venv/.examples .venv/.tests
 overhead: .venv/.native .venv/.examples
 	$(PYTHON) -m bench.overhead
 
-
+# README's and docs' tables and figures from bench/results.
 readme: .venv/.examples
 	$(PYTHON) -m bench.readme
 

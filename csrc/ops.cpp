@@ -34,7 +34,7 @@ struct Arguments {
     p.scalar = scalar_of(inputs);
     p.target = targets.dim() == inputs.dim() ? dense_target(inputs, targets) : id_target(targets);
     STD_TORCH_CHECK(targets.numel() == (is_dense(p.target) ? inputs.numel() : p.rows) && targets.is_cuda() == inputs.is_cuda(),
-                    "targets: must be on the device of inputs and hold one id a row or one value a logit");
+        "targets: must be on the device of inputs and hold one id a row or one value a logit");
     p.targets = targets.const_data_ptr();
     p.has_ignore_index = ignore_index.has_value();
     p.ignore_index = ignore_index.value_or(0);
@@ -57,23 +57,23 @@ struct Arguments {
     p.divisor_tensor = checked_data(normalizer, inputs, 1, "normalizer");
     STD_TORCH_CHECK(divisor >= 0 && divisor <= int64_t(Divisor::positives) && (p.divisor != Divisor::tensor || p.divisor_tensor) &&
                         (divisor < int64_t(Divisor::kept) || !is_dense(p.target)),
-                    "divisor: does not fit the other arguments");
+        "divisor: does not fit the other arguments");
     return p;
   }
 };
 
-#define FOCAL_EXT_ARGUMENTS                                                                                                  \
-  Tensor inputs, Tensor targets, OptionalTensor scores, OptionalTensor weight, OptionalTensor alpha,                         \
-      OptionalTensor normalizer, int64_t loss, double gamma, double gamma_positive, double clip, double smoothing,           \
-      double alpha_positive, double alpha_negative, std::optional<int64_t> ignore_index, int64_t divisor, double divisor_value
-#define FOCAL_EXT_PASS \
-  Arguments {                                                                                                                \
-    inputs, targets, scores, weight, alpha, normalizer, loss, gamma, gamma_positive, clip, smoothing, alpha_positive,        \
-        alpha_negative, ignore_index, divisor, divisor_value                                                                 \
+#define FOCAL_EXT_ARGUMENTS                                                                                                                                 \
+  Tensor inputs, Tensor targets, OptionalTensor scores, OptionalTensor weight, OptionalTensor alpha, OptionalTensor normalizer, int64_t loss, double gamma, \
+      double gamma_positive, double clip, double smoothing, double alpha_positive, double alpha_negative, std::optional<int64_t> ignore_index,              \
+      int64_t divisor, double divisor_value
+#define FOCAL_EXT_PASS                                                                                                                                       \
+  Arguments {                                                                                                                                                \
+    inputs, targets, scores, weight, alpha, normalizer, loss, gamma, gamma_positive, clip, smoothing, alpha_positive, alpha_negative, ignore_index, divisor, \
+        divisor_value                                                                                                                                        \
   }
-#define FOCAL_EXT_SCHEMA                                                                                                 \
-  " inputs, Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, Tensor? normalizer, int loss, float gamma, "   \
-  "float gamma_positive, float clip, float smoothing, float alpha_positive, float alpha_negative, int? ignore_index, "    \
+#define FOCAL_EXT_SCHEMA                                                                                                \
+  " inputs, Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, Tensor? normalizer, int loss, float gamma, " \
+  "float gamma_positive, float clip, float smoothing, float alpha_positive, float alpha_negative, int? ignore_index, "  \
   "int divisor, float divisor_value"
 
 void run(const Problem& problem, const Tensor& inputs) {
@@ -122,10 +122,10 @@ void write_gradient(Arguments& a, const Tensor& grad_output, void* to) {
   Problem p = a.problem();
   const Tensor upstream = as_contiguous(grad_output);
   p.grad_output_per_element = grad_output.dim() > 0;
-  STD_TORCH_CHECK(upstream.is_cuda() == a.inputs.is_cuda() &&
-                      (p.grad_output_per_element ? upstream.numel() == (has_row_losses(p) ? p.rows : numel(p)) && upstream.scalar_type() == a.inputs.scalar_type()
-                                                 : upstream.scalar_type() == accumulation_type(a.inputs)),
-                  "grad_output: must be 0-d of the accumulation dtype, or of the shape of the unreduced loss and the dtype of inputs");
+  STD_TORCH_CHECK(upstream.is_cuda() == a.inputs.is_cuda() && (p.grad_output_per_element ? upstream.numel() == (has_row_losses(p) ? p.rows : numel(p)) &&
+                                                                                               upstream.scalar_type() == a.inputs.scalar_type()
+                                                                                         : upstream.scalar_type() == accumulation_type(a.inputs)),
+      "grad_output: must be 0-d of the accumulation dtype, or of the shape of the unreduced loss and the dtype of inputs");
   p.grad_output = upstream.const_data_ptr();
   p.gradient = to;
   run(p, a.inputs);
@@ -145,17 +145,17 @@ void gradient_(FOCAL_EXT_ARGUMENTS, Tensor grad_output) {
 }
 
 void scale_(Tensor gradient, Tensor factor) {
-  STD_TORCH_CHECK(gradient.is_contiguous() && factor.numel() == 1 && factor.scalar_type() == accumulation_type(gradient) &&
-                      factor.is_cuda() == gradient.is_cuda(),
-                  "factor: must be one number of the accumulation dtype, for a contiguous gradient on the same device");
+  STD_TORCH_CHECK(
+      gradient.is_contiguous() && factor.numel() == 1 && factor.scalar_type() == accumulation_type(gradient) && factor.is_cuda() == gradient.is_cuda(),
+      "factor: must be one number of the accumulation dtype, for a contiguous gradient on the same device");
 #ifdef FOCAL_EXT_WITH_CUDA
   if (gradient.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(gradient.get_device_index());
     return check_launch(cuda::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), factor.const_data_ptr(), current_stream(gradient)));
   }
 #endif
-  const double value = gradient.scalar_type() == ScalarType::Double ? *static_cast<const double*>(factor.const_data_ptr())
-                                                                    : *static_cast<const float*>(factor.const_data_ptr());
+  const double value =
+      gradient.scalar_type() == ScalarType::Double ? *static_cast<const double*>(factor.const_data_ptr()) : *static_cast<const float*>(factor.const_data_ptr());
   cpu::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), value, on_torch_threads);
 }
 

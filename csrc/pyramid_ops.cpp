@@ -46,7 +46,7 @@ struct Arguments {
     for (const Tensor& level : levels) {
       STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == result.images && level.size(1) == result.anchors * classes &&
                           level.scalar_type() == first.scalar_type() && on_device_of(level, first),
-                      "levels: must be [images, anchors * classes, height, width] of one dtype on one device");
+          "levels: must be [images, anchors * classes, height, width] of one dtype on one device");
       const bool planes = level.is_contiguous();
       STD_TORCH_CHECK(planes || is_channels_last(level), "levels: must be contiguous or channels_last");
       plain.push_back({level.const_data_ptr(), nullptr, level.size(2) * level.size(3), !planes});
@@ -74,7 +74,7 @@ struct Arguments {
     p.divisor_value = divisor_value;
     p.divisor_tensor = checked_data(normalizer, first, 1, "normalizer");
     STD_TORCH_CHECK(divisor >= 0 && divisor <= int64_t(Divisor::positives) && (p.divisor != Divisor::tensor || p.divisor_tensor),
-                    "divisor: does not fit the other arguments");
+        "divisor: does not fit the other arguments");
     return result;
   }
 
@@ -91,22 +91,18 @@ struct Arguments {
 
   const void* upstream(const Tensor& grad_output) {
     STD_TORCH_CHECK(grad_output.numel() == 1 && grad_output.scalar_type() == accumulation_type(levels[0]) && on_device_of(grad_output, levels[0]),
-                    "grad_output: must be one number of the accumulation dtype, on the device of the levels");
+        "grad_output: must be one number of the accumulation dtype, on the device of the levels");
     return grad_output.const_data_ptr();
   }
 };
 
-#define FOCAL_EXT_ARGUMENTS                                                                                                   \
-  Tensors levels, Tensor targets, OptionalTensor weight, OptionalTensor alpha, OptionalTensor normalizer, int64_t classes,    \
-      double gamma, double smoothing, double alpha_positive, double alpha_negative, std::optional<int64_t> ignore_index,      \
-      int64_t divisor, double divisor_value
-#define FOCAL_EXT_PASS                                                                                                        \
-  Arguments {                                                                                                                 \
-    levels, targets, weight, alpha, normalizer, classes, gamma, smoothing, alpha_positive, alpha_negative, ignore_index,      \
-        divisor, divisor_value                                                                                                \
-  }
-#define FOCAL_EXT_SCHEMA                                                                                                      \
-  " levels, Tensor targets, Tensor? weight, Tensor? alpha, Tensor? normalizer, int classes, float gamma, float smoothing, "   \
+#define FOCAL_EXT_ARGUMENTS                                                                                                                                \
+  Tensors levels, Tensor targets, OptionalTensor weight, OptionalTensor alpha, OptionalTensor normalizer, int64_t classes, double gamma, double smoothing, \
+      double alpha_positive, double alpha_negative, std::optional<int64_t> ignore_index, int64_t divisor, double divisor_value
+#define FOCAL_EXT_PASS                                                                                                                                      \
+  Arguments { levels, targets, weight, alpha, normalizer, classes, gamma, smoothing, alpha_positive, alpha_negative, ignore_index, divisor, divisor_value }
+#define FOCAL_EXT_SCHEMA                                                                                                    \
+  " levels, Tensor targets, Tensor? weight, Tensor? alpha, Tensor? normalizer, int classes, float gamma, float smoothing, " \
   "float alpha_positive, float alpha_negative, int? ignore_index, int divisor, float divisor_value"
 
 void run(const Pyramid& pyramid, const Tensor& like) {

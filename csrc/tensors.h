@@ -63,7 +63,7 @@ inline const void* checked_data(const OptionalTensor& t, const Tensor& inputs, i
   if (!t) return nullptr;
   STD_TORCH_CHECK(t->is_contiguous() && t->numel() == numel && t->scalar_type() == accumulation_type(inputs) &&
                       t->get_device_index() == inputs.get_device_index() && t->is_cuda() == inputs.is_cuda(),
-                  name, ": must be contiguous, of the accumulation dtype and on the device of inputs");
+      name, ": must be contiguous, of the accumulation dtype and on the device of inputs");
   return t->const_data_ptr();
 }
 
@@ -89,8 +89,8 @@ inline Tensor empty_strided(const Tensor& like, int64_t dim, const int64_t* size
   int32_t device_type = 0;
   AtenTensorHandle result = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  const AOTITorchError error = aoti_torch_empty_strided(dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                        device_type, like.get_device_index(), &result);
+  const AOTITorchError error = aoti_torch_empty_strided(
+      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type, like.get_device_index(), &result);
   if (error != AOTI_TORCH_SUCCESS) {  // whose own words the stable ABI keeps to itself
     int64_t numel = 1;
     for (int64_t d = 0; d < dim; ++d) numel *= sizes[d];

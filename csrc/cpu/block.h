@@ -123,7 +123,9 @@ bool is_within(acc_t limit, const acc_t* x, int64_t n) {
 
 // A logit whose alpha is 0 contributes 0 also where the loss is infinite.
 template <class acc_t>
-acc_t finite(acc_t x) { return x > acc_t(3e38) ? acc_t(3e38) : x < acc_t(-3e38) ? acc_t(-3e38) : x; }
+acc_t finite(acc_t x) {
+  return x > acc_t(3e38) ? acc_t(3e38) : x < acc_t(-3e38) ? acc_t(-3e38) : x;
+}
 
 }  // namespace
 }  // namespace focal_ext::cpu::FOCAL_EXT_LEVEL

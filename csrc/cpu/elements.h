@@ -5,7 +5,6 @@
 #include "block.h"
 
 // A term that is called instead of inlined is a loop that does not vectorise: eight times slower.
-#define FOCAL_EXT_INLINE_LAMBDA __attribute__((always_inline))
 // One copy of each loop: a call costs nothing against a block.
 #define FOCAL_EXT_ONE_COPY __attribute__((noinline))
 

@@ -24,11 +24,11 @@ static inline int64_t rows_of_chunk(int64_t classes) { return classes < 1 ? kChu
 using ChunkKernel = double (*)(const Problem& problem, int64_t index, double scale);
 using StripKernel = double (*)(const Problem& problem, const Strip& strip, double scale);
 
-#define FOCAL_EXT_DECLARE_LEVEL(level)                                         \
-  namespace level {                                                            \
-  double run_chunk(const Problem& problem, int64_t index, double scale);       \
-  double run_rows(const Problem& problem, int64_t index, double scale);        \
-  double run_strip(const Problem& problem, const Strip& strip, double scale);  \
+#define FOCAL_EXT_DECLARE_LEVEL(level)                                        \
+  namespace level {                                                           \
+  double run_chunk(const Problem& problem, int64_t index, double scale);      \
+  double run_rows(const Problem& problem, int64_t index, double scale);       \
+  double run_strip(const Problem& problem, const Strip& strip, double scale); \
   }
 FOCAL_EXT_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)

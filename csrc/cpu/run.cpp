@@ -82,8 +82,7 @@ void scale_chunk(void* gradient, int64_t begin, int64_t end, double factor) {
 template <class RunUnit>
 void run_units(const Problem& problem, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
   const double divisor = divisor_of(problem, parallel_for);
-  const double upstream =
-      problem.grad_output && !problem.grad_output_per_element ? read_acc(problem.grad_output, problem.scalar) : 1.0;
+  const double upstream = problem.grad_output && !problem.grad_output_per_element ? read_acc(problem.grad_output, problem.scalar) : 1.0;
   const std::unique_ptr<double[]> sums(new double[units]);
   parallel(parallel_for, units, [&](int64_t i) { sums[i] = unit(i, upstream / divisor); });
   if (!problem.loss) return;

@@ -106,7 +106,7 @@ class DenseRows : SoftmaxRows<scalar_t> {
     const acc_t tail = acc_t(sums.e.rest), sum = sums.e.all(), log_sum = log_of_sum<Math>(sum, tail);
     const int64_t top = sums.e.at - c;
     this->with_gamma([&](auto modulator) {
-      const auto term = [&part, sum, log_sum, modulator](int64_t i, acc_t others) __attribute__((always_inline)) {
+      const auto term = [&part, sum, log_sum, modulator](int64_t i, acc_t others) FOCAL_EXT_INLINE_LAMBDA {
         const auto t = softmax_focal_term<Math>(part.e[i], others, sum, part.distance[i], log_sum, modulator);
         part.value[i] = part.coefficient[i] * t.value, part.slope[i] = part.coefficient[i] * t.slope, part.p[i] = t.p, part.u[i] = t.u;
       };
@@ -125,9 +125,8 @@ class DenseRows : SoftmaxRows<scalar_t> {
   void put(const Part& part, const Sums& sums, int64_t row, int64_t c, int64_t n, acc_t factor) const {
     scalar_t* const gradient = static_cast<scalar_t*>(p_.gradient) + row * classes_ + c;
     const acc_t all = sums.slope.all();
-    const auto put_one = [&part, gradient, factor](int64_t i, acc_t others) __attribute__((always_inline)) {
-      store(gradient[i], factor * (part.p[i] * others - part.slope[i] * part.u[i]));
-    };
+    const auto put_one = [&part, gradient, factor](int64_t i, acc_t others)
+                             FOCAL_EXT_INLINE_LAMBDA { store(gradient[i], factor * (part.p[i] * others - part.slope[i] * part.u[i])); };
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) put_one(i, all - part.slope[i]);
     const int64_t largest = sums.slope.at - c;

@@ -48,8 +48,14 @@ FOCAL_EXT_INLINE double sum_of(int64_t n, Get get) {
   return total;
 }
 
-template <class acc_t> struct row_math { using type = HostFloat; };
-template <> struct row_math<double> { using type = Double; };
+template <class acc_t>
+struct row_math {
+  using type = HostFloat;
+};
+template <>
+struct row_math<double> {
+  using type = Double;
+};
 
 template <class scalar_t>
 class SoftmaxRows {
@@ -65,14 +71,10 @@ class SoftmaxRows {
   acc_t weight(int64_t row) const { return p_.weight ? static_cast<const acc_t*>(p_.weight)[row * p_.weight_row_stride] : acc_t(1); }
 
   // What the derivative of a row's loss is multiplied by.
-  acc_t upstream(int64_t row) const {
-    return p_.grad_output_per_element ? scale_ * load(static_cast<const scalar_t*>(p_.grad_output)[row]) : scale_;
-  }
+  acc_t upstream(int64_t row) const { return p_.grad_output_per_element ? scale_ * load(static_cast<const scalar_t*>(p_.grad_output)[row]) : scale_; }
 
   // A coefficient of 0 counts 0 also where the cross entropy is infinite; NaN stays.
-  static acc_t finite_if(bool no_coefficient, acc_t distance) {
-    return no_coefficient ? almost_finite(distance) : distance;
-  }
+  static acc_t finite_if(bool no_coefficient, acc_t distance) { return no_coefficient ? almost_finite(distance) : distance; }
 
   // The largest logit, NaN left out.
   static acc_t largest(const scalar_t* x, int64_t n) {

@@ -8,14 +8,26 @@
 
 namespace focal_ext {
 
-struct BFloat16 { uint16_t bits; };
-struct Float16 { uint16_t bits; };
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
 
 typedef uint16_t __attribute__((may_alias)) Half;  // of a float
 constexpr int kHighHalf = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, kLowHalf = 1 - kHighHalf;
 
-inline uint32_t bits_of(float a) { uint32_t b; __builtin_memcpy(&b, &a, 4); return b; }
-inline float float_of(uint32_t b) { float a; __builtin_memcpy(&a, &b, 4); return a; }
+inline uint32_t bits_of(float a) {
+  uint32_t b;
+  __builtin_memcpy(&b, &a, 4);
+  return b;
+}
+inline float float_of(uint32_t b) {
+  float a;
+  __builtin_memcpy(&a, &b, 4);
+  return a;
+}
 
 inline float load(const float& a) { return a; }
 inline double load(const double& a) { return a; }
@@ -46,10 +58,20 @@ inline void store(Float16& to, float a) {
 
 // The bits of |a|, which are ordered like the numbers, infinity and NaN last.
 inline uint32_t magnitude(float a) { return bits_of(a) & 0x7fffffffu; }
-inline uint64_t magnitude(double a) { uint64_t b; __builtin_memcpy(&b, &a, 8); return b & 0x7fffffffffffffffu; }
+inline uint64_t magnitude(double a) {
+  uint64_t b;
+  __builtin_memcpy(&b, &a, 8);
+  return b & 0x7fffffffffffffffu;
+}
 
-template <class scalar_t> struct accumulate { using type = float; };
-template <> struct accumulate<double> { using type = double; };
+template <class scalar_t>
+struct accumulate {
+  using type = float;
+};
+template <>
+struct accumulate<double> {
+  using type = double;
+};
 
 // A class id widened before any comparison. A uint64 beyond int64 stays outside every range instead of wrapping to background.
 inline int64_t label_at(const Problem& p, int64_t row) {

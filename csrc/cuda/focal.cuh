@@ -6,9 +6,13 @@
 namespace focal_ext::cuda {
 
 template <class scalar_t>
-struct CarefulMath { using type = CarefulFloat; };
+struct CarefulMath {
+  using type = CarefulFloat;
+};
 template <>
-struct CarefulMath<double> { using type = Double; };
+struct CarefulMath<double> {
+  using type = Double;
+};
 
 // Row of the tile's i-th element, without a division: the reciprocal is rounded down, so the product is at most one too small.
 inline __device__ uint32_t row_of(uint32_t i, uint32_t classes, uint32_t reciprocal) {
@@ -19,8 +23,8 @@ inline __device__ uint32_t row_of(uint32_t i, uint32_t classes, uint32_t recipro
 // One tile, element by element: positives, ignored and bad rows, weights, alphas per class, any alignment, the last rows.
 // Returns this lane's share of the loss.
 template <class scalar_t, class Targets, class Loss, class acc_t>
-__device__ acc_t careful_tile(const Arguments<scalar_t>& a, const Targets& targets, const Tile& tile, uint32_t lane, const int* labels,
-                              acc_t factor, const Loss& loss) {
+__device__ acc_t careful_tile(
+    const Arguments<scalar_t>& a, const Targets& targets, const Tile& tile, uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
   using Math = typename CarefulMath<scalar_t>::type;
   constexpr uint32_t kBatch = has_any_power<Loss> || !Loss::mirrors ? 1 : 2;  // loads in flight per lane; more do not fit 64 registers
   acc_t sum = 0;
@@ -54,27 +58,24 @@ __device__ acc_t careful_tile(const Arguments<scalar_t>& a, const Targets& targe
 
 // The choice stands outside the loop.
 template <class scalar_t, class Loss, class acc_t>
-__device__ acc_t careful_tile(const Arguments<scalar_t>& a, const EitherTargets<scalar_t>& targets, const Tile& tile, uint32_t lane,
-                              const int* labels, acc_t factor, const Loss& loss) {
+__device__ acc_t careful_tile(
+    const Arguments<scalar_t>& a, const EitherTargets<scalar_t>& targets, const Tile& tile, uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
   if (targets.is_dense) return careful_tile(a, targets.dense, tile, lane, labels, factor, loss);
   return careful_tile(a, targets.ids, tile, lane, labels, factor, loss);
 }
 
 template <Flow flow, class scalar_t, class Loss>
 __device__ float negative_tile(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, float factor, const Loss& loss) {
-  NegativeStream<scalar_t, flow, Loss> stream{
-      a.inputs + tile.first_element,
-      flow == Flow::chain ? a.upstream_per_element + tile.first_element : nullptr,
+  NegativeStream<scalar_t, flow, Loss> stream{a.inputs + tile.first_element, flow == Flow::chain ? a.upstream_per_element + tile.first_element : nullptr,
       flow == Flow::loss ? nullptr : (flow == Flow::loss_map ? a.loss_map : a.gradient) + tile.first_element,
-      flow == Flow::loss_map ? a.alpha_negative : a.alpha_negative * factor,
-      loss};
+      flow == Flow::loss_map ? a.alpha_negative : a.alpha_negative * factor, loss};
   stream.run(tile.elements / kVector<scalar_t>, lane);
   return a.alpha_negative * stream.sum;
 }
 
 template <class scalar_t, class Targets, class Loss, class acc_t>
-__device__ acc_t one_tile(Flow flow, const Arguments<scalar_t>& a, const Targets& targets, const Tile& tile, uint32_t lane, const int* labels,
-                          acc_t factor, const Loss& loss) {
+__device__ acc_t one_tile(
+    Flow flow, const Arguments<scalar_t>& a, const Targets& targets, const Tile& tile, uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
   if constexpr (sizeof(scalar_t) < 8) {
     if (flow == Flow::gradient) return negative_tile<Flow::gradient>(a, tile, lane, factor, loss);
     if (flow == Flow::loss) return negative_tile<Flow::loss>(a, tile, lane, factor, loss);

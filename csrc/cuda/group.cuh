@@ -13,9 +13,13 @@ struct Placed {
 };
 
 template <class T>
-__device__ T exchange(T value, uint32_t distance) { return __shfl_xor_sync(~0u, value, int(distance)); }
+__device__ T exchange(T value, uint32_t distance) {
+  return __shfl_xor_sync(~0u, value, int(distance));
+}
 template <class T>
-__device__ Placed<T> exchange(Placed<T> a, uint32_t distance) { return {exchange(a.value, distance), exchange(a.at, distance)}; }
+__device__ Placed<T> exchange(Placed<T> a, uint32_t distance) {
+  return {exchange(a.value, distance), exchange(a.at, distance)};
+}
 
 struct Group {
   uint32_t size;  // 1, 2, 4 ... 32, or kThreads
@@ -38,7 +42,9 @@ struct Group {
   }
 
   template <class T>
-  __device__ T sum(T value) const { return fold(value, [](T a, T b) { return a + b; }); }
+  __device__ T sum(T value) const {
+    return fold(value, [](T a, T b) { return a + b; });
+  }
 };
 
 }  // namespace focal_ext::cuda

@@ -32,7 +32,9 @@ __device__ int interpret(id_t raw, const Ids& a) {
 }
 
 template <class id_t>
-__device__ int interpret_at(const Ids& a, int64_t row) { return interpret(static_cast<const id_t*>(a.ids)[row], a); }
+__device__ int interpret_at(const Ids& a, int64_t row) {
+  return interpret(static_cast<const id_t*>(a.ids)[row], a);
+}
 
 inline __device__ int label_at(const Ids& a, int64_t row) {
   switch (a.type) {  // the same way for the whole grid

@@ -27,8 +27,8 @@ __device__ acc_t divisor(const Normaliser<acc_t>& a) {
 
 // loss = sum(partials) / divisor, added in double and in a fixed order. Nothing to add is 0, whatever the divisor.
 template <class acc_t>
-__global__ __launch_bounds__(kFinishThreads) void finish_kernel(const acc_t* partials, uint32_t count,
-                                                                   const __grid_constant__ Normaliser<acc_t> normaliser, acc_t* loss) {
+__global__ __launch_bounds__(kFinishThreads) void finish_kernel(
+    const acc_t* partials, uint32_t count, const __grid_constant__ Normaliser<acc_t> normaliser, acc_t* loss) {
   double sum = 0;
   for (uint32_t i = threadIdx.x; i < count; i += kFinishThreads) sum += double(partials[i]);
   const double total = block_sum<kFinishThreads>(sum);

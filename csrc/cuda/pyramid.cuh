@@ -61,7 +61,7 @@ struct Lines {
   __device__ uint4 seen(uint4 x) const {
     constexpr uint32_t infinities = kMinusInfinities<scalar_t>;
     return {(x.x & kept.x) | (infinities & ~kept.x), (x.y & kept.y) | (infinities & ~kept.y), (x.z & kept.z) | (infinities & ~kept.z),
-            (x.w & kept.w) | (infinities & ~kept.w)};
+        (x.w & kept.w) | (infinities & ~kept.w)};
   }
   // From the next positive to the end of what is in flight: another one may follow.
   __device__ bool is_special(uint32_t to_go) const { return to_go <= special; }
@@ -103,7 +103,7 @@ __device__ Found read_labels(const PyramidArguments<scalar_t>& a, const PyramidT
 // One tile, element by element: any label, weight, alpha and alignment. Returns this lane's share of the loss.
 template <class scalar_t, class Loss, class acc_t>
 __device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane,
-                              const int* labels, acc_t weight, acc_t factor, const Loss& loss) {
+    const int* labels, acc_t weight, acc_t factor, const Loss& loss) {
   using Math = typename CarefulMath<scalar_t>::type;
   acc_t sum = 0;
 #pragma unroll 1
@@ -128,8 +128,8 @@ __device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelAr
 }
 
 template <Flow flow, class scalar_t, class Loss>
-__device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane,
-                             int* labels, bool special, float scale, float factor, const Loss& loss) {
+__device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane, int* labels,
+    bool special, float scale, float factor, const Loss& loss) {
   constexpr uint32_t size = kVector<scalar_t>;
   if (level.planes && lane * size >= tile.columns) return 0;
   const int64_t step = level.planes ? int64_t(level.columns) : 32 * size;
@@ -142,8 +142,8 @@ __device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArg
 }
 
 template <class scalar_t, class Loss>
-__device__ acc_of<scalar_t> pyramid_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile,
-                                         uint32_t lane, int* labels, acc_of<scalar_t> factor, const Loss& loss) {
+__device__ acc_of<scalar_t> pyramid_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane,
+    int* labels, acc_of<scalar_t> factor, const Loss& loss) {
   const Found found = read_labels(a, tile, lane, labels);
   const acc_of<scalar_t> weight = a.weight_per_image ? a.common.weight[tile.image] : acc_of<scalar_t>(1);
   if constexpr (sizeof(scalar_t) < 8) {

@@ -55,8 +55,8 @@ int64_t tiles_of(const Problem& p) {
 }
 
 Flow choose_flow(const Problem& p) {
-  const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) &&
-                       (!is_dense(p.target) || is_aligned(p.targets)) && (!p.grad_output_per_element || is_aligned(p.grad_output));
+  const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) && (!is_dense(p.target) || is_aligned(p.targets)) &&
+                       (!p.grad_output_per_element || is_aligned(p.grad_output));
   const bool plain = !p.weight && !p.alpha && p.alpha_negative != 0 && !(p.gradient && p.loss_map);
   if (!aligned || !plain || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
@@ -103,7 +103,9 @@ Arguments<scalar_t> arguments_of(const Problem& p, const uint32_t* counts, acc_o
 }
 
 template <class acc_t>
-acc_t* partials_in(void* workspace) { return reinterpret_cast<acc_t*>(static_cast<char*>(workspace) + kCountsBytes); }
+acc_t* partials_in(void* workspace) {
+  return reinterpret_cast<acc_t*>(static_cast<char*>(workspace) + kCountsBytes);
+}
 
 uint32_t blocks_for(int64_t tiles, uint32_t max_blocks) {
   const int64_t wanted = (tiles + kWarps - 1) / kWarps;
@@ -113,8 +115,7 @@ uint32_t blocks_for(int64_t tiles, uint32_t max_blocks) {
 template <class acc_t>
 const char* finish(const Problem& p, const uint32_t* counts, const acc_t* partials, uint32_t blocks, void* stream) {
   if (!p.loss) return nullptr;
-  return launch(finish_kernel<acc_t>, 1, kFinishThreads, stream, partials, blocks, normaliser_of<acc_t>(p, counts),
-                static_cast<acc_t*>(p.loss));
+  return launch(finish_kernel<acc_t>, 1, kFinishThreads, stream, partials, blocks, normaliser_of<acc_t>(p, counts), static_cast<acc_t*>(p.loss));
 }
 
 template <class scalar_t>
@@ -219,8 +220,8 @@ const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* fact
     const int64_t before = misaligned ? kVector<scalar_t> - misaligned : 0, head = before < numel ? before : numel;
     const int64_t wanted = numel / (kVector<scalar_t> * kScaleThreads) + 1;
     const uint32_t blocks = wanted < max_blocks ? uint32_t(wanted) : max_blocks;
-    return launch(scale_kernel<scalar_t>, blocks, kScaleThreads, stream, static_cast<scalar_t*>(gradient), head, numel,
-                  static_cast<const acc_of<scalar_t>*>(factor));
+    return launch(
+        scale_kernel<scalar_t>, blocks, kScaleThreads, stream, static_cast<scalar_t*>(gradient), head, numel, static_cast<const acc_of<scalar_t>*>(factor));
   });
 }
 

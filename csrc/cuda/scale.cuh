@@ -9,8 +9,7 @@ constexpr int kScaleThreads = 256;
 
 // `head` elements come before the first 16-byte boundary. The host never learns the factor, so nothing waits for it.
 template <class scalar_t>
-__global__ __launch_bounds__(kScaleThreads) void scale_kernel(scalar_t* gradient, int64_t head, int64_t numel,
-                                                                 const acc_of<scalar_t>* factor_pointer) {
+__global__ __launch_bounds__(kScaleThreads) void scale_kernel(scalar_t* gradient, int64_t head, int64_t numel, const acc_of<scalar_t>* factor_pointer) {
   const acc_of<scalar_t> factor = *factor_pointer;
   if (factor == 1) return;
   const int64_t thread = int64_t(blockIdx.x) * kScaleThreads + threadIdx.x, threads = int64_t(gridDim.x) * kScaleThreads;

@@ -136,9 +136,7 @@ struct Top {
     if (is_infinite && others > 1) defined = acc_t(NAN);
   }
 
-  __device__ acc_t exponential(acc_t x) const {
-    return exp_below<Math>(x, value);
-  }
+  __device__ acc_t exponential(acc_t x) const { return exp_below<Math>(x, value); }
   __device__ acc_t distance(acc_t x, bool no_coefficient) const {
     const acc_t distance = x == value ? acc_t(0) : value - x;
     return no_coefficient ? almost_finite(distance) : distance;

@@ -75,7 +75,8 @@ __device__ acc_of<scalar_t> dense_row(const SoftmaxArguments<scalar_t>& a, int64
     });
   });
   value = a.group.sum(value);
-  slopes = a.group.fold(slopes, [](const SumBesideLargest<acc_t>& one, const SumBesideLargest<acc_t>& other) { return SumBesideLargest<acc_t>::both(one, other); });
+  slopes =
+      a.group.fold(slopes, [](const SumBesideLargest<acc_t>& one, const SumBesideLargest<acc_t>& other) { return SumBesideLargest<acc_t>::both(one, other); });
   if (!exists) return 0;
   const acc_t coefficient = (a.weight ? a.weight[row * a.weight_row_stride] : acc_t(1)) * top.defined;
   if (a.gradient) {

@@ -30,9 +30,8 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
 
 template <class scalar_t>
 const char* start_pyramid(const LossParameters& p, const PyramidArguments<scalar_t>& arguments, uint32_t blocks, void* stream) {
-  return with_few_sigmoid_focals<sizeof(scalar_t) < 8>(p, [&]<class Loss>(const Loss& loss) {
-    return launch(pyramid_kernel<scalar_t, Loss>, blocks, kThreads, stream, arguments, loss);
-  });
+  return with_few_sigmoid_focals<sizeof(scalar_t) < 8>(
+      p, [&]<class Loss>(const Loss& loss) { return launch(pyramid_kernel<scalar_t, Loss>, blocks, kThreads, stream, arguments, loss); });
 }
 
 }  // namespace focal_ext::cuda

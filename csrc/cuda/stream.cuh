@@ -19,7 +19,9 @@ struct Neighbours {
   __device__ bool is_special(uint32_t) const { return false; }  // the vector with so many to go, of all lanes
   __device__ void pass(uint32_t) {}
   template <class Loss>
-  __device__ Term<float> term(float x, uint32_t, uint32_t, const Loss& loss) const { return loss.template negative<DeviceFloat>(x); }
+  __device__ Term<float> term(float x, uint32_t, uint32_t, const Loss& loss) const {
+    return loss.template negative<DeviceFloat>(x);
+  }
 };
 
 // One lane's vectors of a tile. Vectors in flight are independent of each other, so their instructions interleave.

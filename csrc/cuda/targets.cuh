@@ -14,7 +14,9 @@ template <class acc_t>
 using Term = ValueAndGradient<acc_t>;
 
 template <class acc_t>
-__device__ Term<acc_t> scaled(Term<acc_t> t, acc_t value, acc_t gradient) { return {value * t.value, gradient * t.gradient}; }
+__device__ Term<acc_t> scaled(Term<acc_t> t, acc_t value, acc_t gradient) {
+  return {value * t.value, gradient * t.gradient};
+}
 
 // alpha for a target 1 and for a target 0 in column `c`.
 template <class acc_t>
@@ -76,8 +78,8 @@ struct IdTargets {
   static __device__ bool is_ignored(const int* labels, uint32_t row) { return labels[row] == kIgnored; }
 
   template <class Math, class scalar_t, class Loss>
-  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t, uint32_t row, uint32_t c, acc_t x, const int* labels,
-                              const Loss& loss) const {
+  __device__ Term<acc_t> term(
+      const Arguments<scalar_t>& a, const Tile& tile, uint32_t, uint32_t row, uint32_t c, acc_t x, const int* labels, const Loss& loss) const {
     const int label = labels[row];
     const bool positive = label == int(c);
     const Alpha<acc_t> alpha = alpha_of(a, c);
@@ -130,8 +132,7 @@ struct DenseTargets {
   static __device__ bool is_ignored(const int*, uint32_t) { return false; }
 
   template <class Math, class Loss>
-  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t, uint32_t c, acc_t x, const int*,
-                              const Loss& loss) const {
+  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t, uint32_t c, acc_t x, const int*, const Loss& loss) const {
     const acc_t t = as_stored([&](auto* stored) { return acc_t(widen(stored[tile.first_element + i])); });
     const Alpha<acc_t> alpha = alpha_of(a, c);
     const acc_t factor = Loss::factor(t, alpha.positive, alpha.negative);

@@ -14,10 +14,26 @@ namespace focal_ext::cuda {
 // Logits as C++ knows them, the type they are computed in, and their name in a Problem.
 template <class scalar_t>
 struct Storage;
-template <> struct Storage<float> { using acc_t = float; static constexpr Scalar scalar = Scalar::f32; };
-template <> struct Storage<double> { using acc_t = double; static constexpr Scalar scalar = Scalar::f64; };
-template <> struct Storage<__nv_bfloat16> { using acc_t = float; static constexpr Scalar scalar = Scalar::bf16; };
-template <> struct Storage<__half> { using acc_t = float; static constexpr Scalar scalar = Scalar::f16; };
+template <>
+struct Storage<float> {
+  using acc_t = float;
+  static constexpr Scalar scalar = Scalar::f32;
+};
+template <>
+struct Storage<double> {
+  using acc_t = double;
+  static constexpr Scalar scalar = Scalar::f64;
+};
+template <>
+struct Storage<__nv_bfloat16> {
+  using acc_t = float;
+  static constexpr Scalar scalar = Scalar::bf16;
+};
+template <>
+struct Storage<__half> {
+  using acc_t = float;
+  static constexpr Scalar scalar = Scalar::f16;
+};
 
 template <class scalar_t>
 using acc_of = typename Storage<scalar_t>::acc_t;
@@ -29,11 +45,17 @@ inline __device__ float widen(__half x) { return __half2float(x); }
 inline __device__ float widen(uint8_t x) { return float(x); }
 
 template <class scalar_t>
-__device__ scalar_t narrow(acc_of<scalar_t> x) { return scalar_t(x); }
+__device__ scalar_t narrow(acc_of<scalar_t> x) {
+  return scalar_t(x);
+}
 template <>
-inline __device__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+inline __device__ __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
 template <>
-inline __device__ __half narrow<__half>(float x) { return __float2half_rn(x); }
+inline __device__ __half narrow<__half>(float x) {
+  return __float2half_rn(x);
+}
 
 // 16 bytes of logits: what one lane moves per load and store.
 template <class scalar_t>

@@ -30,7 +30,9 @@ struct Asymmetric {
     return {Math::select_positive(u, power * (u * ratio), u), Math::select_positive(u, slope, u)};
   }
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const { return mirrored(sigmoid_focal_hard<Math>(-x, of_positive)); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const {
+    return mirrored(sigmoid_focal_hard<Math>(-x, of_positive));
+  }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const ValueAndGradient<T> high = positive<Math>(x, t), low = negative<Math>(x);
@@ -39,7 +41,9 @@ struct Asymmetric {
     return {(none ? zero : t * high.value) + (all ? zero : not_t * low.value), (none ? zero : t * high.gradient) + (all ? zero : not_t * low.gradient)};
   }
   template <class T>
-  static FOCAL_EXT_INLINE T factor(T, T of_one, T) { return of_one; }
+  static FOCAL_EXT_INLINE T factor(T, T of_one, T) {
+    return of_one;
+  }
 };
 
 }  // namespace focal_ext

@@ -65,9 +65,7 @@ struct DeviceFloat {
   static FOCAL_EXT_INLINE float polynomial(float w) { return log1p_polynomial<DeviceFloat>(w); }
   static FOCAL_EXT_INLINE float log1p_exp(float, float w) { return w * polynomial(w); }
   static FOCAL_EXT_INLINE float product_or_zero(float a, float b) { return a == 0.f ? 0.f : a * b; }
-  static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) {
-    log_ratio_approx<DeviceFloat>(u, rest, ratio, inverse);
-  }
+  static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) { log_ratio_approx<DeviceFloat>(u, rest, ratio, inverse); }
   static FOCAL_EXT_INLINE float pow_exp(Exponent gamma, float a, float b) { return exp_product(gamma, a, b); }
 
   // exp(-y) = 2^t exp(-y - t ln 2): the correction takes the rounding of t from 43 units of 2^-23 to 2.
@@ -104,8 +102,12 @@ struct Stream : Lanes<T> {
   static FOCAL_EXT_INLINE T bounded(T a) { return a; }
   static FOCAL_EXT_INLINE T product_or_zero(T a, T b) { return a * b; }
   static FOCAL_EXT_INLINE T fma(T a, T b, T c) { return fused(a, b, c); }
-  static FOCAL_EXT_INLINE T min(T a, T b) { return Stream::each([](float x, float y) { return ::fminf(x, y); }, a, b); }
-  static FOCAL_EXT_INLINE T max(T a, T b) { return Stream::each([](float x, float y) { return max_or_nan(x, y); }, a, b); }
+  static FOCAL_EXT_INLINE T min(T a, T b) {
+    return Stream::each([](float x, float y) { return ::fminf(x, y); }, a, b);
+  }
+  static FOCAL_EXT_INLINE T max(T a, T b) {
+    return Stream::each([](float x, float y) { return max_or_nan(x, y); }, a, b);
+  }
   static FOCAL_EXT_INLINE T select_positive(T z, T a, T b) {
     return Stream::each([](float z, float x, float y) { return z > 0.f ? x : y; }, z, a, b);
   }
@@ -171,8 +173,7 @@ template <class T, Grade grade>
 struct CrossEntropy<Stream<T, grade>> {
   using Math = Stream<T, grade>;
   T ce, slope;
-  FOCAL_EXT_INLINE CrossEntropy(const Sigmoid<Math>& s, T x, T t)
-      : ce(Math::fma(Math::constant(0) - t, x, s.softplus(x))), slope(s.p - t) {}
+  FOCAL_EXT_INLINE CrossEntropy(const Sigmoid<Math>& s, T x, T t) : ce(Math::fma(Math::constant(0) - t, x, s.softplus(x))), slope(s.p - t) {}
 };
 
 }  // namespace focal_ext

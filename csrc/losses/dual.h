@@ -30,7 +30,9 @@ struct Dual {
   using value_t = Number<T>;
   static FOCAL_EXT_INLINE T limit() { return Math::limit(); }
   template <class C>
-  static FOCAL_EXT_INLINE value_t constant(C c) { return {Math::constant(c), T(0)}; }
+  static FOCAL_EXT_INLINE value_t constant(C c) {
+    return {Math::constant(c), T(0)};
+  }
   // At 0 on the side that select_positive takes, so that the halves of a formula fit together.
   static FOCAL_EXT_INLINE value_t abs(value_t a) { return a.value > T(0) ? a : -a; }
   static FOCAL_EXT_INLINE value_t min(value_t a, value_t b) { return a.value < b.value ? a : b; }
@@ -79,9 +81,13 @@ struct FromValue : Value {
     return {loss.value, loss.slope};
   }
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const { return dense<Math>(x, T(0)); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
+    return dense<Math>(x, T(0));
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const { return dense<Math>(x, t); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
+    return dense<Math>(x, t);
+  }
 };
 
 }  // namespace focal_ext

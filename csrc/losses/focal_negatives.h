@@ -17,7 +17,9 @@ struct FocalNegatives {
   Second second;
 
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const { return sigmoid_focal_hard<Math>(x, modulator); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
+    return sigmoid_focal_hard<Math>(x, modulator);
+  }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
     if (loss == Loss::quality_focal) return quality().template positive<Math>(x, t);
@@ -30,7 +32,9 @@ struct FocalNegatives {
   }
   // The others have no alpha: their factors are equal.
   template <class T>
-  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) { return Varifocal<Modulator>::factor(t, of_one, of_zero); }
+  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) {
+    return Varifocal<Modulator>::factor(t, of_one, of_zero);
+  }
 
  private:
   FOCAL_EXT_INLINE auto quality() const { return QualityFocal<Modulator, Second>{modulator, second}; }

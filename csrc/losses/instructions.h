@@ -95,17 +95,18 @@ FOCAL_EXT_INLINE Pair fused(Pair a, Pair b, Pair c) {
 }
 // {a.low op b.low, a.high op b.high}
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-#define FOCAL_EXT_PAIR_OPERATOR(op, name)                                                                             \
-  FOCAL_EXT_INLINE Pair operator op(Pair a, Pair b) {                                                                 \
-    Pair d;                                                                                                           \
-    asm("{ .reg .b64 a, b, d; mov.b64 a, {%2, %3}; mov.b64 b, {%4, %5}; " name ".rn.f32x2 d, a, b;"                   \
-        " mov.b64 {%0, %1}, d; }"                                                                                     \
-        : "=f"(d.low), "=f"(d.high)                                                                                   \
-        : "f"(a.low), "f"(a.high), "f"(b.low), "f"(b.high));                                                          \
-    return d;                                                                                                         \
+#define FOCAL_EXT_PAIR_OPERATOR(op, name)                                      \
+  FOCAL_EXT_INLINE Pair operator op(Pair a, Pair b) {                          \
+    Pair d;                                                                    \
+    asm("{ .reg .b64 a, b, d; mov.b64 a, {%2, %3}; mov.b64 b, {%4, %5}; " name \
+        ".rn.f32x2 d, a, b;"                                                   \
+        " mov.b64 {%0, %1}, d; }"                                              \
+        : "=f"(d.low), "=f"(d.high)                                            \
+        : "f"(a.low), "f"(a.high), "f"(b.low), "f"(b.high));                   \
+    return d;                                                                  \
   }
 #else
-#define FOCAL_EXT_PAIR_OPERATOR(op, name) \
+#define FOCAL_EXT_PAIR_OPERATOR(op, name)                                                          \
   FOCAL_EXT_INLINE Pair operator op(Pair a, Pair b) { return {a.low op b.low, a.high op b.high}; }
 #endif
 FOCAL_EXT_PAIR_OPERATOR(*, "mul")
@@ -124,7 +125,9 @@ struct Lanes<float> {
   static FOCAL_EXT_INLINE void store(float* x, float a) { *x = a; }
   static FOCAL_EXT_INLINE float sum(float a) { return a; }
   template <class F, class... A>
-  static FOCAL_EXT_INLINE float each(F f, A... a) { return f(a...); }
+  static FOCAL_EXT_INLINE float each(F f, A... a) {
+    return f(a...);
+  }
 };
 template <>
 struct Lanes<Pair> {
@@ -134,10 +137,20 @@ struct Lanes<Pair> {
   static FOCAL_EXT_INLINE void store(float* x, Pair a) { x[0] = a.low, x[1] = a.high; }
   static FOCAL_EXT_INLINE float sum(Pair a) { return a.low + a.high; }
   template <class F, class... A>
-  static FOCAL_EXT_INLINE Pair each(F f, A... a) { return {f(a.low...), f(a.high...)}; }
+  static FOCAL_EXT_INLINE Pair each(F f, A... a) {
+    return {f(a.low...), f(a.high...)};
+  }
 };
 
-FOCAL_EXT_INLINE uint32_t bits_of(float a) { uint32_t b; memcpy(&b, &a, 4); return b; }
-FOCAL_EXT_INLINE float float_of(uint32_t b) { float a; memcpy(&a, &b, 4); return a; }
+FOCAL_EXT_INLINE uint32_t bits_of(float a) {
+  uint32_t b;
+  memcpy(&b, &a, 4);
+  return b;
+}
+FOCAL_EXT_INLINE float float_of(uint32_t b) {
+  float a;
+  memcpy(&a, &b, 4);
+  return a;
+}
 
 }  // namespace focal_ext

@@ -18,13 +18,21 @@ struct WholeModulator {
   static constexpr Tail tail = gamma_ >= 1 ? Tail::vanishing : Tail::full;
   explicit WholeModulator(Exponent) {}
   template <class Math>
-  FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(gamma_); }
+  FOCAL_EXT_INLINE typename Math::value_t gamma() const {
+    return Math::constant(gamma_);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const { return of<Math>(p); }
+  FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const {
+    return of<Math>(p);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of_soft(T, T, T u) const { return of<Math>(u); }
+  FOCAL_EXT_INLINE T of_soft(T, T, T u) const {
+    return of<Math>(u);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of_logarithm(T u, T) const { return of<Math>(u); }
+  FOCAL_EXT_INLINE T of_logarithm(T u, T) const {
+    return of<Math>(u);
+  }
   template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const {
     if constexpr (gamma_ == 0) return Math::constant(1);
@@ -41,15 +49,25 @@ struct ZeroOrOneModulator {
   float exponent;
   explicit ZeroOrOneModulator(Exponent gamma) : exponent(gamma.high) {}
   template <class Math>
-  FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(exponent); }
+  FOCAL_EXT_INLINE typename Math::value_t gamma() const {
+    return Math::constant(exponent);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const { return of<Math>(p); }
+  FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const {
+    return of<Math>(p);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of_soft(T, T, T u) const { return of<Math>(u); }
+  FOCAL_EXT_INLINE T of_soft(T, T, T u) const {
+    return of<Math>(u);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of_logarithm(T u, T) const { return of<Math>(u); }
+  FOCAL_EXT_INLINE T of_logarithm(T u, T) const {
+    return of<Math>(u);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of(T u) const { return exponent == 0 ? Math::constant(1) : u; }
+  FOCAL_EXT_INLINE T of(T u) const {
+    return exponent == 0 ? Math::constant(1) : u;
+  }
 };
 
 struct AnyModulator {
@@ -58,7 +76,9 @@ struct AnyModulator {
   Exponent exponent;
   explicit AnyModulator(Exponent gamma) : exponent(gamma) {}
   template <class Math>
-  FOCAL_EXT_INLINE typename Math::value_t gamma() const { return Math::constant(exponent); }
+  FOCAL_EXT_INLINE typename Math::value_t gamma() const {
+    return Math::constant(exponent);
+  }
   // p^gamma with p = sigmoid(z), log p = negative_part - log1p_e. A policy may have a more exact way for a large gamma.
   template <class Math, class T>
   FOCAL_EXT_INLINE T of_probability(T z, T, T negative_part, T log1p_e) const {
@@ -75,9 +95,13 @@ struct AnyModulator {
   }
   // u^gamma with log u = -minus_log, where u rounds to 1
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of_logarithm(T, T minus_log) const { return Math::pow_exp(exponent, Math::constant(0), minus_log); }
+  FOCAL_EXT_INLINE T of_logarithm(T, T minus_log) const {
+    return Math::pow_exp(exponent, Math::constant(0), minus_log);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE T of(T u) const { return Math::pow(u, exponent); }
+  FOCAL_EXT_INLINE T of(T u) const {
+    return Math::pow(u, exponent);
+  }
 };
 
 // What every term needs, from one exponential: e = exp(-|z|), r = 1 / (1 + e), w = e r, p = sigmoid(z), q = sigmoid(-z).

@@ -16,6 +16,7 @@
 #define FOCAL_EXT_INLINE __host__ __device__ __forceinline__
 #else
 #define FOCAL_EXT_INLINE inline __attribute__((always_inline))
+#define FOCAL_EXT_INLINE_LAMBDA __attribute__((always_inline))
 #endif
 
 namespace focal_ext {
@@ -181,8 +182,16 @@ struct Host {
     inverse = 1.f / rest;
   }
 
-  static FOCAL_EXT_INLINE uint32_t bits(float a) { uint32_t b; __builtin_memcpy(&b, &a, 4); return b; }
-  static FOCAL_EXT_INLINE float from_bits(uint32_t b) { float a; __builtin_memcpy(&a, &b, 4); return a; }
+  static FOCAL_EXT_INLINE uint32_t bits(float a) {
+    uint32_t b;
+    __builtin_memcpy(&b, &a, 4);
+    return b;
+  }
+  static FOCAL_EXT_INLINE float from_bits(uint32_t b) {
+    float a;
+    __builtin_memcpy(&a, &b, 4);
+    return a;
+  }
 
  private:
   // a * b - product, exactly with a fused multiply-add, else by Dekker's splitting.

@@ -15,9 +15,13 @@ struct QualityFocal {
   Lower lower;
 
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const { return sigmoid_focal_hard<Math>(x, modulator); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
+    return sigmoid_focal_hard<Math>(x, modulator);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const { return dense<Math>(x, t); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
+    return dense<Math>(x, t);
+  }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const Sigmoid<Math> s(x);
@@ -32,7 +36,9 @@ struct QualityFocal {
     return {ce == infinity ? ce : power * size * ce, d < zero ? zero - bend : d == zero ? zero : bend};
   }
   template <class T>
-  static FOCAL_EXT_INLINE T factor(T, T of_one, T) { return of_one; }
+  static FOCAL_EXT_INLINE T factor(T, T of_one, T) {
+    return of_one;
+  }
 };
 
 }  // namespace focal_ext

@@ -71,13 +71,21 @@ struct SigmoidFocal {
   Modulator modulator;
 
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const { return sigmoid_focal_hard<Math>(x, modulator); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
+    return sigmoid_focal_hard<Math>(x, modulator);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const { return mirrored(sigmoid_focal_hard<Math>(-x, modulator)); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const {
+    return mirrored(sigmoid_focal_hard<Math>(-x, modulator));
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const { return sigmoid_focal_soft<Math>(x, t, t, modulator); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
+    return sigmoid_focal_soft<Math>(x, t, t, modulator);
+  }
   template <class T>
-  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) { return of_one * t + of_zero * (T(1) - t); }
+  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) {
+    return of_one * t + of_zero * (T(1) - t);
+  }
 };
 
 template <class Modulator>
@@ -92,7 +100,9 @@ struct SmoothedSigmoidFocal {
     return sigmoid_focal_smoothed<Math>(x, Math::constant(half), modulator);
   }
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const { return mirrored(negative<Math>(-x)); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const {
+    return mirrored(negative<Math>(-x));
+  }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const T zero = Math::constant(0), one = Math::constant(1);
@@ -103,7 +113,9 @@ struct SmoothedSigmoidFocal {
     return {hard ? low.value : soft.value, t == zero ? low.gradient : t == one ? high.gradient : soft.gradient};
   }
   template <class T>
-  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) { return SigmoidFocal<Modulator>::factor(t, of_one, of_zero); }
+  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) {
+    return SigmoidFocal<Modulator>::factor(t, of_one, of_zero);
+  }
 };
 
 }  // namespace focal_ext

@@ -42,7 +42,9 @@ FOCAL_EXT_INLINE T log_of_sum(T sum, T tail) {
 template <class T>
 constexpr T kAlmostInfinite = sizeof(T) == 8 ? T(1e300) : T(1e36f);
 template <class T>
-FOCAL_EXT_INLINE T almost_finite(T a) { return a > kAlmostInfinite<T> ? kAlmostInfinite<T> : a; }
+FOCAL_EXT_INLINE T almost_finite(T a) {
+  return a > kAlmostInfinite<T> ? kAlmostInfinite<T> : a;
+}
 
 // u^gamma, 0 for 0 at any gamma above 0. Where u rounds to 1 its logarithm is still log(1 - p), and a large gamma shows it.
 template <class Math, class Modulator, class T>
@@ -87,8 +89,7 @@ FOCAL_EXT_INLINE SoftmaxRow<T> softmax_focal_row(T own, T others, T distance, co
 //   f = u^gamma H,   df/dx_j = u^gamma (p_j - s / C + gamma p H q_j),   df/dx_y = u^gamma (p (1 - t_y) - u t_y - gamma p H)
 // mean_distance: the mean of m - x_c over the row.
 template <class Math, class Modulator, class T = typename Math::value_t>
-FOCAL_EXT_INLINE SoftmaxRow<T> smoothed_softmax_focal_row(T own, T others, T distance, T mean_distance, T smoothing, T classes,
-                                                          const Modulator& modulator) {
+FOCAL_EXT_INLINE SoftmaxRow<T> smoothed_softmax_focal_row(T own, T others, T distance, T mean_distance, T smoothing, T classes, const Modulator& modulator) {
   const T zero = Math::constant(0), one = Math::constant(1);
   const T sum = own + others, tail = distance == zero ? others : sum - one, log_sum = log_of_sum<Math>(sum, tail);
   const T p = own / sum, u = others / sum, hard = one - smoothing;

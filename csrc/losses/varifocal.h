@@ -14,9 +14,13 @@ struct Varifocal {
   Modulator modulator;
 
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const { return sigmoid_focal_hard<Math>(x, modulator); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
+    return sigmoid_focal_hard<Math>(x, modulator);
+  }
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const { return dense<Math>(x, t); }
+  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
+    return dense<Math>(x, t);
+  }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const Sigmoid<Math> s(x);
@@ -28,7 +32,9 @@ struct Varifocal {
     return {(scored ? t : power) * bce.ce, scored ? t * bce.slope : focal};
   }
   template <class T>
-  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) { return t > T(0) ? of_one : of_zero; }
+  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) {
+    return t > T(0) ? of_one : of_zero;
+  }
 };
 
 }  // namespace focal_ext

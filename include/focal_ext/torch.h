@@ -123,12 +123,12 @@ inline Named arguments(const at::Tensor& inputs, const at::Tensor& targets, cons
   TORCH_CHECK_TYPE(at::isFloatingType(inputs.scalar_type()), "inputs: logits must be float32, bfloat16, float16 or float64, got ", inputs.scalar_type());
   TORCH_CHECK_VALUE(inputs.dim() > 0, "inputs: logits need shape (..., classes), got a 0-d tensor");
   const bool dense = targets.sizes() == inputs.sizes();
-  TORCH_CHECK_VALUE(dense || targets.sizes() == inputs.sizes().slice(0, inputs.dim() - 1), "targets: shape must be inputs' without its last axis for class ids or ",
-                    inputs.sizes(), " for dense targets, got ", targets.sizes());
+  TORCH_CHECK_VALUE(dense || targets.sizes() == inputs.sizes().slice(0, inputs.dim() - 1),
+      "targets: shape must be inputs' without its last axis for class ids or ", inputs.sizes(), " for dense targets, got ", targets.sizes());
   TORCH_CHECK_VALUE(options.gamma >= 0 && std::isfinite(options.gamma), "gamma: must be finite and >= 0, got ", options.gamma);
   TORCH_CHECK_VALUE(options.alpha == -1 || (options.alpha >= 0 && options.alpha <= 1), "alpha: must be in [0, 1], or -1 to switch it off, got ", options.alpha);
-  TORCH_CHECK_VALUE(!options.class_alpha.defined() || options.class_alpha.sizes() == inputs.sizes().slice(inputs.dim() - 1), "class_alpha: must hold one value a class, ",
-                    inputs.size(-1), ", got shape ", options.class_alpha.sizes());
+  TORCH_CHECK_VALUE(!options.class_alpha.defined() || options.class_alpha.sizes() == inputs.sizes().slice(inputs.dim() - 1),
+      "class_alpha: must hold one value a class, ", inputs.size(-1), ", got shape ", options.class_alpha.sizes());
   const auto* value = std::get_if<double>(&options.normalizer);
   const auto* tensor = std::get_if<at::Tensor>(&options.normalizer);
   TORCH_CHECK_VALUE(options.reduction == Reduction::sum || (value && *value == 1), "normalizer: goes with Reduction::sum");
@@ -142,15 +142,10 @@ inline Named arguments(const at::Tensor& inputs, const at::Tensor& targets, cons
   double divisor_value = value ? *value : 1;
   if (options.reduction == Reduction::mean) divisor = dense ? kByValue : kByKept, divisor_value = dense ? double(std::max<int64_t>(inputs.numel(), 1)) : 1;
   return {{"targets", (as_they_are ? targets : targets.to(accumulation)).contiguous()},
-          {"weight", options.weight.defined() ? c10::IValue(plain_weight(options.weight, inputs, accumulation)) : c10::IValue()},
-          {"alpha", options.class_alpha.defined() ? c10::IValue(options.class_alpha.to(accumulation).contiguous()) : c10::IValue()},
-          {"normalizer", tensor ? c10::IValue(tensor->to(accumulation)) : c10::IValue()},
-          {"gamma", options.gamma},
-          {"alpha_positive", off ? 1.0 : options.alpha},
-          {"alpha_negative", off ? 1.0 : 1 - options.alpha},
-          {"ignore_index", options.ignore_index},
-          {"divisor", divisor},
-          {"divisor_value", divisor_value}};
+      {"weight", options.weight.defined() ? c10::IValue(plain_weight(options.weight, inputs, accumulation)) : c10::IValue()},
+      {"alpha", options.class_alpha.defined() ? c10::IValue(options.class_alpha.to(accumulation).contiguous()) : c10::IValue()},
+      {"normalizer", tensor ? c10::IValue(tensor->to(accumulation)) : c10::IValue()}, {"gamma", options.gamma}, {"alpha_positive", off ? 1.0 : options.alpha},
+      {"alpha_negative", off ? 1.0 : 1 - options.alpha}, {"ignore_index", options.ignore_index}, {"divisor", divisor}, {"divisor_value", divisor_value}};
 }
 
 }  // namespace detail
@@ -160,7 +155,8 @@ inline Named arguments(const at::Tensor& inputs, const at::Tensor& targets, cons
 inline at::Tensor sigmoid_focal_loss(const at::Tensor& inputs, const at::Tensor& targets, const SigmoidFocalLossOptions& options = {}) {
   const detail::Named named = detail::arguments(inputs, targets, options);
   const bool reduced = options.reduction != Reduction::none;
-  if (!inputs.requires_grad() || !at::GradMode::is_enabled()) return detail::call(reduced ? "loss" : "loss_map", detail::with(named, "inputs", inputs))[0].toTensor();
+  if (!inputs.requires_grad() || !at::GradMode::is_enabled())
+    return detail::call(reduced ? "loss" : "loss_map", detail::with(named, "inputs", inputs))[0].toTensor();
   if (reduced && inputs.scalar_type() != at::kHalf) return detail::OnePass::apply(inputs, named);
   return detail::Recompute::apply(inputs, named, reduced);
 }

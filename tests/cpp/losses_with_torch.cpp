@@ -63,14 +63,18 @@ void check(const Row& row) {
   // What is tested is which numbers reach the op; its last digits are tests/test_values.py's. Hence one tolerance for all elements of a
   // result: 6e-6 of the largest, 50 roundings of float32, more than a sum or a cancelling soft target needs; half types round once more.
   const double relative = row.dtype == at::kDouble ? 1e-13 : row.dtype == at::kFloat ? 6e-6 : row.dtype == at::kHalf ? 1e-3 : 8e-3;
-  const auto agree = [&](const Tensor& got, const Tensor& right) { return got.to(at::kDouble).allclose(right, 0, relative * right.abs().max().item<double>()); };
+  const auto agree = [&](const Tensor& got, const Tensor& right) {
+    return got.to(at::kDouble).allclose(right, 0, relative * right.abs().max().item<double>());
+  };
   expect(agree(loss, want), row.name);
   expect(agree(gradient, x.grad()), row.name);
 
   loss.backward(upstream);  // a kept graph gives the same again
   expect(at::equal(inputs.grad(), gradient * 2), row.name);
   const at::NoGradGuard no_grad;
-  expect(at::equal(focal_ext::sigmoid_focal_loss(inputs, targets, options), loss.detach()) && !focal_ext::sigmoid_focal_loss(inputs, targets, options).requires_grad(), row.name);
+  expect(at::equal(focal_ext::sigmoid_focal_loss(inputs, targets, options), loss.detach()) &&
+             !focal_ext::sigmoid_focal_loss(inputs, targets, options).requires_grad(),
+      row.name);
 }
 
 template <class F>

@@ -34,7 +34,18 @@ void set_seed(uint64_t seed);
 void set_only_blocks(std::vector<uint32_t> blocks);
 
 // Mistakes a kernel makes on purpose, so that the suite can show that it would notice them.
-enum class Defect : int { none, missing_barrier, unordered_labels, overwritten_labels, early_gradient, tail_read, stream_tail, shuffle_distance, index_32, unwritten_slot };
+enum class Defect : int {
+  none,
+  missing_barrier,
+  unordered_labels,
+  overwritten_labels,
+  early_gradient,
+  tail_read,
+  stream_tail,
+  shuffle_distance,
+  index_32,
+  unwritten_slot
+};
 extern Defect planted;
 
 }  // namespace cuda_host

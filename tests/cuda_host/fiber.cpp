@@ -25,8 +25,12 @@ namespace cuda_host {
 
 Fiber host, *running = &host;
 
-void acquire(char& order) { if (__tsan_acquire) __tsan_acquire(&order); }
-void release(char& order) { if (__tsan_release) __tsan_release(&order); }
+void acquire(char& order) {
+  if (__tsan_acquire) __tsan_acquire(&order);
+}
+void release(char& order) {
+  if (__tsan_release) __tsan_release(&order);
+}
 void continue_as(const Fiber& fiber) {
   constexpr unsigned no_sync = 1;
   if (__tsan_switch_to_fiber) __tsan_switch_to_fiber(fiber.tsan, no_sync);

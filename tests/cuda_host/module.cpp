@@ -66,9 +66,10 @@ void run(const py::dict& fields, uint32_t max_blocks) { run_with_workspace(probl
 void run_pyramid(const py::dict& fields, const std::vector<py::dict>& levels, uint32_t max_blocks) {
   std::vector<Level> plain;
   for (const py::dict& level : levels)
-    plain.push_back({address(level, "inputs"), const_cast<void*>(address(level, "gradient")), level["positions"].cast<int64_t>(), level["channels_last"].cast<bool>()});
-  const Pyramid p = {problem_of(fields), fields["weight_per_image"].cast<bool>(), fields["images"].cast<int64_t>(),
-                     fields["anchors"].cast<int64_t>(), plain.data(), int64_t(plain.size())};
+    plain.push_back(
+        {address(level, "inputs"), const_cast<void*>(address(level, "gradient")), level["positions"].cast<int64_t>(), level["channels_last"].cast<bool>()});
+  const Pyramid p = {problem_of(fields), fields["weight_per_image"].cast<bool>(), fields["images"].cast<int64_t>(), fields["anchors"].cast<int64_t>(),
+      plain.data(), int64_t(plain.size())};
   run_with_workspace(p, max_blocks);
 }
 
@@ -78,7 +79,9 @@ void scale(uintptr_t gradient, int scalar, int64_t numel, uintptr_t factor, uint
 
 // Kernels that no chip would finish.
 void skip_a_shuffle() {
-  cuda_host::run_grid(1, 64, [](const void*) { if (cuda_host::thread_index.x != 37) cuda_host::shuffle(~0u, 0, 0); }, nullptr);
+  cuda_host::run_grid(1, 64, [](const void*) {
+    if (cuda_host::thread_index.x != 37) cuda_host::shuffle(~0u, 0, 0);
+  }, nullptr);
 }
 void meet_at_two_places() {
   cuda_host::run_grid(1, 32, [](const void*) { cuda_host::thread_index.x % 2 ? cuda_host::sync_warp() : void(cuda_host::ballot(~0u, true)); }, nullptr);

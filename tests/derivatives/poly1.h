@@ -13,5 +13,7 @@ struct Poly1 {
     return Math::fma(Math::constant(epsilon), not_p_t, focal_ext::CrossEntropy<Math>(s, x, t).ce);
   }
   template <class T>
-  static FOCAL_EXT_INLINE T factor(T, T of_one, T) { return of_one; }
+  static FOCAL_EXT_INLINE T factor(T, T of_one, T) {
+    return of_one;
+  }
 };

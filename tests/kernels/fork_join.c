@@ -11,7 +11,11 @@ void __tsan_acquire(void* address);
 void __tsan_release(void* address);
 
 typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
-struct Region { void (*body)(void*); void* data; char begins, ends; };
+struct Region {
+  void (*body)(void*);
+  void* data;
+  char begins, ends;
+};
 
 static int find_libgomp(struct dl_phdr_info* info, size_t size, void* found) {
   (void)size;
