@@ -2,6 +2,9 @@
 // Must not know: losses, rows, planes. Compiled once per instruction set, inside its namespace.
 #pragma once
 #include "storage.h"
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
 
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
@@ -65,6 +68,22 @@ inline void narrow(const float* from, int64_t n, BFloat16* to) {
   }
 }
 
+#ifdef __AVX512BW__
+// The same by the processor's own instruction, in a quarter of the time. It takes subnormal numbers for 0: steps that have one go the other way.
+__attribute__((target("avx512bf16"))) inline void narrow_natively(const float* from, int64_t n, BFloat16* to) {
+  constexpr int kSubnormal = 0x20;
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m512 low = _mm512_loadu_ps(from + i), high = _mm512_loadu_ps(from + i + 16);
+    const __m512i halves = __m512i(_mm512_cvtne2ps_pbh(high, low));
+    const bool has_zero = _mm512_testn_epi16_mask(halves, _mm512_set1_epi16(0x7fff));
+    if (has_zero && (_mm512_fpclass_ps_mask(low, kSubnormal) | _mm512_fpclass_ps_mask(high, kSubnormal))) narrow(from + i, 32, to + i);
+    else _mm512_storeu_si512(to + i, halves);
+  }
+  narrow(from + i, n - i, to + i);
+}
+#endif
+
 // Elements [begin, begin + n) of a tensor of logits' type, in place if they are whole steps of acc_t, else in `buffer`.
 template <class acc_t>
 const acc_t* load_block(const void* tensor, Scalar scalar, int64_t begin, int64_t n, acc_t* buffer) {
@@ -84,6 +103,10 @@ inline void prefetch_block(const void* tensor, Scalar scalar, int64_t begin) {
 
 template <class acc_t>
 void store_block(const acc_t* values, int64_t n, void* tensor, Scalar scalar, int64_t begin) {
+#ifdef __AVX512BW__
+  if constexpr (sizeof(acc_t) == sizeof(float))
+    if (scalar == Scalar::bf16 && __builtin_cpu_supports("avx512bf16")) return narrow_natively(values, n, static_cast<BFloat16*>(tensor) + begin);
+#endif
   if (scalar == Scalar::bf16) narrow(values, n, static_cast<BFloat16*>(tensor) + begin);
   else if (scalar == Scalar::f16) narrow(values, n, static_cast<Float16*>(tensor) + begin);
   else narrow(values, n, static_cast<acc_t*>(tensor) + begin);
@@ -113,12 +136,13 @@ bool is_zero(const target_t* t, int64_t n) {
 }
 
 // True when no logit is beyond the limit, infinite or NaN.
-template <class acc_t>
-bool is_within(acc_t limit, const acc_t* x, int64_t n) {
-  auto largest = magnitude(limit);
+template <class scalar_t>
+bool is_within(scalar_t limit, const scalar_t* x, int64_t n) {
+  const auto most = magnitude(limit);
+  auto largest = most;
 #pragma omp simd reduction(max : largest)
-  for (int64_t i = 0; i < whole_steps(n); ++i) largest = magnitude(x[i]) > largest ? magnitude(x[i]) : largest;
-  return largest == magnitude(limit);
+  for (int64_t i = 0; i < n; ++i) largest = magnitude(x[i]) > largest ? magnitude(x[i]) : largest;
+  return largest == most;
 }
 
 // A logit whose alpha is 0 contributes 0 also where the loss is infinite.

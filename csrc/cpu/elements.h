@@ -41,12 +41,12 @@ class Elements {
     const acc_t value = acc_t(p_.alpha_negative), gradient = acc_t(p_.alpha_negative * scale_);
     const auto with = [&]<class AnyMath>(AnyMath) {
       // By value: behind a pointer the compiler would have to reload them after every store.
-      return emit(begin, n, [value, gradient, x, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+      return emit(begin, n, [gradient, x, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
         const Both term = loss.template negative<AnyMath>(x[i]);
-        return Both{value * term.value, gradient * term.gradient};
-      }, specials);
+        return Both{term.value, gradient * term.gradient};
+      }, value, specials);
     };
-    if (within_limit<Math>::is_cheaper && is_within(acc_t(Math::limit()), x, n)) return with(typename within_limit<Math>::type());
+    if (within_limit<Math>::is_cheaper && is_within_limit(x, begin, n)) return with(typename within_limit<Math>::type());
     return with(Math());
   }
 
@@ -55,14 +55,14 @@ class Elements {
     return emit(begin, n, [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
       const Both term = loss.template negative<Math>(b.x[i]);
       return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
-    }, specials);
+    }, acc_t(1), specials);
   }
 
   FOCAL_EXT_ONE_COPY double dense(const Block<acc_t>& b, int64_t begin, int64_t n) const {
     return emit(begin, n, [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
       const Both term = loss.template dense<Math>(b.x[i], b.t[i]);
       return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
-    }, nullptr);
+    }, acc_t(1), nullptr);
   }
 
   // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block.
@@ -89,10 +89,18 @@ class Elements {
   const bool uniform_;
 
  private:
+  // bf16 is looked at as it lies in memory: twice as many logits an instruction.
+  bool is_within_limit(const acc_t* x, int64_t begin, int64_t n) const {
+    if (p_.scalar != Scalar::bf16) return is_within(acc_t(Math::limit()), x, whole_steps(n));
+    BFloat16 limit;
+    store(limit, float(Math::limit()));
+    return is_within(limit, static_cast<const BFloat16*>(p_.inputs) + begin, n);
+  }
+
   // Applies `term` to n elements, puts the specials in their places, and writes what is wanted. Gradients are computed when they are
-  // stored, and only then.
+  // stored, and only then. The losses' common factor is left to their sum.
   template <class Term>
-  double emit(int64_t begin, int64_t n, Term term, Specials<acc_t>* specials) const {
+  double emit(int64_t begin, int64_t n, Term term, acc_t factor, Specials<acc_t>* specials) const {
     acc_t values[kBlock], buffer[kBlock];
     const bool direct = !is_half_ && n % kStep == 0;
     acc_t* const gradient = !p_.gradient ? nullptr : direct ? static_cast<acc_t*>(p_.gradient) + begin : buffer;
@@ -109,14 +117,16 @@ class Elements {
         for (int64_t i = at; i < at + kStep; ++i) values[i] = term(i).value;
       }
     }
-    if (specials) put(*specials, values, gradient);
+    if (p_.loss_map)
+      for (int64_t i = 0; i < n; ++i) values[i] *= factor;
+    const double others = specials ? put(*specials, values, gradient) : 0;
     if (gradient && !direct) store_block(gradient, n, p_.gradient, p_.scalar, begin);
     if (p_.loss_map) store_block(values, n, p_.loss_map, p_.scalar, begin);
-    return p_.loss ? sum(values, n) : 0;
+    return p_.loss ? double(factor) * sum(values, n) + others : 0;
   }
 
-  // Computes the positives side by side, then puts each in its place.
-  FOCAL_EXT_ONE_COPY void put(Specials<acc_t>& s, acc_t* values, acc_t* gradient) const {
+  // Computes the positives side by side, then puts each in its place, or returns their sum where that is all that is wanted.
+  FOCAL_EXT_ONE_COPY double put(Specials<acc_t>& s, acc_t* values, acc_t* gradient) const {
     Block<acc_t>& b = s.positives;
     b.pad(s.count);
     for (int64_t at = 0; at < s.count; at += kStep)
@@ -126,13 +136,16 @@ class Elements {
         b.value[i] *= term.value;
         b.gradient[i] *= term.gradient;
       }
+    double total = 0;
     const auto set = [&](int64_t i, acc_t value, acc_t slope) {
-      values[i] = value;
+      values[i] = p_.loss_map ? value : 0;
+      total += value;
       if (gradient) gradient[i] = slope;
     };
     for (int64_t i = 0; i < s.count; ++i) set(s.at[i], b.value[i], b.gradient[i]);
     for (int64_t r = 0; r < s.ranges; ++r)
       for (int64_t i = s.first[r]; i < s.last[r]; ++i) set(i, s.constant[r], s.constant[r]);
+    return total;
   }
 };
 

@@ -58,6 +58,7 @@ inline void store(Float16& to, float a) {
 
 // The bits of |a|, which are ordered like the numbers, infinity and NaN last.
 inline uint32_t magnitude(float a) { return bits_of(a) & 0x7fffffffu; }
+inline uint16_t magnitude(BFloat16 a) { return a.bits & 0x7fff; }
 inline uint64_t magnitude(double a) {
   uint64_t b;
   __builtin_memcpy(&b, &a, 8);

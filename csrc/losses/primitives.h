@@ -265,7 +265,7 @@ struct Sigmoid<Host<precision, tail>> {
     w_ = Math::min_positive(p, q), ratio_ = Math::log1p_ratio(w_);
     log1p_e = w_ * ratio_;
   }
-  FOCAL_EXT_INLINE float softplus(float z) const { return Math::fma(w_, ratio_, Math::select_positive(z, z, 0.f)); }
+  FOCAL_EXT_INLINE float softplus(float z) const { return Math::fma(w_, ratio_, Math::max(0.f, z)); }
   FOCAL_EXT_INLINE float negative_part(float z) const { return Math::select_positive(z, 0.f, z); }
 
  private:
