@@ -6,6 +6,9 @@
 #include <immintrin.h>
 #endif
 
+// One copy of each loop: a call costs nothing against a block.
+#define FOCAL_EXT_ONE_COPY __attribute__((noinline))
+
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
@@ -113,6 +116,12 @@ void store_block(const acc_t* values, int64_t n, void* tensor, Scalar scalar, in
 }
 
 template <class acc_t>
+FOCAL_EXT_ONE_COPY void multiply(acc_t* values, int64_t n, acc_t factor) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) values[i] *= factor;
+}
+
+template <class acc_t>
 double sum(const acc_t* values, int64_t n) {
   acc_t lanes[kLanes] = {};
   int64_t i = 0;
@@ -137,7 +146,7 @@ bool is_zero(const target_t* t, int64_t n) {
 
 // True when no logit is beyond the limit, infinite or NaN.
 template <class scalar_t>
-bool is_within(scalar_t limit, const scalar_t* x, int64_t n) {
+FOCAL_EXT_ONE_COPY bool is_within(scalar_t limit, const scalar_t* x, int64_t n) {
   const auto most = magnitude(limit);
   auto largest = most;
 #pragma omp simd reduction(max : largest)

@@ -4,10 +4,6 @@
 #include "../losses/list.h"
 #include "block.h"
 
-// A term that is called instead of inlined is a loop that does not vectorise: eight times slower.
-// One copy of each loop: a call costs nothing against a block.
-#define FOCAL_EXT_ONE_COPY __attribute__((noinline))
-
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
@@ -117,8 +113,7 @@ class Elements {
         for (int64_t i = at; i < at + kStep; ++i) values[i] = term(i).value;
       }
     }
-    if (p_.loss_map)
-      for (int64_t i = 0; i < n; ++i) values[i] *= factor;
+    if (p_.loss_map) multiply(values, n, factor);
     const double others = specials ? put(*specials, values, gradient) : 0;
     if (gradient && !direct) store_block(gradient, n, p_.gradient, p_.scalar, begin);
     if (p_.loss_map) store_block(values, n, p_.loss_map, p_.scalar, begin);

@@ -16,6 +16,7 @@
 #define FOCAL_EXT_INLINE __host__ __device__ __forceinline__
 #else
 #define FOCAL_EXT_INLINE inline __attribute__((always_inline))
+// A term that is called instead of inlined is a loop that does not vectorise: eight times slower.
 #define FOCAL_EXT_INLINE_LAMBDA __attribute__((always_inline))
 #endif
 
