@@ -137,7 +137,12 @@ def rows_of(case: Case, seconds: float) -> list[dict[str, object]]:
             "rounds": timing.rounds, "speedup": timing.median / timings[OURS].median, "ns_per_logit": timing.median * 1e9 / case.logits.numel(),
             "peak_extra_logits": peak_bytes(step) / size, "worst_relative_error": error_of(step, case), "first_call_s": compile_seconds[name], "why_not": "",
         })  # fmt: skip
-    return rows + [{**dict.fromkeys(rows[0], ""), "case": case.name, "implementation": name, "why_not": why} for name, why in skipped.items()]
+    return rows + not_measured(rows[0], skipped)
+
+
+def not_measured(like: dict[str, object], skipped: dict[str, str]) -> list[dict[str, object]]:
+    """Rows of the same case that are empty but for the reason."""
+    return [{**dict.fromkeys(like, ""), "case": like["case"], "implementation": name, "why_not": why} for name, why in skipped.items()]
 
 
 def processor() -> str:

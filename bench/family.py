@@ -17,7 +17,7 @@ from tqdm import tqdm
 import focal_ext
 
 from .cases import ANCHORS, synthetic
-from .compare import KEEP_MEMORY, OURS, print_table, provenance, write
+from .compare import KEEP_MEMORY, OURS, not_measured, print_table, provenance, write
 from .family_baselines import BASELINES, peers
 from .measure import Step, hush, interleaved, peak_bytes
 
@@ -63,7 +63,7 @@ def rows_of(loss: str, logits: Tensor, ids: Tensor, scores: Tensor, seconds: flo
             "speedup": timings[name].median / timings[OURS].median, "ns_per_logit": timings[name].median * 1e9 / logits.numel(),
             "peak_extra_logits": peak_bytes(each) / (logits.numel() * logits.element_size()), "worst_relative_error": float(error), "why_not": "",
         })  # fmt: skip
-    return rows + [{**dict.fromkeys(rows[0], ""), "case": rows[0]["case"], "implementation": name, "why_not": why} for name, why in skipped.items()]
+    return rows + not_measured(rows[0], skipped)
 
 
 def ours_reference(loss: str, ids: Tensor, scores: Tensor) -> Callable[[Tensor], Tensor]:

@@ -7,9 +7,9 @@ import sys
 import focal_ext
 import pytest
 import torch
-from bench import baselines, growth, performance_page, step
+from bench import baselines, growth, performance_page, readme, step
 from bench.cases import ANCHORS, STRIDE_16, STRIDE_32, Case, synthetic
-from bench.compare import FLOOR, error_of
+from bench.compare import FLOOR, error_of, rows_of
 from bench.head import ANCHORS as SHAPES
 from bench.head import SIZES
 from bench.measure import Forward
@@ -25,11 +25,13 @@ def test_every_baseline_computes_the_loss(name: str) -> None:
     assert float(got) == pytest.approx(float(want), rel=1e-5)
 
 
-def test_a_library_that_cannot_be_imported_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_cannot_be_imported_has_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("fvcore.nn", "kornia.losses"):
         monkeypatch.setitem(sys.modules, module, None)
-    found = baselines.peers(cuda=False)
-    assert list(found) == ["fvcore", "kornia"] and all(isinstance(why, str) and name in why for name, why in found.items())
+    rows = [{key: str(value) for key, value in row.items()} for row in rows_of(synthetic("", 100, 80, compiled=()), 0.0)]
+    assert {row["implementation"]: row["ms"] for row in rows if row["why_not"]} == {"fvcore": "", "kornia": ""}
+    table = readme.table(rows, rows)
+    assert all(name in table for name in ("| fvcore | not measured: import of fvcore.nn", "| kornia | not measured: import of kornia.losses"))
 
 
 def test_a_value_alone_is_compared_with_float64() -> None:
