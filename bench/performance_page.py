@@ -96,5 +96,5 @@ def draw_growth(to: Path) -> None:
     axes[1].set_xticks(classes, [str(c) for c in classes])
     axes[1].minorticks_off()
     axes[0].set_ylabel("ns per logit, forward + backward")
-    axes[0].legend(fontsize=7, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
     figure.savefig(to, dpi=120)
