@@ -52,6 +52,9 @@ bench: .venv/.native .venv/.examples
 	$(PYTHON) -m bench.family --csv bench/results/family.csv
 	$(PYTHON) -m bench.family --keep-memory --csv bench/results/family_kept_memory.csv
 	$(PYTHON) -m bench.head
+	$(PYTHON) -m bench.compare --sizes --keep-memory --csv bench/results/sizes.csv
+	$(PYTHON) -m bench.growth --csv bench/results/growth.csv
+	$(PYTHON) -m bench.step --csv bench/results/step.csv
 
 # Every float32 in [-120, 120] of every loss, into docs/numerics.md; make exhaustive ARGS="--every 257" looks at fewer.
 exhaustive: .venv/.native .venv/.tests

@@ -1,6 +1,6 @@
 # Owns: the comparison of the fused op with eager PyTorch, torch.compile and the reference: speed, memory and error in one table.
 # Must not know: how any of them works.
-"""python -m bench.compare [--quick] [--device cuda] [--logits out/demo/logits.pt] [--csv bench/results/cpu.csv]"""
+"""python -m bench.compare [--quick | --sizes] [--device cuda] [--logits out/demo/logits.pt] [--csv bench/results/cpu.csv]"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,45 +24,15 @@ from tqdm import tqdm
 import focal_ext
 
 from . import baselines
-from .measure import Copy, Step, hush, interleaved, peak_bytes
+from .cases import ANCHORS, Case, everyday, sizes
+from .measure import Copy, Forward, Read, Step, hush, interleaved, peak_bytes
 
 OURS = "focal_ext"
 FLOOR = "copy (read + write, the floor)"
+FORWARD_FLOOR = "sum (read, the floor)"
 
 # glibc returns a block of this size to the system when it is freed and faults every page of the next one in again. These settings keep it.
 KEEP_MEMORY = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
-
-
-@dataclass
-class Case:
-    name: str
-    logits: Tensor
-    ids: Tensor
-    gamma: float = 2.0
-    compiled: bool = True
-
-    def to(self, device: str) -> Case:
-        return Case(self.name, self.logits.to(device), self.ids.to(device), self.gamma, self.compiled)
-
-
-def synthetic(name: str, anchors: int, classes: int, dtype: torch.dtype = torch.float32, gamma: float = 2.0, compiled: bool = True) -> Case:
-    """Logits as a detector has them early in training: N(-6, 1.5), 1 % of anchors positive, 1 % ignored."""
-    generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(anchors, classes, generator=generator) * 1.5 - 6).to(dtype)
-    draw = torch.rand(anchors, generator=generator)
-    ids = torch.where(draw < 0.01, torch.randint(0, classes, (anchors,), generator=generator), -1)
-    return Case(name, logits, ids.masked_fill((draw >= 0.01) & (draw < 0.02), -2), gamma, compiled)
-
-
-def cases(quick: bool, trained: Path | None) -> Iterator[Case]:
-    if trained is not None:
-        saved = torch.load(trained, weights_only=True)
-        yield Case("logits of this training", saved["logits"].float().flatten(0, -2), saved["targets"].flatten())
-    yield synthetic("200,000 x 80 fp32", 200_000, 80)
-    if not quick:
-        yield synthetic("200,000 x 80 bf16", 200_000, 80, torch.bfloat16)
-        yield synthetic("200,000 x 80 fp32, gamma 1.5", 200_000, 80, gamma=1.5, compiled=False)
-        yield synthetic("100 x 80 fp32", 100, 80, compiled=False)
 
 
 class Layer(torch.autograd.Function):
@@ -81,32 +51,38 @@ def fused(case: Case, **options: bool) -> Tensor:
     return lambda x: focal_ext.sigmoid_focal_loss(x, case.ids, gamma=case.gamma, reduction="sum", normalizer="positives", **options)
 
 
-def alternatives(case: Case) -> dict[str, Step]:
-    """Every implementation on its own leaf; the one that overwrites gets its logits back before each step."""
+def alternatives(case: Case) -> tuple[dict[str, Step], dict[str, str]]:
+    """Every implementation, and why others are not measured. They share a leaf; the one that overwrites has its own and gets its logits back before each step."""
+    skipped: dict[str, str] = {}
+    leaf = case.logits.detach().requires_grad_()
 
     def step(loss) -> Step:  # type: ignore[no-untyped-def]
-        return Step(loss, case.logits.clone().requires_grad_())
+        return (Forward if case.forward else Step)(loss, leaf)
 
     steps = {"eager PyTorch (torchvision)": step(lambda x: baselines.eager(x, case.ids, case.gamma))}
-    if case.compiled:
-        for formulation in (baselines.eager, baselines.masked, baselines.selected):
-            compiled = torch.compile(formulation, dynamic=False)
-            steps[f"torch.compile, {formulation.__name__}"] = step(lambda x, f=compiled: f(x, case.ids, case.gamma))
-    for name, peer in (baselines.installed_peers() if case.logits.is_cuda else {}).items():
+    for formulation in case.compiled:
+        compiled = torch.compile(getattr(baselines, formulation), dynamic=False)
+        steps[f"torch.compile, {formulation}"] = step(lambda x, f=compiled: f(x, case.ids, case.gamma))
+    for name, peer in baselines.peers(case.logits.is_cuda).items() if case.peers else ():
+        if isinstance(peer, str):
+            skipped[name] = peer
+            continue
         candidate = step(lambda x, f=peer: f(x, case.ids, case.gamma))
         try:
-            candidate.gradient()
+            candidate.once()
         except RuntimeError as error:
-            print(f"{name} does not run on {case.name}: {error}")
+            skipped[name] = f"{error}".splitlines()[0]
         else:
             steps[name] = candidate
     steps[OURS] = step(fused(case))
-    leaf = case.logits.clone().requires_grad_()
+    if case.forward:
+        steps[FORWARD_FLOOR] = Read(torch.sum, leaf)
+        return steps, skipped
     overwrite = fused(case, overwrite_inputs=True)
-    buffer = case.logits.clone()
-    steps[f"{OURS}, overwrite_inputs"] = Step(lambda x: overwrite(Layer.apply(x, buffer)), leaf, lambda: buffer.copy_(case.logits))
-    steps[FLOOR] = Copy(torch.sum, case.logits.clone())
-    return steps
+    buffer, own = case.logits.clone(), case.logits.clone().requires_grad_()
+    steps[f"{OURS}, overwrite_inputs"] = Step(lambda x: overwrite(Layer.apply(x, buffer)), own, lambda: buffer.copy_(case.logits))
+    steps[FLOOR] = Copy(torch.sum, leaf)
+    return steps, skipped
 
 
 def worst_relative_error(gradient: Tensor, case: Case, rows: int = 10_000) -> float:
@@ -119,13 +95,37 @@ def worst_relative_error(gradient: Tensor, case: Case, rows: int = 10_000) -> fl
     return float(((gradient[:rows].double() - x.grad).abs() / x.grad.abs())[normal].max())
 
 
+def error_of(step: Step, case: Case, rows: int = 10_000) -> float | str:
+    """Of the value where it alone is computed, else of the gradient; "" for a floor."""
+    if isinstance(step, (Copy, Read)):
+        return ""
+    if not isinstance(step, Forward):
+        return worst_relative_error(step.gradient(), case)
+    parts = zip(case.logits.split(rows), case.ids.split(rows))
+    exact = sum(float(focal_ext.reference.sigmoid_focal_loss(x.double(), ids, 0.25, case.gamma, "sum")) for x, ids in parts)
+    exact /= max(1, int((case.ids >= 0).sum()))
+    step.once()
+    assert step.value is not None
+    return abs(float(step.value) - exact) / exact
+
+
+@contextmanager
+def threads_of(case: Case) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(case.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def rows_of(case: Case, seconds: float) -> list[dict[str, object]]:
     torch._dynamo.reset()
-    steps = alternatives(case)
+    steps, skipped = alternatives(case)
     compile_seconds = {}
     for name, step in steps.items():  # the first call compiles
         start = time.perf_counter()
-        step.gradient()
+        step.once()
         compile_seconds[name] = time.perf_counter() - start
     timings = interleaved(steps, seconds, in_a_row=1 if case.logits.numel() > 100_000 else 50)
     size = case.logits.numel() * case.logits.element_size()
@@ -135,11 +135,14 @@ def rows_of(case: Case, seconds: float) -> list[dict[str, object]]:
         rows.append({
             "case": case.name, "implementation": name, "ms": timing.median * 1e3, "ms_p20": timing.p20 * 1e3, "ms_p80": timing.p80 * 1e3,
             "rounds": timing.rounds, "speedup": timing.median / timings[OURS].median, "ns_per_logit": timing.median * 1e9 / case.logits.numel(),
-            "peak_extra_logits": peak_bytes(step) / size,
-            "worst_relative_error": "" if name == FLOOR else worst_relative_error(step.gradient(), case),
-            "first_call_s": compile_seconds[name],
+            "peak_extra_logits": peak_bytes(step) / size, "worst_relative_error": error_of(step, case), "first_call_s": compile_seconds[name], "why_not": "",
         })  # fmt: skip
-    return rows
+    return rows + not_measured(rows[0], skipped)
+
+
+def not_measured(like: dict[str, object], skipped: dict[str, str]) -> list[dict[str, object]]:
+    """Rows of the same case that are empty but for the reason."""
+    return [{**dict.fromkeys(like, ""), "case": like["case"], "implementation": name, "why_not": why} for name, why in skipped.items()]
 
 
 def processor() -> str:
@@ -160,11 +163,13 @@ def provenance(device: str, module: str = "bench.compare") -> dict[str, object]:
 
 def print_table(rows: list[dict[str, object]]) -> None:
     def line(row: dict[str, object]) -> list[object]:
+        if row.get("why_not"):
+            return [row["case"], row["implementation"], f"not measured: {row['why_not']}"]
         spread = f"{row['ms']:.3g} ({row['ms_p20']:.3g} - {row['ms_p80']:.3g})"
         ratio = "1" if row["implementation"] == OURS else f"{row['speedup']:.3g}"
         return [row["case"], row["implementation"], spread, ratio, f"{row['peak_extra_logits']:.2f}", f"{row['worst_relative_error']:.1e}" if row["worst_relative_error"] else ""]
 
-    headers = ["logits", "implementation", "forward + backward, ms\nmedian (p20 - p80)", "times\nfocal_ext's", "peak extra memory\n/ logits", "worst relative error\nof a gradient vs fp64"]
+    headers = ["logits", "implementation", "ms\nmedian (p20 - p80)", "times\nfocal_ext's", "peak extra memory\n/ logits", "worst relative error of a gradient\n(forward alone: of the value) vs fp64"]
     print(tabulate([line(row) for row in rows], headers=headers, disable_numparse=True))
 
 
@@ -182,7 +187,8 @@ def write(path: Path | None, rows: list[dict[str, object]], origin: dict[str, ob
 def main() -> None:
     hush()
     parser = argparse.ArgumentParser(description="Compare focal_ext with eager PyTorch and torch.compile.")
-    parser.add_argument("--quick", action="store_true", help="only the demo's logits and 200,000 x 80 in float32")
+    parser.add_argument("--quick", action="store_true", help=f"only the demo's logits and {ANCHORS:,} x 80 in float32")
+    parser.add_argument("--sizes", action="store_true", help="other numbers of classes, one level, forward alone, one thread")
     parser.add_argument("--logits", type=Path, help="a file of logits and class ids that `make demo` wrote")
     parser.add_argument("--csv", type=Path, help="also write the rows here")
     parser.add_argument("--keep-memory", action="store_true", help="run under the recommended allocator settings")
@@ -194,7 +200,10 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, "-m", "bench.compare", *sys.argv[1:]], {**os.environ, "GLIBC_TUNABLES": KEEP_MEMORY})
     torch.set_num_threads(options.threads)
     trained = options.logits if options.logits and options.logits.exists() else None
-    rows = [row for case in tqdm(list(cases(options.quick, trained)), desc="comparing", unit="case") for row in rows_of(case.to(options.device), options.seconds)]
+    rows = []
+    for case in tqdm(sizes() if options.sizes else everyday(options.quick, trained), desc="comparing", unit="case"):  # one in memory at a time
+        with threads_of(case):
+            rows += rows_of(case.to(options.device), options.seconds)
     origin = provenance(options.device)
     print(f"\n{origin['machine']}; torch {torch.__version__}; allocator: {origin['allocator']}; interleaved in one process; compile time not included")
     print_table(rows)

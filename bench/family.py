@@ -1,6 +1,6 @@
 # Owns: the comparison of the family's other members with their eager and compiled forms.
 # Must not know: how any of them works.
-"""python -m bench.family [--csv bench/results/family.csv] [--rows 200000]"""
+"""python -m bench.family [--csv bench/results/family.csv] [--rows 201600]"""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 import focal_ext
 
-from .compare import KEEP_MEMORY, OURS, print_table, provenance, synthetic, write
-from .family_baselines import BASELINES
+from .cases import ANCHORS, synthetic
+from .compare import KEEP_MEMORY, OURS, not_measured, print_table, provenance, write
+from .family_baselines import BASELINES, peers
 from .measure import Step, hush, interleaved, peak_bytes
 
 
@@ -45,6 +46,9 @@ def rows_of(loss: str, logits: Tensor, ids: Tensor, scores: Tensor, seconds: flo
     for formulation in formulations:
         compiled = torch.compile(formulation, dynamic=False)
         steps[f"torch.compile, {form(formulation)}"] = step(lambda x, f=compiled: f(x, ids, scores))
+    libraries = peers(loss)
+    skipped = {name: why for name, why in libraries.items() if isinstance(why, str)}
+    steps |= {name: step(lambda x, f=peer: f(x, ids, scores)) for name, peer in libraries.items() if name not in skipped}
     steps[OURS] = step(ours(loss, ids, scores))
     exact = logits[:2000].double().requires_grad_()
     want = torch.autograd.grad(ours_reference(loss, ids[:2000], scores[:2000].double())(exact), exact)[0]
@@ -57,9 +61,9 @@ def rows_of(loss: str, logits: Tensor, ids: Tensor, scores: Tensor, seconds: flo
             "case": f"{loss}, {logits.shape[0]:,} x {logits.shape[1]}", "implementation": name, "ms": timings[name].median * 1e3,
             "ms_p20": timings[name].p20 * 1e3, "ms_p80": timings[name].p80 * 1e3, "rounds": timings[name].rounds,
             "speedup": timings[name].median / timings[OURS].median, "ns_per_logit": timings[name].median * 1e9 / logits.numel(),
-            "peak_extra_logits": peak_bytes(each) / (logits.numel() * logits.element_size()), "worst_relative_error": float(error),
+            "peak_extra_logits": peak_bytes(each) / (logits.numel() * logits.element_size()), "worst_relative_error": float(error), "why_not": "",
         })  # fmt: skip
-    return rows
+    return rows + not_measured(rows[0], skipped)
 
 
 def ours_reference(loss: str, ids: Tensor, scores: Tensor) -> Callable[[Tensor], Tensor]:
@@ -73,7 +77,7 @@ def main() -> None:
     hush()
     parser = argparse.ArgumentParser(description="Compare the family's other losses with eager PyTorch and torch.compile.")
     parser.add_argument("--csv", type=Path, help="also write the rows here")
-    parser.add_argument("--rows", type=int, default=200_000, help="anchors of 80 classes")
+    parser.add_argument("--rows", type=int, default=ANCHORS, help="anchors of 80 classes")
     parser.add_argument("--keep-memory", action="store_true", help="run under the recommended allocator settings")
     parser.add_argument("--seconds", type=float, default=8.0, help="timed seconds per loss, all implementations together")
     options = parser.parse_args()

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,3 +87,14 @@ BASELINES = {
     "asymmetric_loss": ((asymmetric_eager,), (asymmetric_eager, asymmetric_masked)),
     "softmax_focal_loss": ((softmax_one_hot, softmax_gather), (softmax_one_hot, softmax_gather)),
 }
+
+
+def peers(loss: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | str]:
+    """Other libraries as they are installed, or why one cannot be imported."""
+    if loss != "softmax_focal_loss":
+        return {}
+    try:
+        from kornia.losses import focal_loss
+    except ImportError as error:
+        return {"kornia": str(error)}
+    return {"kornia": lambda x, classes, scores: focal_loss(x, classes, None, 2.0, "sum", ignore_index=None)}

@@ -67,7 +67,7 @@ def commands(found: list[Gpu], quick: bool) -> list[tuple[list[str], dict[str, s
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="time only 200,000 x 80 logits in float32")
+    parser.add_argument("--quick", action="store_true", help="time only 201,600 x 80 logits in float32")
     options = parser.parse_args()
     found = gpus()
     if not found:

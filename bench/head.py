@@ -72,10 +72,13 @@ LOSSES: dict[str, Loss] = {
 FUSED = "fused head"
 
 
-def labels(images: int, classes: int) -> Tensor:
+CELLS = sum(h * w for h, w in SIZES)
+
+
+def labels(images: int, classes: int, anchors: int = CELLS * ANCHORS) -> Tensor:
     """1 % of anchors positive, 1 % ignored."""
     generator = torch.Generator().manual_seed(0)
-    shape = (images, sum(h * w for h, w in SIZES) * ANCHORS)
+    shape = (images, anchors)
     draw = torch.rand(shape, generator=generator)
     ids = torch.where(draw < 0.01, torch.randint(0, classes, shape, generator=generator), -1)
     return ids.masked_fill((draw >= 0.01) & (draw < 0.02), -2)

@@ -1,6 +1,6 @@
-# Owns: the tables of measurements in README.md and docs/losses.md, and the README's figures, rewritten from the checked-in CSV files.
+# Owns: the tables of measurements in README.md, docs/losses.md and docs/performance.md, and their figures, rewritten from the checked-in CSV files.
 # Must not know: how the figures were measured.
-"""python -m bench.readme [--check]: rewrites README.md, docs/losses.md, docs/performance.png and docs/memory.png, or fails when a page differs from the CSV."""
+"""python -m bench.readme [--check]: rewrites these pages and docs/{performance,memory,growth}.png, or fails when a page differs from the CSV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import head_page
+from . import head_page, performance_page
+from .cases import ANCHORS
+from .performance_page import spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = {"default allocator": ROOT / "bench/results/cpu.csv", "memory kept": ROOT / "bench/results/cpu_kept_memory.csv"}
@@ -30,16 +32,14 @@ def table(default: list[dict[str, str]], kept: list[dict[str, str]]) -> str:
     ]
     for row, other in zip(default, kept, strict=True):
         assert (row["case"], row["implementation"]) == (other["case"], other["implementation"])
+        if row.get("why_not"):
+            lines.append(f"| {row['case']} | {row['implementation']} | {spread(row, 'ms')} |" + " |" * 5)
+            continue
         error = f"{float(row['worst_relative_error']):.0e}" if row["worst_relative_error"] else ""
         bold = "**" if row["implementation"] == "focal_ext" else ""
-        speed = [cell for r in (row, other) for cell in (milliseconds(r), f"{float(r['speedup']):.2g}")]
+        speed = [cell for r in (row, other) for cell in (spread(r, "ms"), f"{float(r['speedup']):.2g}")]
         lines.append("| " + " | ".join([row["case"], f"{bold}{row['implementation']}{bold}", *speed, f"{float(row['peak_extra_logits']):.2f}", error]) + " |")
     return "\n".join(lines)
-
-
-def milliseconds(row: dict[str, str]) -> str:
-    median, low, high = (f"{float(row[key]):.3g}" for key in ("ms", "ms_p20", "ms_p80"))
-    return f"{median} ({low} - {high})"
 
 
 def section(paths: Sequence[Path]) -> str:
@@ -50,8 +50,9 @@ def section(paths: Sequence[Path]) -> str:
 
 # page -> what stands between <!-- name --> and <!-- /name --> in it
 PAGES = {
-    "README.md": {"performance": lambda: section(tuple(RESULTS.values())), "head": head_page.section},
+    "README.md": {"performance": lambda: section(tuple(RESULTS.values())), "head": head_page.section, "step": performance_page.step_sentence},
     "docs/losses.md": {"family": lambda: section(FAMILY)},
+    "docs/performance.md": {"growth": performance_page.growth, "sizes": performance_page.sizes, "step": performance_page.step},
 }
 
 
@@ -71,11 +72,11 @@ def draw(to: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    cases = [c for c in dict.fromkeys(row["case"] for row in read(RESULTS["default allocator"])) if c.startswith("200,000")]
+    cases = [c for c in dict.fromkeys(row["case"] for row in read(RESULTS["default allocator"])) if c.startswith(f"{ANCHORS:,}")]
     figure, axes = pyplot.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.4), layout="constrained", squeeze=False)
     for axis, case in zip(axes[0], cases):
         for (name, path), colour, offset in zip(RESULTS.items(), ("#b0b7c3", "#2563eb"), (0.2, -0.2)):
-            rows = [row for row in read(path) if row["case"] == case]
+            rows = [row for row in read(path) if row["case"] == case and row["ns_per_logit"]]
             values = [float(row["ns_per_logit"]) for row in rows]
             axis.barh([-i + offset for i in range(len(rows))], values, height=0.38, color=colour, label=name)
             for i, value in enumerate(values):
@@ -103,6 +104,7 @@ def main() -> None:
     if not check:
         draw(ROOT / "docs/performance.png")
         head_page.draw(ROOT / "docs/memory.png")
+        performance_page.draw_growth(ROOT / "docs/growth.png")
 
 
 if __name__ == "__main__":

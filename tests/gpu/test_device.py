@@ -14,6 +14,7 @@ from torch import Tensor
 
 calls = pytest.mark.parametrize("call", CALLS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+reduced = pytest.mark.parametrize("call", ["sum over positives", "softmax, sum over positives"])
 LONG = 1_000_000_000  # clock cycles: more than 0.3 s on any chip
 ROUNDED_UP = 2**21  # torch's allocator hands out up to 2 MiB more than it is asked for
 
@@ -82,9 +83,10 @@ if torch.cuda.device_count() > 1:
                 assert torch.allclose(got.cpu(), want.cpu(), rtol=1e-5)
 
 
+@reduced
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_a_step_holds_the_gradient_and_little_else(dtype: torch.dtype) -> None:
-    made = arguments("sum over positives", dtype, rows=50_000)
+def test_a_step_holds_the_gradient_and_little_else(dtype: torch.dtype, call: str) -> None:
+    made = arguments(call, dtype, rows=50_000)
     made.step()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -93,13 +95,14 @@ def test_a_step_holds_the_gradient_and_little_else(dtype: torch.dtype) -> None:
     assert held[1].nbytes == made.inputs.nbytes
 
 
+@reduced
 @dtypes
-def test_backward_writes_the_gradient_over_the_logits_and_allocates_nothing_of_their_size(dtype: torch.dtype) -> None:
-    made = arguments("sum over positives", dtype, rows=50_000)
+def test_backward_writes_the_gradient_over_the_logits_and_allocates_nothing_of_their_size(dtype: torch.dtype, call: str) -> None:
+    made = arguments(call, dtype, rows=50_000)
     _, want = made.step()
     for factor in (1.0, 4.0):
         inner = made.inputs.clone()
-        loss = focal_ext.sigmoid_focal_loss(inner, made.targets, overwrite_inputs=True, **made.options)
+        loss = getattr(focal_ext, made.loss)(inner, made.targets, overwrite_inputs=True, **made.options)
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         (got,) = torch.autograd.grad(factor * loss, inner)

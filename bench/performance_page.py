@@ -1,0 +1,100 @@
+# Owns: what docs/performance.md and a line of the README show of growth, other sizes and the training step: tables and a figure from the CSV files.
+# Must not know: how the figures were measured.
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench/results"
+EAGER, OURS, FLOOR = "eager PyTorch (torchvision)", "focal_ext", "copy (read + write, the floor)"
+LINES = {EAGER: ("#9ca3af", "s"), OURS: ("#1e3a8a", "o"), FLOOR: ("#000000", "x")}  # told apart in grey as well
+Row = dict[str, str]
+
+
+def read(name: str) -> list[Row]:
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def origin(rows: list[Row]) -> str:
+    first = rows[0]
+    return f"{first['machine']}, torch {first['torch']}, commit {first['commit']}, {first['date']}; `{first['command']}`, allocator: `{first['allocator']}`."
+
+
+def spread(row: Row, key: str) -> str:
+    """Median and quantiles, or why there is none."""
+    if row.get("why_not"):
+        return f"not measured: {row['why_not']}"
+    median, low, high = (f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in (float(row[name]) for name in (key, f"{key}_p20", f"{key}_p80")))
+    return f"{median} ({low} - {high})"
+
+
+def growth() -> str:
+    """One row for each size; the columns are dtypes and implementations."""
+    rows = read("growth")
+    columns = [(dtype, name) for dtype in ("fp32", "bf16") for name in LINES]
+    cells = {(row["sweep"], row["elements"], row["classes"], row["dtype"], row["implementation"]): spread(row, "ns") for row in rows}
+    lines = ["| logits | classes | " + " | ".join(f"{dtype}: {name}" for dtype, name in columns) + " |", "|---" * (2 + len(columns)) + "|"]
+    for sweep, elements, classes in dict.fromkeys(key[:3] for key in cells):
+        found = [cells[sweep, elements, classes, dtype, name] for dtype, name in columns]
+        lines.append("| " + " | ".join([f"{int(elements):,}", classes, *found]) + " |")
+    return "\n".join(lines) + f"\n\nns per logit, forward and backward, median (p20 - p80). {origin(rows)}\n"
+
+
+def sizes() -> str:
+    rows = read("sizes")
+    lines = ["| logits | implementation | ms (p20 - p80) | / focal_ext's | peak extra memory / logits | relative error |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        error = f"{float(row['worst_relative_error']):.0e}" if row["worst_relative_error"] else ""
+        bold = "**" if row["implementation"] == OURS else ""
+        name = f"{bold}{row['implementation']}{bold}"
+        lines.append("| " + " | ".join([row["case"], name, spread(row, "ms"), f"{float(row['speedup']):.2g}", f"{float(row['peak_extra_logits']):.2f}", error]) + " |")
+    return "\n".join(lines) + f"\n\nForward and backward unless the row says forward alone; the error is a gradient's largest, then the value's. {origin(rows)}\n"
+
+
+def step() -> str:
+    rows = read("step")
+    lines = ["| network | loss | whole step, ms (p20 - p80) | the loss alone, ms (p20 - p80) | its share | step with eager / this step |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = [row["case"], row["implementation"], spread(row, "step_ms"), spread(row, "loss_ms"), f"{float(row['share']):.1%}", f"{float(row['gain']):.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + f"\n\n{origin(rows)}\n"
+
+
+def step_sentence() -> str:
+    """The first network's."""
+    case = read("step")[0]["case"]
+    eager, rows, pyramid = (next(row for row in read("step") if (row["case"], row["implementation"]) == (case, name)) for name in (EAGER, "rows op", "pyramid op"))
+    shares = ", ".join(f"{float(row['share']):.1%} {what}" for row, what in ((eager, "in eager PyTorch"), (rows, "by the rows op"), (pyramid, "by the pyramid op")))
+    return (
+        f"Of a whole training step on the CPU ({case}) the loss is {shares}; the step takes {float(eager['step_ms']) / 1e3:.2f} s, "
+        f"{float(rows['step_ms']) / 1e3:.2f} s and {float(pyramid['step_ms']) / 1e3:.2f} s ([docs/performance.md](docs/performance.md)).\n"
+    )
+
+
+def draw_growth(to: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in read("growth") if row["ns"]]
+    figure, axes = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained", sharey=True, width_ratios=(1.4, 1))
+    for axis, sweep, label in zip(axes, ("elements", "classes"), ("logits (80 classes)", "classes (16 million logits)")):
+        for name, (colour, marker) in LINES.items():
+            for dtype, style in (("fp32", "-"), ("bf16", "--")):
+                line = [row for row in rows if (row["sweep"], row["dtype"], row["implementation"]) == (sweep, dtype, name)]
+                places, values = [int(row[sweep]) for row in line], [float(row["ns"]) for row in line]
+                axis.plot(places, values, style, marker=marker, color=colour, markersize=4, linewidth=1.2, label=f"{name.split(' (')[0]}, {dtype}")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+    classes = sorted({int(row["classes"]) for row in rows if row["sweep"] == "classes"} - {90})  # 80 and 90 share a label's place
+    axes[1].set_xticks(classes, [str(c) for c in classes])
+    axes[1].minorticks_off()
+    axes[0].set_ylabel("ns per logit, forward + backward")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
+    figure.savefig(to, dpi=120)

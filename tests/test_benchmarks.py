@@ -1,0 +1,76 @@
+# Owns: that what bench/ measures against computes the same loss, and that nothing is left out of a table without its reason.
+# Must not know: any time.
+from __future__ import annotations
+
+import sys
+
+import focal_ext
+import pytest
+import torch
+from bench import baselines, growth, performance_page, readme, step
+from bench.cases import ANCHORS, STRIDE_16, STRIDE_32, Case, synthetic
+from bench.compare import FLOOR, error_of, rows_of
+from bench.head import ANCHORS as SHAPES
+from bench.head import SIZES
+from bench.measure import Forward
+
+INSTALLED = {name: peer for name, peer in baselines.peers(cuda=False).items() if not isinstance(peer, str)}
+
+
+@pytest.mark.parametrize("name", ["eager", "masked", "selected", *INSTALLED])
+def test_every_baseline_computes_the_loss(name: str) -> None:
+    case = synthetic("", 300, 80)
+    want = focal_ext.reference.sigmoid_focal_loss(case.logits.double(), case.ids, gamma=1.5, reduction="sum", normalizer="positives")
+    got = INSTALLED.get(name, getattr(baselines, name, None))(case.logits, case.ids, 1.5)
+    assert float(got) == pytest.approx(float(want), rel=1e-5)
+
+
+def test_a_library_that_cannot_be_imported_has_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("fvcore.nn", "kornia.losses"):
+        monkeypatch.setitem(sys.modules, module, None)
+    rows = [{key: str(value) for key, value in row.items()} for row in rows_of(synthetic("", 100, 80, compiled=()), 0.0)]
+    assert {row["implementation"]: row["ms"] for row in rows if row["why_not"]} == {"fvcore": "", "kornia": ""}
+    table = readme.table(rows, rows)
+    assert all(name in table for name in ("| fvcore | not measured: import of fvcore.nn", "| kornia | not measured: import of kornia.losses"))
+
+
+def test_a_value_alone_is_compared_with_float64() -> None:
+    case = synthetic("", 300, 80, forward=True)
+    right = Forward(lambda x: baselines.eager(x, case.ids, case.gamma), case.logits)
+    wrong = Forward(lambda x: baselines.eager(x, case.ids, case.gamma) * 1.01, case.logits)
+    assert error_of(right, case) < 1e-5 and error_of(wrong, case) == pytest.approx(0.01, rel=1e-2)
+
+
+def test_the_sizes_are_those_of_retinanet() -> None:
+    anchors = [height * width * SHAPES for height, width in SIZES]
+    assert sum(anchors) == ANCHORS and anchors[1:3] == [STRIDE_16, STRIDE_32]
+
+
+def test_growth_leaves_eager_out_where_it_would_not_fit_and_says_so() -> None:
+    for elements, fits in ((10**8, True), (10**9, False)):
+        case = Case("", torch.empty(elements // 80, 80, device="meta"), torch.empty(elements // 80, device="meta"))
+        found = dict(growth.alternatives(case))
+        assert list(found) == [growth.EAGER, growth.OURS, FLOOR]
+        assert isinstance(found[growth.EAGER], str) is not fits
+        assert fits or found[growth.EAGER] == "would take 52 GB, more than 10"
+
+
+def test_growth_s_rows_repeat_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "DRAWN", 800)
+    case = growth.case_of(growth.Point("elements", 2000, 80, "bf16"))
+    assert case.logits.shape == (25, 80) and torch.equal(case.logits[10:20], case.logits[:10]) and torch.equal(case.ids[20:], case.ids[:5])
+
+
+def test_every_point_and_size_has_its_row_in_the_csv() -> None:
+    rows = performance_page.read("growth")
+    found = {(row["sweep"], int(row["elements"]), int(row["classes"]), row["dtype"], row["implementation"]) for row in rows}
+    assert found == {(*point, name) for point in growth.points(10**9) for name in performance_page.LINES}
+    assert all(bool(row["ns"]) is not bool(row["why_not"]) for row in rows)
+    assert list(dict.fromkeys(row["case"] for row in performance_page.read("step"))) == list(step.SETTINGS)
+
+
+def test_the_three_ways_of_a_training_step_are_one_loss() -> None:
+    training = step.Training.of(step.Setting(2, 64, 96, {"num_classes": 3}))
+    features, _ = training.model.towers(training.images)
+    losses = [float(way(features, training.model.classify[-1], 3, training.targets, 0.25, 2.0).detach()) for way in step.WAYS.values()]
+    assert losses == pytest.approx(losses[:1] * 3, rel=1e-5)
