@@ -46,7 +46,9 @@ gpu: .venv/.native .venv/.examples .venv/.tests
 kernels: .venv/.native .venv/.examples .venv/.tests
 	$(PYTHON) -m bench.kernels --write
 
+# A peer that cannot be installed keeps its row in the tables, with the reason.
 bench: .venv/.native .venv/.examples
+	-$(PYTHON) -m pip install -q -r bench/peers.txt
 	$(PYTHON) -m bench.compare --csv bench/results/cpu.csv
 	$(PYTHON) -m bench.compare --keep-memory --csv bench/results/cpu_kept_memory.csv
 	$(PYTHON) -m bench.family --csv bench/results/family.csv
