@@ -73,7 +73,7 @@ wheel: .venv/.tools .venv-wheels/.tools
 	@cd dist && sha256sum *
 
 # The wheel in fresh environments outside the source tree: old and new torch, another Python, without native code; from C++.
-test-wheels: wheel .venv/.tests
+test-wheels: wheel .venv/.native .venv/.tests
 	$(PYTHON) -m pytest tests/wheels
 
 # The same wheel beside the libraries of focal_ext.compat and their detectors, with another torch: 5.5 GB to download the first time.
