@@ -138,7 +138,7 @@ def check_fraction(name: str, value: object, below_one: bool = False) -> float:
         raise TypeError(f"{name}: must be a number, got {type(value).__name__}")
     if not 0 <= as_float(value) <= 1 or (below_one and value == 1):  # type: ignore[arg-type]
         raise ValueError(f"{name}: must be in [0, 1{')' if below_one else ']'}, got {value}; 0 switches it off")
-    return float(value)  # type: ignore[arg-type]
+    return abs(float(value))  # type: ignore[arg-type]  # -0.0 is 0.0, to which it is equal
 
 
 def check_ignore_index(ignore_index: int | None) -> int | None:

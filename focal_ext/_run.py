@@ -27,14 +27,16 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
     return loss
 
 
-def _run(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
-    targets, classes = call.targets, inputs.shape[-1]
-    readable = targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets)
-    if readable and (reduction == "none" or not _native.available or classes == 0):
+def _run(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool, is_ordinary: bool) -> Tensor:
+    targets = call.targets
+    if targets.dim() == inputs.dim() or not (inputs.is_cpu if is_ordinary else arguments.values_are_readable(inputs, targets)):
+        return _autograd.dispatch(inputs, call, reduction, overwrite_inputs, is_ordinary)
+    classes = inputs.shape[-1]
+    if reduction == "none" or not _native.available or classes == 0:
         _check_ids(call, classes)
-    loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
+    loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs, is_ordinary)
     # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
-    if readable and reduction != "none" and math.isnan(loss.item()):  # on the CPU
+    if reduction != "none" and math.isnan(loss.item()):  # on the CPU
         _check_ids(call, classes)
     return loss
 
