@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
+from torch.compiler import is_compiling
 
 from . import _arguments as arguments
 from . import _native as native
@@ -23,6 +24,7 @@ from ._native import ops
 
 # Whether backward keeps the graph; absent in some torch versions, where the saved gradient is then never scaled in place.
 keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+is_transformed = torch._C._are_functorch_transforms_active
 is_legacy_batchedtensor, unwrap_if_dead = torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.unwrap_if_dead
 
 
@@ -55,7 +57,7 @@ class _OnePass(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None
         # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
-        if torch.compiler.is_compiling() or keeps_graph() or is_legacy_batchedtensor(grad_output):
+        if is_compiling() or keeps_graph() or is_legacy_batchedtensor(grad_output):
             return gradient * grad_output, None, None
         if gradient.is_cpu and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
             return gradient, None, None
@@ -138,9 +140,13 @@ def needs_reference(tensors: Sequence[Tensor | None]) -> bool:
 
 def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a transform runs the call, or something besides the logits wants a gradient."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if is_transformed() or forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and True in [t.requires_grad for t in tensors if t is not None]
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:
@@ -182,7 +188,7 @@ def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool,
     """The loss of checked arguments by the fastest implementation that is right for them."""
     if needs_reference(call[:2] if is_ordinary else call.tensors) or not native.runs_on(inputs.device):
         return reference.compute(inputs, call, reduction)
-    compiling = not is_ordinary and torch.compiler.is_compiling()
+    compiling = not is_ordinary and is_compiling()
     if not (is_ordinary or compiling or all(map(arguments.is_plain, (inputs, *call.tensors)))):
         return reference.compute(inputs, call, reduction)
     wants_gradient = inputs.requires_grad and torch.is_grad_enabled()
