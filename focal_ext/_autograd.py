@@ -45,24 +45,24 @@ class _OnePass(torch.autograd.Function):
     """Sum or mean with the gradient computed beside the loss; backward only scales it."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str) -> Tensor:
+    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str, given: int | None) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            loss, gradient = ops.loss_and_gradient(inputs, *call)
+            loss, gradient = ops.loss_and_gradient(inputs, *call[:given])
         _save(ctx, call, reduction, gradient, inputs)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         gradient, inputs, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None
+            return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None, None
         # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
         if is_compiling() or keeps_graph() or is_legacy_batchedtensor(grad_output):
-            return gradient * grad_output, None, None
+            return gradient * grad_output, None, None, None
         if gradient.is_cpu and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
-            return gradient, None, None
+            return gradient, None, None, None
         ops.scale_(gradient, grad_output)  # decided on the device: no read, no write when the factor is 1
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 # Function.apply is a Python frame around this; of what it does there, only to unwrap what a finished torch.func transform left is needed.
@@ -134,10 +134,6 @@ def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         return ops.loss_map(inputs, *call) if reduction == "none" else ops.loss(inputs, *call)
 
 
-def needs_reference(tensors: Sequence[Tensor | None]) -> bool:
-    return not native.available or needs_graph(tensors)
-
-
 def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a transform runs the call, or something besides the logits wants a gradient."""
     if is_transformed() or forward_ad._current_level >= 0:
@@ -184,17 +180,17 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
     return rows, call._replace(targets=targets, scores=scores), order
 
 
-def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool, is_ordinary: bool = False) -> Tensor:
+def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool, ordinary: int | None = None) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    if needs_reference(call[:2] if is_ordinary else call.tensors) or not native.runs_on(inputs.device):
+    if needs_graph(call[:2] if ordinary else call.tensors) or not native.runs_on(inputs.device):
         return reference.compute(inputs, call, reduction)
-    compiling = not is_ordinary and is_compiling()
-    if not (is_ordinary or compiling or all(map(arguments.is_plain, (inputs, *call.tensors)))):
+    compiling = not ordinary and is_compiling()
+    if not (ordinary or compiling or all(map(arguments.is_plain, (inputs, *call.tensors)))):
         return reference.compute(inputs, call, reduction)
     wants_gradient = inputs.requires_grad and torch.is_grad_enabled()
     overwrite = overwrite_inputs and wants_gradient and not compiling
     order = None
-    if not inputs.is_contiguous():
+    if not (ordinary or inputs.is_contiguous()):
         rows = _as_rows(inputs, call)
         if rows[2] is not None or not overwrite:  # a copy could not be overwritten in the inputs' place
             inputs, call, order = rows
@@ -207,7 +203,7 @@ def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool,
     elif reduction == "none" or inputs.dtype is torch.float16:
         loss = _Recompute.apply(inputs, call, reduction)
     else:
-        loss = _apply_one_pass(unwrap_if_dead(inputs), call, reduction)
+        loss = _apply_one_pass(unwrap_if_dead(inputs), call, reduction, ordinary)
     if order is not None and reduction == "none":
         loss = loss.permute([order.index(d) for d in range(loss.dim())])  # the classes are last before and after
     return loss
