@@ -68,7 +68,7 @@ def steps(losses: dict[Any, Callable[[Tensor], Tensor]]) -> dict[Any, Step]:
 
 def layers(t: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     """The call with one layer less at a time."""
-    checked = focal_ext.sigmoid_focal_loss.__wrapped__(torch.randn(ROWS, CLASSES, requires_grad=True), t, reduction="sum").call
+    _, checked, *rest = focal_ext.sigmoid_focal_loss.__wrapped__(torch.randn(ROWS, CLASSES, requires_grad=True), t, reduction="sum")
 
     def ops_and_backward(x: Tensor) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
@@ -77,8 +77,8 @@ def layers(t: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
 
     return {
         "whole call": lambda x: focal_ext.sigmoid_focal_loss(x, t, reduction="sum"),
-        "without argument checks": lambda x: _autograd.dispatch(x, checked, "sum", False),
-        "without choosing an implementation": lambda x: _autograd._OnePass.apply(x, checked, "sum"),
+        "without argument checks": lambda x: _autograd.dispatch(x, checked, *rest),
+        "without choosing an implementation": lambda x: _autograd._apply_one_pass(x, checked, "sum", rest[-1]),
         "the op and a backward of one node": ops_and_backward,
         "a backward of one node": lambda x: x.sum(),
     }

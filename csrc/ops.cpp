@@ -18,10 +18,11 @@ struct Arguments {
   Tensor inputs, targets;
   OptionalTensor scores, weight, alpha, normalizer;
   int64_t loss;
-  double gamma, gamma_positive, clip, smoothing, alpha_positive, alpha_negative;
+  double gamma;
   std::optional<int64_t> ignore_index;
+  double alpha_positive, alpha_negative, smoothing;
   int64_t divisor;
-  double divisor_value;
+  double divisor_value, gamma_positive, clip;
 
   Problem problem() {
     inputs = as_contiguous(inputs);
@@ -64,17 +65,19 @@ struct Arguments {
 
 #define FOCAL_EXT_ARGUMENTS                                                                                                                                 \
   Tensor inputs, Tensor targets, OptionalTensor scores, OptionalTensor weight, OptionalTensor alpha, OptionalTensor normalizer, int64_t loss, double gamma, \
-      double gamma_positive, double clip, double smoothing, double alpha_positive, double alpha_negative, std::optional<int64_t> ignore_index,              \
-      int64_t divisor, double divisor_value
-#define FOCAL_EXT_PASS                                                                                                                                       \
-  Arguments {                                                                                                                                                \
-    inputs, targets, scores, weight, alpha, normalizer, loss, gamma, gamma_positive, clip, smoothing, alpha_positive, alpha_negative, ignore_index, divisor, \
-        divisor_value                                                                                                                                        \
+      std::optional<int64_t> ignore_index, double alpha_positive, double alpha_negative, double smoothing, int64_t divisor, double divisor_value,           \
+      double gamma_positive, double clip
+#define FOCAL_EXT_PASS                                                                                                                                \
+  Arguments {                                                                                                                                         \
+    inputs, targets, scores, weight, alpha, normalizer, loss, gamma, ignore_index, alpha_positive, alpha_negative, smoothing, divisor, divisor_value, \
+        gamma_positive, clip                                                                                                                          \
   }
-#define FOCAL_EXT_SCHEMA                                                                                                \
-  " inputs, Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, Tensor? normalizer, int loss, float gamma, " \
-  "float gamma_positive, float clip, float smoothing, float alpha_positive, float alpha_negative, int? ignore_index, "  \
-  "int divisor, float divisor_value"
+// With what follows the names of the last, which is nothing or a default.
+#define FOCAL_EXT_SCHEMA_WITH(none, zero, one)                                                                                                         \
+  " inputs, Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, Tensor? normalizer, int loss, float gamma, "                                \
+  "int? ignore_index, float alpha_positive" one ", float alpha_negative" one ", float smoothing" zero ", int divisor" none ", float divisor_value" one \
+  ", float gamma_positive" zero ", float clip" zero
+#define FOCAL_EXT_SCHEMA FOCAL_EXT_SCHEMA_WITH("", "", "")
 
 void run(const Problem& problem, const Tensor& inputs) {
 #ifdef FOCAL_EXT_WITH_CUDA
@@ -175,7 +178,7 @@ int64_t first_bad_id(Tensor targets, int64_t classes, std::optional<int64_t> ign
 
 STABLE_TORCH_LIBRARY(focal_ext, m) {
   m.def("loss(Tensor" FOCAL_EXT_SCHEMA ") -> Tensor");
-  m.def("loss_and_gradient(Tensor" FOCAL_EXT_SCHEMA ") -> (Tensor, Tensor)");
+  m.def("loss_and_gradient(Tensor" FOCAL_EXT_SCHEMA_WITH("=0", "=0.0", "=1.0") ") -> (Tensor, Tensor)");
   m.def("loss_map(Tensor" FOCAL_EXT_SCHEMA ") -> Tensor");
   m.def("gradient(Tensor" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> Tensor");
   m.def("gradient_(Tensor(a!)" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> ()");

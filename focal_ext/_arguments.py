@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 Alpha = float | Sequence[float] | Tensor | None
 Normalizer = float | str | Tensor | None
 Targets = Tensor | tuple[Tensor, Tensor]
 
+is_transformed = torch._C._are_functorch_transforms_active
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
@@ -24,7 +26,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def is_traced() -> bool:
     """Whether torch.compile, torch.export or a torch.func transform runs the call."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return is_compiling() or is_transformed()
 
 
 def values_are_readable(*tensors: Tensor | None) -> bool:
@@ -138,7 +140,7 @@ def check_fraction(name: str, value: object, below_one: bool = False) -> float:
         raise TypeError(f"{name}: must be a number, got {type(value).__name__}")
     if not 0 <= as_float(value) <= 1 or (below_one and value == 1):  # type: ignore[arg-type]
         raise ValueError(f"{name}: must be in [0, 1{')' if below_one else ']'}, got {value}; 0 switches it off")
-    return float(value)  # type: ignore[arg-type]
+    return abs(float(value))  # type: ignore[arg-type]  # -0.0 is 0.0, to which it is equal
 
 
 def check_ignore_index(ignore_index: int | None) -> int | None:

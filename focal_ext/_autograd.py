@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
+from torch.compiler import is_compiling
 
 from . import _arguments as arguments
 from . import _native as native
@@ -22,6 +24,8 @@ from ._native import ops
 
 # Whether backward keeps the graph; absent in some torch versions, where the saved gradient is then never scaled in place.
 keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+is_transformed = torch._C._are_functorch_transforms_active
+is_legacy_batchedtensor, unwrap_if_dead = torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.unwrap_if_dead
 
 
 def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tensor) -> Tensor:
@@ -30,10 +34,10 @@ def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tenso
     return torch.autograd.grad(loss, inputs, grad_output, create_graph=True)[0]
 
 
-def _save(ctx: Any, inputs: Tensor, call: Call, reduction: str, *results: Tensor) -> None:
+def _save(ctx: Any, call: Call, reduction: str, *logits: Tensor) -> None:
     """Saves tensors through autograd, so that hooks see them and a change in place is an error, never a wrong gradient."""
     tensors = [t.clone() if t is not None and t.is_inference() else t for t in call.tensors]  # autograd refuses to save those
-    ctx.save_for_backward(inputs, *tensors, *results)
+    ctx.save_for_backward(*logits, *tensors)
     ctx.scalars, ctx.reduction = call.scalars, reduction
 
 
@@ -41,25 +45,28 @@ class _OnePass(torch.autograd.Function):
     """Sum or mean with the gradient computed beside the loss; backward only scales it."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str) -> Tensor:
+    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str, given: int | None) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            loss, gradient = ops.loss_and_gradient(inputs, *call)
-        _save(ctx, inputs, call, reduction, gradient)
+            loss, gradient = ops.loss_and_gradient(inputs, *call[:given])
+        _save(ctx, call, reduction, gradient, inputs)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        inputs, *tensors, gradient = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient, inputs, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None
-        if torch.compiler.is_compiling() or keeps_graph():  # compiled autograd cannot trace the question
-            return gradient * grad_output, None, None
-        if torch._C._functorch.is_legacy_batchedtensor(grad_output):  # is_grads_batched=True: many factors at once
-            return gradient * grad_output, None, None
-        if gradient.device.type == "cpu" and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
-            return gradient, None, None
+            return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None, None
+        # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
+        if is_compiling() or keeps_graph() or is_legacy_batchedtensor(grad_output):
+            return gradient * grad_output, None, None, None
+        if gradient.is_cpu and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
+            return gradient, None, None, None
         ops.scale_(gradient, grad_output)  # decided on the device: no read, no write when the factor is 1
-        return gradient, None, None
+        return gradient, None, None, None
+
+
+# Function.apply is a Python frame around this; of what it does there, only to unwrap what a finished torch.func transform left is needed.
+_apply_one_pass = super(torch.autograd.Function, _OnePass).apply
 
 
 class _Recompute(torch.autograd.Function):
@@ -67,7 +74,7 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str) -> Tensor:
-        _save(ctx, inputs, call, reduction)
+        _save(ctx, call, reduction, inputs)
         return loss_only(inputs, call, reduction)
 
     @staticmethod
@@ -84,7 +91,7 @@ class _Overwrite(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str) -> Tensor:
-        _save(ctx, inputs, call, reduction)
+        _save(ctx, call, reduction, inputs)
         return loss_only(inputs, call, reduction)
 
     @staticmethod
@@ -127,15 +134,15 @@ def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         return ops.loss_map(inputs, *call) if reduction == "none" else ops.loss(inputs, *call)
 
 
-def needs_reference(tensors: Sequence[Tensor | None]) -> bool:
-    return not native.available or needs_graph(tensors)
-
-
 def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a transform runs the call, or something besides the logits wants a gradient."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if is_transformed() or forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:
@@ -173,26 +180,30 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
     return rows, call._replace(targets=targets, scores=scores), order
 
 
-def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
+def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool, ordinary: int | None = None) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    if needs_reference(call.tensors) or not native.runs_on(inputs.device) or not (torch.compiler.is_compiling() or all(map(arguments.is_plain, (inputs, *call.tensors)))):
+    if needs_graph(call[:2] if ordinary else call.tensors) or not native.runs_on(inputs.device):
         return reference.compute(inputs, call, reduction)
-    overwrite = overwrite_inputs and inputs.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    compiling = not ordinary and is_compiling()
+    if not (ordinary or compiling or all(map(arguments.is_plain, (inputs, *call.tensors)))):
+        return reference.compute(inputs, call, reduction)
+    wants_gradient = inputs.requires_grad and torch.is_grad_enabled()
+    overwrite = overwrite_inputs and wants_gradient and not compiling
     order = None
-    if not inputs.is_contiguous():
+    if not (ordinary or inputs.is_contiguous()):
         rows = _as_rows(inputs, call)
         if rows[2] is not None or not overwrite:  # a copy could not be overwritten in the inputs' place
             inputs, call, order = rows
-    if torch.compiler.is_compiling():
+    if compiling:
         loss = _compiled(inputs, call, reduction)
-    elif not (inputs.requires_grad and torch.is_grad_enabled()):
+    elif not wants_gradient:
         loss = loss_only(inputs, call, reduction)
     elif overwrite:
         loss = _Overwrite.apply(inputs, call, reduction)
     elif reduction == "none" or inputs.dtype is torch.float16:
         loss = _Recompute.apply(inputs, call, reduction)
     else:
-        loss = _OnePass.apply(inputs, call, reduction)
+        loss = _apply_one_pass(unwrap_if_dead(inputs), call, reduction, ordinary)
     if order is not None and reduction == "none":
         loss = loss.permute([order.index(d) for d in range(loss.dim())])  # the classes are last before and after
     return loss

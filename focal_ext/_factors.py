@@ -22,7 +22,7 @@ def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float,
     if is_number(alpha):
         if not 0 <= as_float(alpha) <= most or as_float(alpha) == math.inf:  # type: ignore[arg-type]
             raise ValueError(f"alpha: must be {rule}, or None or -1 to switch it off, got {alpha}")
-        return float(alpha), 1.0 - float(alpha), None  # type: ignore[arg-type]
+        return abs(float(alpha)), 1.0 - float(alpha), None  # type: ignore[arg-type]  # -0.0 is 0.0, to which it is equal
     classes, dtype = inputs.shape[-1], accumulation_dtype(inputs.dtype)
     if not isinstance(alpha, Tensor):
         alpha = alpha.tolist() if hasattr(alpha, "tolist") else alpha

@@ -21,21 +21,20 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
 
     @functools.wraps(request)
     def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        return _run(*request(*args, **kwargs))
+        inputs, call, reduction, overwrite_inputs, ordinary = request(*args, **kwargs)
+        targets = call.targets
+        if targets.dim() == inputs.dim() or not (inputs.is_cpu if ordinary else arguments.values_are_readable(inputs, targets)):
+            return _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
+        classes = inputs.shape[-1]
+        if reduction == "none" or not _native.available or classes == 0:
+            _check_ids(call, classes)
+        loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
+        # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
+        if reduction != "none" and math.isnan(loss.item()):  # on the CPU
+            _check_ids(call, classes)
+        return loss
 
     loss.__annotations__["return"] = "Tensor"
-    return loss
-
-
-def _run(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool) -> Tensor:
-    targets, classes = call.targets, inputs.shape[-1]
-    readable = targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets)
-    if readable and (reduction == "none" or not _native.available or classes == 0):
-        _check_ids(call, classes)
-    loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs)
-    # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
-    if readable and reduction != "none" and math.isnan(loss.item()):  # on the CPU
-        _check_ids(call, classes)
     return loss
 
 

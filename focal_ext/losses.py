@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _arguments as arguments
 from ._arguments import Alpha, Normalizer, Targets
 from ._call import Loss, Request, check
 from ._run import fused
@@ -61,10 +60,8 @@ def sigmoid_focal_loss(
         >>> labels = torch.tensor([3, -1, -1, 80, -2, -1, 17, -1])  # two positives, one ignored, the rest background
         >>> sigmoid_focal_loss(logits, labels, reduction="sum", normalizer="positives").backward()
     """
-    arguments.check_exponent("gamma", gamma)
-    smoothing = arguments.check_fraction("label_smoothing", label_smoothing)
     return check(
-        Loss.SIGMOID_FOCAL, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs, smoothing=smoothing
+        Loss.SIGMOID_FOCAL, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs, smoothing=label_smoothing
     )
 
 
@@ -96,7 +93,6 @@ def quality_focal_loss(
         >>> logits = torch.randn(3, 80, requires_grad=True)
         >>> quality_focal_loss(logits, (torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])), reduction="sum").backward()
     """
-    arguments.check_exponent("beta", beta, 1, "2 is the paper's choice; below 1 the derivative is infinite where p meets the score")
     return check(Loss.QUALITY_FOCAL, inputs, targets, None, beta, reduction, normalizer, weight, ignore_index, overwrite_inputs)
 
 
@@ -126,7 +122,6 @@ def varifocal_loss(
         >>> logits = torch.randn(3, 80, requires_grad=True)
         >>> varifocal_loss(logits, (torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])), reduction="sum").backward()
     """
-    arguments.check_exponent("gamma", gamma)
     return check(Loss.VARIFOCAL, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs)
 
 
@@ -160,9 +155,6 @@ def asymmetric_loss(
         >>> logits, labels = torch.randn(3, 80, requires_grad=True), torch.rand(3, 80) < 0.02
         >>> asymmetric_loss(logits, labels, reduction="sum").backward()
     """
-    arguments.check_exponent("gamma_neg", gamma_neg)
-    arguments.check_exponent("gamma_pos", gamma_pos)
-    clip = 0.0 if clip is None else arguments.check_fraction("clip", clip, below_one=True)
     return check(
         Loss.ASYMMETRIC, inputs, targets, None, gamma_neg, reduction, normalizer, weight, ignore_index, overwrite_inputs,
         gamma_positive=gamma_pos, clip=clip,
@@ -215,8 +207,6 @@ def softmax_focal_loss(
         >>> logits = torch.randn(8, 80, requires_grad=True)
         >>> softmax_focal_loss(logits, torch.randint(80, (8,)), alpha=0.25).backward()
     """
-    arguments.check_exponent("gamma", gamma)
-    smoothing = arguments.check_fraction("label_smoothing", label_smoothing)
     return check(
-        Loss.SOFTMAX_FOCAL, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs, smoothing=smoothing
+        Loss.SOFTMAX_FOCAL, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs, smoothing=label_smoothing
     )

@@ -23,7 +23,7 @@ def _plain(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     @functools.wraps(function)
     def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        inputs, call, reduction, _ = request(*args, **kwargs)
+        inputs, call, reduction, *_ = request(*args, **kwargs)
         return _reference.checked(inputs, call, reduction)
 
     return loss

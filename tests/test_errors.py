@@ -152,6 +152,59 @@ def test_a_bad_argument_is_named_with_its_rule_before_anything_is_written(name: 
     assert [(bytes(value.untyped_storage()), value._version) for value in tensors] == before
 
 
+# A call that passes, and what is changed in it by a value that is equal, or by a tensor that differs in one thing: still an error.
+PASSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "gamma True for 1": ("sigmoid_focal_loss", {"gamma": 1}, {"gamma": True}, "gamma: must be a number, got bool"),
+    "alpha True for 1": ("sigmoid_focal_loss", {"alpha": 1.0}, {"alpha": True}, "alpha: .*bool"),
+    "normalizer True for 1": ("sigmoid_focal_loss", {"reduction": "sum", "normalizer": 1}, {"normalizer": True}, "normalizer: .*bool"),
+    "smoothing False for 0": ("sigmoid_focal_loss", {}, {"label_smoothing": False}, "label_smoothing: .*bool"),
+    "ignore_index True for 1": ("sigmoid_focal_loss", {"targets": IDS.clamp(min=-1), "ignore_index": 1}, {"ignore_index": True}, "ignore_index: .*bool"),
+    "ignore_index float for int": ("sigmoid_focal_loss", {}, {"ignore_index": -2.0}, "ignore_index: .*float"),
+    "overwrite_inputs 0 for False": ("sigmoid_focal_loss", {}, {"overwrite_inputs": 0}, "overwrite_inputs: .*int"),
+    "gamma NaN": ("sigmoid_focal_loss", {}, {"gamma": math.nan}, "gamma: .*nan"),
+    "positives of dense": ("sigmoid_focal_loss", {"reduction": "sum", "normalizer": "positives"}, {"targets": DENSE}, "normalizer: 'positives'"),
+    "another shape": ("sigmoid_focal_loss", {}, {"targets": IDS[:3]}, "targets: shape"),
+    "another dtype": ("sigmoid_focal_loss", {}, {"targets": IDS.float()}, "targets: .*integers"),
+    "another device": ("sigmoid_focal_loss", {}, {"targets": IDS.to("meta")}, "targets: .*device"),
+    "another layout": ("sigmoid_focal_loss", {"targets": DENSE}, {"targets": DENSE.to_sparse()}, "targets: .*strided"),
+    "a pair with no scores": ("sigmoid_focal_loss", {}, {"targets": (IDS, None)}, "targets: .*tuple"),
+    "a bad id": ("sigmoid_focal_loss", {"reduction": "sum"}, {"targets": IDS + 4}, "targets: class id 4 at anchor 0"),
+    "beta for gamma": ("varifocal_loss", {"targets": PAIR, "gamma": 0.5}, {"gamma": -0.5}, "gamma: .*-0.5"),
+    "integer scores": ("quality_focal_loss", {"targets": PAIR}, {"targets": (IDS, IDS)}, "targets: the scores"),
+    "clip True for 0": ("asymmetric_loss", {"clip": 0}, {"clip": False}, "clip: .*bool"),
+}
+
+
+@implementations
+@pytest.mark.parametrize("name", PASSED)
+def test_a_bad_call_that_is_like_a_good_one_is_an_error_each_time(name: str, implementation: Implementation) -> None:
+    loss, good, changed, sentence = PASSED[name]
+    function = getattr(implementation.module, loss)
+    good = {"inputs": X, "targets": IDS, **good}
+    value = function(**good)
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError), match=sentence):
+            function(**{**good, **changed})
+        assert torch.equal(function(**good), value)
+
+
+@implementations
+def test_equal_numbers_of_other_types_and_signs_of_zero_give_the_same_bits(implementation: Implementation) -> None:
+    focal, varifocal = implementation.module.sigmoid_focal_loss, implementation.module.varifocal_loss
+    for one, other in (({"alpha": 1, "gamma": 2}, {"alpha": 1.0, "gamma": 2.0}), ({"alpha": 0.0, "gamma": 0.0}, {"alpha": -0.0, "gamma": -0.0})):
+        for function, targets in ((focal, IDS), (varifocal, PAIR)):
+            bits = [function(X, targets, **options).numpy().tobytes() for options in (one, other, one)]
+            assert bits[0] == bits[1] == bits[2]
+
+
+def test_what_passed_is_remembered_up_to_a_bound_and_no_tensor_with_it() -> None:
+    known = focal_ext._call._passed
+    for rows in range(focal_ext._call.MOST_PASSED + 1):
+        focal_ext.sigmoid_focal_loss(torch.zeros(rows, 1), torch.zeros(rows, 1))
+    assert 0 < len(known) <= focal_ext._call.MOST_PASSED
+    assert "tensor(" not in repr(known)
+
+
 @implementations
 @pytest.mark.parametrize("dtype", ID_DTYPES)
 def test_ids_of_every_integer_type_are_widened_before_they_are_compared(dtype: str, implementation: Implementation) -> None:

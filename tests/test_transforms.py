@@ -137,6 +137,25 @@ def test_the_ops_keep_their_contracts_with_the_dispatcher(dtype: torch.dtype, ro
 
 
 @pytest.mark.native
+def test_an_op_without_the_arguments_at_their_defaults_is_the_op_with_them() -> None:
+    from focal_ext._native import ops
+
+    schema = ops.loss_and_gradient.default._schema.arguments
+    assert [a.name for a in schema] == ["inputs", *Call._fields]
+    assert {a.name: a.default_value for a in schema if a.has_default_value()} == Call._field_defaults
+    x, ids = torch.randn(6, 4), torch.tensor([0, 3, 1, 2, 0, 1])
+    for row, options in (("sigmoid", {}), ("sigmoid", {"alpha": None}), ("sigmoid", {"label_smoothing": 0.1}), ("softmax", {"reduction": "mean"}), ("softmax", {})):
+        function = getattr(PUBLIC.module, f"{row}_focal_loss")
+        first, again = (function.__wrapped__(x, ids, **{"reduction": "sum", **options}) for _ in range(2))
+        assert first.ordinary == again.ordinary
+        short, full = ops.loss_and_gradient(x, *again.call[: again.ordinary]), ops.loss_and_gradient(x, *first.call)
+        assert all(map(torch.equal, short, full))
+        leaf = x.clone().requires_grad_()
+        ops.loss_and_gradient(leaf, *again.call[: again.ordinary])[0].backward()
+        assert torch.equal(leaf.grad, full[1])
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_scaling_by_1_touches_nothing_and_by_another_number_is_a_product(dtype: torch.dtype) -> None:
     from focal_ext._native import ops
@@ -164,3 +183,10 @@ def test_ops_refuse_what_would_corrupt_memory() -> None:
     with pytest.raises(RuntimeError):
         ops.gradient(x, *call, torch.ones(3))
     assert focal_ext.build_info()["backend"] == "native"
+
+
+def test_logits_left_from_a_finished_transform_keep_their_gradient() -> None:
+    factor, left = torch.rand(6, 4, requires_grad=True), []
+    torch.func.grad(lambda x: left.append(x * factor) or x.sum())(torch.randn(6, 4))
+    gradients = [torch.autograd.grad(module.sigmoid_focal_loss(left[0], torch.tensor([0, 3, -1, 2, 4, 1]), reduction="sum"), factor, retain_graph=True)[0] for module in (PUBLIC.module, PUBLIC.module.reference)]
+    assert torch.allclose(*gradients, rtol=1e-5)
