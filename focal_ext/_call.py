@@ -123,7 +123,7 @@ def check(
     numbers = (alpha, gamma, reduction, normalizer, ignore_index, gamma_positive, clip, smoothing)
     is_pair = type(targets) is tuple and len(targets) == 2
     ids, scores = targets if is_pair else (targets, None)  # of any type as yet
-    if weight is None and overwrite_inputs is False and PLAIN_TYPES.issuperset(map(type, numbers)) and not arguments.is_traced():
+    if weight is None and overwrite_inputs is False and not arguments.is_traced() and PLAIN_TYPES.issuperset(map(type, numbers)):
         kinds = (_kind(inputs), _kind(ids), is_pair and _kind(scores))
         if None not in kinds:
             key = (loss, kinds, numbers, type(ignore_index))
