@@ -164,7 +164,8 @@ def provenance(device: str, module: str = "bench.compare") -> dict[str, object]:
 def print_table(rows: list[dict[str, object]]) -> None:
     def line(row: dict[str, object]) -> list[object]:
         if row.get("why_not"):
-            return [row["case"], row["implementation"], f"not measured: {row['why_not']}"]
+            why = str(row["why_not"])
+            return [row["case"], row["implementation"], "not installed" if why.startswith("No module named") else f"not measured: {why}"]
         spread = f"{row['ms']:.3g} ({row['ms_p20']:.3g} - {row['ms_p80']:.3g})"
         ratio = "1" if row["implementation"] == OURS else f"{row['speedup']:.3g}"
         return [row["case"], row["implementation"], spread, ratio, f"{row['peak_extra_logits']:.2f}", f"{row['worst_relative_error']:.1e}" if row["worst_relative_error"] else ""]
