@@ -51,7 +51,7 @@ TOLERANCES = {
     ("cuda", "float64", "softmax"): Tolerance(60, "CUDA's exp and log are off by one unit each, where libm's are by half a unit: half as much again as the native row"),
     ("cuda", "float64", "softmax sum"): Tolerance(72, "as each row"),
     ("reference", "float32", "hard"): Tolerance(112, "p^gamma = exp(gamma log p), |gamma log p| < 88: gamma as a float32 costs up to 44 units, log p and the product, next to 64, 32 each"),
-    ("reference", "float32", "soft"): Tolerance(32, "as for hard targets"),
+    ("reference", "float32", "soft"): Tolerance(64, "torch.pow is exact to a unit or two, but takes gamma as a float32: up to 44 units where u^gamma is near 2^-126"),
     ("reference", "float32", "sum"): Tolerance(120, "torch.sum adds pairwise in float32: log2(n) < 17 roundings of half a unit, after terms that are off by at most 112 units"),
     ("reference", "float64", "hard"): Tolerance(16, "the same code as the oracle, which may add in another order"),
     ("reference", "float64", "soft"): Tolerance(16, "the same code as the oracle, which may add in another order"),
