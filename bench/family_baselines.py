@@ -74,7 +74,7 @@ def softmax_gather(x: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
 
 
 def softmax_one_hot(x: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
-    """As kornia and most tutorials write it: the formula at every class, then a product with the one-hot."""
+    """As most tutorials write it: the formula at every class, then a product with the one-hot."""
     log_p = torch.log_softmax(x, dim=-1)
     focal = -torch.pow(1 - log_p.exp(), 2.0) * log_p
     return (F.one_hot(classes, x.shape[1]).to(x.dtype) * focal).sum()
