@@ -32,28 +32,30 @@ def hard(z: Tensor, gamma: float) -> Closed:
     return Closed(power * softplus, gradient, gradient)
 
 
-def entropy(x: Tensor, t: Tensor) -> Tensor:
-    return torch.log1p(torch.exp(-x.abs())) + torch.where(x > 0, x * (1 - t), -x * t)
+def entropy(x: Tensor, t: Tensor, rest: Tensor) -> Tensor:
+    """`rest` is 1 - t, which may be known better than that."""
+    return torch.log1p(torch.exp(-x.abs())) + torch.where(x > 0, x * rest, -x * t)
 
 
 def soft(x: Tensor, t: Tensor, gamma: float, label_smoothing: float = 0.0) -> Closed:
     """u^g ce and its derivative u^g (g (1-2t) h ce + p (1-t) - q t), h = p q / u, of float64 logits and targets in [0, 1]; smoothing
     moves the targets of ce and of its derivative."""
     p, q = torch.sigmoid(x), torch.sigmoid(-x)
-    moved = t * (1 - label_smoothing) + label_smoothing / 2
-    ce = entropy(x, moved)
+    half, kept = label_smoothing / 2, 1 - label_smoothing
+    moved, rest = t * kept + half, (1 - t) * kept + half  # of 1 - moved a smoothing below 2^-53 would be lost
+    ce = entropy(x, moved, rest)
     u = p * (1 - t) + q * t
     h = torch.where(t == 0, q, torch.where(t == 1, p, p * q / u))
     bend = gamma * (1 - 2 * t) * h * ce
     power = u.pow(gamma)
-    slope, terms = p * (1 - moved) - q * moved, p * (1 - moved) + q * moved
+    slope, terms = p * rest - q * moved, p * rest + q * moved
     return Closed(power * ce, power * (bend + slope), power * (bend.abs() + terms))
 
 
 def quality(x: Tensor, t: Tensor, beta: float) -> Closed:
     """|d|^b ce and |d|^(b-1) sign(d) (d^2 + b p q ce) with d = p (1-t) - q t, which cancels near p = t: there the kink is."""
     p, q = torch.sigmoid(x), torch.sigmoid(-x)
-    d, terms, ce = p * (1 - t) - q * t, p * (1 - t) + q * t, entropy(x, t)
+    d, terms, ce = p * (1 - t) - q * t, p * (1 - t) + q * t, entropy(x, t, 1 - t)
     size, about = d.abs(), d.abs() + NEAR / 16 * terms
     power, bend = size.pow(beta - 1), d * d + beta * p * q * ce
     loss, gradient = power * size * ce, power * d.sign() * bend
@@ -66,7 +68,7 @@ def quality(x: Tensor, t: Tensor, beta: float) -> Closed:
 def varifocal(x: Tensor, t: Tensor, gamma: float) -> Closed:
     """t ce with the derivative t (p (1-t) - q t) where t > 0, else the focal loss of a negative."""
     p, q = torch.sigmoid(x), torch.sigmoid(-x)
-    low, ce, scored = hard(x, gamma), entropy(x, t), t > 0
+    low, ce, scored = hard(x, gamma), entropy(x, t, 1 - t), t > 0
     gradient = torch.where(scored, t * (p * (1 - t) - q * t), low.gradient)
     return Closed(torch.where(scored, t * ce, low.loss), gradient, torch.where(scored, t * (p * (1 - t) + q * t), low.magnitude))
 
