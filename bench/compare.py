@@ -157,7 +157,7 @@ def provenance(device: str, module: str = "bench.compare") -> dict[str, object]:
     return {
         "machine": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if device == "cuda" else cpu, "torch": torch.__version__,
         "allocator": os.environ.get("GLIBC_TUNABLES", "default"), "focal_ext": focal_ext.__version__, "commit": commit,
-        "date": time.strftime("%Y-%m-%d"), "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"), "command": " ".join([f"python -m {module}", *sys.argv[1:]]).replace(f"{Path.cwd()}/", ""),
     }  # fmt: skip
 
 

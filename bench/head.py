@@ -178,7 +178,7 @@ def head_rows(quick: bool) -> list[dict[str, object]]:
 
 
 def write(path: Path, table: list[dict[str, object]]) -> None:
-    origin = {**provenance("cpu"), "command": " ".join(["python -m bench.head", *sys.argv[1:]])}
+    origin = provenance("cpu", "bench.head")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*table[0], *origin])

