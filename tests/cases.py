@@ -180,6 +180,8 @@ def dense_targets(case: Case, rng: torch.Generator) -> Tensor:
     if kind in ("soft", "float32"):
         soft = torch.rand(case.shape, generator=rng).where(torch.rand(case.shape, generator=rng) < 0.7, hard.float())
         return soft.to(torch.float32 if kind == "float32" else getattr(torch, case.dtype))
+    if kind == "near":  # of 1, which only float32 is
+        return 1 - 2.0 ** -torch.randint(18, 25, case.shape, generator=rng)
     return hard.to(getattr(torch, case.dtype if kind == "0/1" else kind))
 
 

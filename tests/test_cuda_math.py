@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from cuda_math.emulation import POLICIES, STREAMS, Emulation, Errors, Results, why_impossible
+from cuda_math.emulation import POLICIES, STREAMS, Emulation, Errors, LossParameters, Results, why_impossible
 from oracle import hard, soft
 
 UNIT, SMALLEST = 2.0**-23, 2.0**-126
@@ -137,22 +137,24 @@ def test_the_bounds_hold_too_where_the_compiler_fuses_products_and_sums(tmp_path
 
 
 def soft_targets(count: int) -> np.ndarray:
-    """Uniform, near 0, near 1, and the ends."""
+    """Uniform, near 0, near 1, the ends, and 1 - 2^-18 to 1 - 2^-24."""
     rng = np.random.default_rng(3)
     t = rng.random(count) * 10.0 ** (-7 * (rng.random(count) < 0.5) * rng.random(count))
     t = np.where(rng.random(count) < 0.5, t, 1 - t).astype(np.float32)
     t[::50], t[1::50] = 0, 1
+    t[2::50] = 1 - 2.0 ** -rng.integers(18, 25, len(t[2::50]))
     return t
 
 
+@pytest.mark.parametrize("smoothing", (0.0, 1e-6, 0.1))
 @pytest.mark.parametrize("gamma", [g for g in GAMMAS if g <= 200])
-def test_soft_targets_stay_within_40_units_of_their_terms(emulation: Emulation, gamma: float) -> None:
+def test_soft_targets_stay_within_40_units_of_their_terms(emulation: Emulation, gamma: float, smoothing: float) -> None:
     """u = p (1-t) + q t is off by 4 to 5 units, and gamma multiplies them: above the steep gamma its logarithm is made in two floats."""
     x, t = X[::4].copy(), soft_targets(len(X[::4]))
-    want = soft(torch.from_numpy(x).double(), torch.from_numpy(t).double(), gamma)
+    want = soft(torch.from_numpy(x).double(), torch.from_numpy(t).double(), gamma, smoothing)
     small = SMALLEST * (1 + gamma) * 120  # a power flushed to 0, times gamma ce
     for errors in every_error(gamma):
-        got = emulation.run("careful", gamma, x, errors, t)
+        got = emulation.run("careful", LossParameters(0, gamma, 0, 0, smoothing), x, errors, t)
         for result, exact, magnitude in ((got.value, want.loss, want.loss), (got.gradient, want.gradient, want.magnitude)):
             off = (np.abs(result - exact.numpy()) - small) / np.maximum(magnitude.numpy(), SMALLEST) / UNIT
             assert off.max() <= 40, f"{off.max():.1f} units at x {x[off.argmax()]}, t {t[off.argmax()]}"

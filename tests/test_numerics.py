@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import GAMMAS, PUBLIC
+from cases import GAMMAS, IMPLEMENTATIONS, PUBLIC, Implementation
 from oracle import Closed, hard, soft
 from rounding import FORMATS, error_in_ulp, rounded
-from tolerances import CLAIMS
+from tolerances import CLAIMS, SIGMOID
 from torch import Tensor
 
 LIMIT_BITS = 1123024896  # the bit pattern of float32 120
@@ -26,10 +26,10 @@ PATTERNS = stratified(2**19)  # 2^20 logits: a mean over them estimates the mean
 LINEAR = (torch.rand(2**18, generator=torch.Generator().manual_seed(2)) - 0.5) * 240  # where a detector's logits are
 
 
-def loss_and_gradient(inputs: Tensor, targets: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(inputs: Tensor, targets: Tensor, gamma: float, implementation: Implementation = PUBLIC, **options: float) -> tuple[Tensor, Tensor]:
     """The bare formula: no alpha, no weight, not reduced; C = 1."""
     leaf = inputs[:, None].clone().requires_grad_()
-    loss = PUBLIC.module.sigmoid_focal_loss(leaf, targets, None, gamma)
+    loss = implementation.module.sigmoid_focal_loss(leaf, targets, None, gamma, **options)
     return loss.detach()[:, 0], torch.autograd.grad(loss.sum(), leaf)[0][:, 0]
 
 
@@ -51,24 +51,29 @@ def test_float32_hard_labels_stay_within_the_claimed_ulp(gamma: float, label: in
 
 
 def soft_targets(count: int) -> Tensor:
-    """Uniform, with a quarter each near 0 and near 1, and the ends themselves."""
+    """Uniform, with a quarter each near 0 and near 1, the ends themselves, and 1 - 2^-18 to 1 - 2^-24."""
     rng = torch.Generator().manual_seed(3)
     t = torch.rand(count, generator=rng)
     near = t * 10 ** (-7 * torch.rand(count, generator=rng))
     where = torch.randint(0, 4, (count,), generator=rng)
     t = torch.where(where == 0, near, torch.where(where == 1, 1 - near, t))
     t[::50], t[1::50] = 0.0, 1.0
+    t[2::50] = 1 - 2.0 ** -torch.randint(18, 25, t[2::50].shape, generator=rng)
     return t
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
+@pytest.mark.parametrize("label_smoothing", (0.0, 1e-9, 1e-6, 1e-3, 0.1, 1.0))
 @pytest.mark.parametrize("gamma", GAMMAS)
-def test_float32_soft_targets_stay_within_the_claimed_share_of_their_terms(gamma: float) -> None:
+def test_float32_soft_targets_stay_within_the_claimed_share_of_their_terms(gamma: float, label_smoothing: float, implementation: Implementation) -> None:
+    """Smoothed ones too: 1 - t' of a target near 1 is not the rest of t' = t (1-s) + s/2 rounded."""
     x = torch.cat([PATTERNS[::4], LINEAR])
     t = soft_targets(len(x))
-    loss, gradient = loss_and_gradient(x, t[:, None], gamma)
-    want = soft(x.double(), t.double(), gamma)
-    unit, subnormal = 2.0**-23, 2.0**-149 * 120 * (1 + gamma)  # a subnormal power is rounded before gamma ce multiplies it
-    claim = CLAIMS[PUBLIC.name, "soft"].units
+    loss, gradient = loss_and_gradient(x, t[:, None], gamma, implementation, label_smoothing=label_smoothing)
+    want = soft(x.double(), t.double(), gamma, label_smoothing)
+    lost = SIGMOID.units if implementation.name == "reference" else 1.0
+    unit, subnormal = 2.0**-23, 2.0**-149 * lost * 120 * (1 + gamma)  # a subnormal power is rounded before gamma ce multiplies it
+    claim = CLAIMS[implementation.name, "soft"].units
     off = (loss.double() - want.loss).abs() - subnormal
     assert (off <= claim * unit * want.loss).all(), f"{(off / want.loss / unit).max():.1f} units"
     off = (gradient.double() - want.gradient).abs() - subnormal

@@ -173,7 +173,7 @@ template <class T, Grade grade>
 struct CrossEntropy<Stream<T, grade>> {
   using Math = Stream<T, grade>;
   T ce, slope;
-  FOCAL_EXT_INLINE CrossEntropy(const Sigmoid<Math>& s, T x, T t) : ce(Math::fma(Math::constant(0) - t, x, s.softplus(x))), slope(s.p - t) {}
+  FOCAL_EXT_INLINE CrossEntropy(const Sigmoid<Math>& s, T x, T t, T) : ce(Math::fma(Math::constant(0) - t, x, s.softplus(x))), slope(s.p - t) {}
 };
 
 }  // namespace focal_ext

@@ -126,16 +126,17 @@ struct Sigmoid {
 };
 
 // Binary cross entropy of a logit and a target t in [0, 1]: ce = log(1 + e) + (x > 0 ? x (1-t) : -x t), slope = p (1-t) - q t.
+// `rest` is 1 - t, of which a smoothed t near 1 has lost the digits.
 template <class Math>
 struct CrossEntropy {
   using T = typename Math::value_t;
   T linear, ce, slope;
-  FOCAL_EXT_INLINE CrossEntropy(const Sigmoid<Math>& s, T x, T t) {
-    const T zero = Math::constant(0), not_t = Math::constant(1) - t;
-    const T share = Math::select_positive(x, not_t, t);
+  FOCAL_EXT_INLINE CrossEntropy(const Sigmoid<Math>& s, T x, T t, T rest) {
+    const T zero = Math::constant(0);
+    const T share = Math::select_positive(x, rest, t);
     linear = share == zero ? zero : Math::abs(x) * share;  // the winning side at +-inf: no 0 * inf
     ce = s.log1p_e + linear;
-    slope = s.p * not_t - s.q * t;
+    slope = s.p * rest - s.q * t;
   }
 };
 

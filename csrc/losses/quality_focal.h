@@ -25,7 +25,7 @@ struct QualityFocal {
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const Sigmoid<Math> s(x);
-    const CrossEntropy<Math> bce(s, x, t);
+    const CrossEntropy<Math> bce(s, x, t, Math::constant(1) - t);
     const T d = bce.slope, size = Math::abs(d), zero = Math::constant(0);
     const T power = lower.template of<Math>(size);
     const T bounded = Math::min(bce.ce, Math::constant(2 * Math::limit()));  // p q is 0 beyond

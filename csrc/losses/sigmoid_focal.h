@@ -19,16 +19,16 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_hard(T z, const Modulator& mo
   return {power * softplus, power * Math::fma(modulator.template gamma<Math>() * s.q, bounded, s.p)};
 }
 
-// Soft target t (torchvision's definition): u = p (1-t) + q t = 1 - p_t, ce the cross entropy with the target `smoothed`, t itself
-// without label smoothing,
+// Soft target t (torchvision's definition): u = p (1-t) + q t = 1 - p_t, ce the cross entropy with the target `smoothed` and its
+// `rest`, without label smoothing t and 1 - t themselves,
 //   loss = u^gamma ce,   d/dx = u^gamma (gamma (1-2t) h ce + slope),   h = p q / u
 // without alpha_t = alpha t + (1-alpha) (1-t), which is the caller's coefficient.
 template <class Math, class Modulator, class T = typename Math::value_t>
-FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, T smoothed, const Modulator& modulator) {
+FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, T smoothed, T rest, const Modulator& modulator) {
   const Sigmoid<Math> s(x);
   const T zero = Math::constant(0), one = Math::constant(1);
   const T not_t = one - t;
-  const CrossEntropy<Math> bce(s, x, smoothed);
+  const CrossEntropy<Math> bce(s, x, smoothed, rest);
   const T ce = bce.ce, slope = bce.slope, linear = bce.linear;
   if constexpr (Modulator::is_one) return {ce, slope};
   const T u = Math::fma(s.p, not_t, s.q * t);
@@ -48,7 +48,7 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, T smoothed, co
 template <class Math, class Modulator, class T = typename Math::value_t>
 FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_smoothed(T z, T half, const Modulator& modulator) {
   const Sigmoid<Math> s(z);
-  const CrossEntropy<Math> bce(s, z, half);
+  const CrossEntropy<Math> bce(s, z, half, Math::constant(1) - half);
   if constexpr (Modulator::is_one) return {bce.ce, bce.slope};
   const T power = modulator.template of_probability<Math>(z, s.p, s.whole_negative_part(z), s.log1p_e);
   const T weighed = power * Math::bounded(bce.ce);  // finite at infinite logits
@@ -80,7 +80,7 @@ struct SigmoidFocal {
   }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
-    return sigmoid_focal_soft<Math>(x, t, t, modulator);
+    return sigmoid_focal_soft<Math>(x, t, t, Math::constant(1) - t, modulator);
   }
   template <class T>
   static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) {
@@ -107,8 +107,8 @@ struct SmoothedSigmoidFocal {
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const T zero = Math::constant(0), one = Math::constant(1);
     const ValueAndGradient<T> low = negative<Math>(t == one ? zero - x : x), high = mirrored(low);
-    const T smoothed = Math::fma(t, Math::constant(kept), Math::constant(half));
-    const ValueAndGradient<T> soft = sigmoid_focal_soft<Math>(x, t, smoothed, modulator);
+    const T keep = Math::constant(kept), add = Math::constant(half);
+    const ValueAndGradient<T> soft = sigmoid_focal_soft<Math>(x, t, Math::fma(t, keep, add), Math::fma(one - t, keep, add), modulator);
     const bool hard = t == zero || t == one;
     return {hard ? low.value : soft.value, t == zero ? low.gradient : t == one ? high.gradient : soft.gradient};
   }

@@ -24,7 +24,7 @@ struct Varifocal {
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const Sigmoid<Math> s(x);
-    const CrossEntropy<Math> bce(s, x, t);
+    const CrossEntropy<Math> bce(s, x, t, Math::constant(1) - t);
     const T power = modulator.template of_probability<Math>(x, s.p, s.negative_part(x), s.log1p_e);
     const T bounded = Math::min(bce.ce, Math::constant(2 * Math::limit()));  // q is 0 beyond
     const T focal = power * Math::fma(modulator.template gamma<Math>() * s.q, bounded, bce.slope);

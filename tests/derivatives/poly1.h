@@ -9,8 +9,8 @@ struct Poly1 {
   template <class Math, class T>
   FOCAL_EXT_INLINE T value(T x, T t) const {
     const focal_ext::Sigmoid<Math> s(x);
-    const T not_p_t = Math::fma(s.p, Math::constant(1) - t, s.q * t);
-    return Math::fma(Math::constant(epsilon), not_p_t, focal_ext::CrossEntropy<Math>(s, x, t).ce);
+    const T not_t = Math::constant(1) - t, not_p_t = Math::fma(s.p, not_t, s.q * t);
+    return Math::fma(Math::constant(epsilon), not_p_t, focal_ext::CrossEntropy<Math>(s, x, t, not_t).ce);
   }
   template <class T>
   static FOCAL_EXT_INLINE T factor(T, T of_one, T) {
