@@ -4,6 +4,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "../losses/primitives.h"
 #include "../problem.h"
 
 namespace focal_ext {
@@ -17,17 +18,6 @@ struct Float16 {
 
 typedef uint16_t __attribute__((may_alias)) Half;  // of a float
 constexpr int kHighHalf = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, kLowHalf = 1 - kHighHalf;
-
-inline uint32_t bits_of(float a) {
-  uint32_t b;
-  __builtin_memcpy(&b, &a, 4);
-  return b;
-}
-inline float float_of(uint32_t b) {
-  float a;
-  __builtin_memcpy(&a, &b, 4);
-  return a;
-}
 
 inline float load(const float& a) { return a; }
 inline double load(const double& a) { return a; }

@@ -142,15 +142,4 @@ struct Lanes<Pair> {
   }
 };
 
-FOCAL_EXT_INLINE uint32_t bits_of(float a) {
-  uint32_t b;
-  memcpy(&b, &a, 4);
-  return b;
-}
-FOCAL_EXT_INLINE float float_of(uint32_t b) {
-  float a;
-  memcpy(&a, &b, 4);
-  return a;
-}
-
 }  // namespace focal_ext

@@ -22,6 +22,17 @@
 
 namespace focal_ext {
 
+FOCAL_EXT_INLINE uint32_t bits_of(float a) {
+  uint32_t b;
+  memcpy(&b, &a, 4);
+  return b;
+}
+FOCAL_EXT_INLINE float float_of(uint32_t b) {
+  float a;
+  memcpy(&a, &b, 4);
+  return a;
+}
+
 // An exponent in two floats: float(1.7) alone costs 28 ULP in the tail. Saturates where p^gamma is 0 or 1 to rounding anyway,
 // so that gamma * q cannot overflow.
 struct Exponent {
