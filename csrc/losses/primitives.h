@@ -124,13 +124,13 @@ struct Host {
   static FOCAL_EXT_INLINE float constant(Exponent gamma) { return gamma.high; }
   static FOCAL_EXT_INLINE float constant(Parameter a) { return a.single; }
 
-  static FOCAL_EXT_INLINE float abs(float a) { return from_bits(bits(a) & 0x7fffffffu); }
+  static FOCAL_EXT_INLINE float abs(float a) { return float_of(bits_of(a) & 0x7fffffffu); }
   static FOCAL_EXT_INLINE float min(float a, float b) { return a < b ? a : b; }
   static FOCAL_EXT_INLINE float max(float a, float b) { return a > b ? a : b; }
   static FOCAL_EXT_INLINE float select_positive(float z, float a, float b) { return z > 0.f ? a : b; }
   static FOCAL_EXT_INLINE float bounded(float y) { return tail == Tail::absent ? y : min_positive(y, 1e30f); }
   // On the bits, where positive floats are ordered like integers: one instruction instead of a compare and a blend.
-  static FOCAL_EXT_INLINE float min_positive(float a, float b) { return from_bits(bits(a) < bits(b) ? bits(a) : bits(b)); }
+  static FOCAL_EXT_INLINE float min_positive(float a, float b) { return float_of(bits_of(a) < bits_of(b) ? bits_of(a) : bits_of(b)); }
   // Contraction is off for the whole library: a product and a sum fuse here or nowhere, so AVX2 and AVX-512 agree to the bit.
   static FOCAL_EXT_INLINE float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
@@ -171,8 +171,8 @@ struct Host {
   static FOCAL_EXT_INLINE float pow(float u, Exponent gamma) {
     const bool subnormal = u < 1.17549435e-38f;
     const float v = subnormal ? u * 4294967296.f : u;
-    const int32_t shifted = int32_t(bits(v) - 0x3f3504f3u) >> 23;  // m in [sqrt(1/2), sqrt(2))
-    const float m = from_bits(bits(v) - (uint32_t(shifted) << 23)) - 1.f;
+    const int32_t shifted = int32_t(bits_of(v) - 0x3f3504f3u) >> 23;  // m in [sqrt(1/2), sqrt(2))
+    const float m = float_of(bits_of(v) - (uint32_t(shifted) << 23)) - 1.f;
     const float k = float(shifted) - (subnormal ? 32.f : 0.f);
     const float high = gamma.high * k;
     const float low = residual(gamma.high, k, high) + (gamma.low * k + gamma.high * (m * log2_polynomial<Host>(m)));
@@ -187,22 +187,11 @@ struct Host {
 
   static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) {
     const float normal = max(1.17549435e-38f, rest);
-    const int32_t k = int32_t(bits(normal) - 0x3f3504f3u) >> 23;  // rest = 2^k (1 + m), 1 + m in [sqrt(1/2), sqrt(2))
-    const float m = from_bits(bits(normal) - (uint32_t(k) << 23)) - 1.f;
+    const int32_t k = int32_t(bits_of(normal) - 0x3f3504f3u) >> 23;  // rest = 2^k (1 + m), 1 + m in [sqrt(1/2), sqrt(2))
+    const float m = float_of(bits_of(normal) - (uint32_t(k) << 23)) - 1.f;
     const float far = -0.693147182f * fma(m, log2_polynomial<Host>(m), float(k)) / u;
     ratio = u <= 0.5f ? log1p_ratio(u) : far;
     inverse = 1.f / rest;
-  }
-
-  static FOCAL_EXT_INLINE uint32_t bits(float a) {
-    uint32_t b;
-    __builtin_memcpy(&b, &a, 4);
-    return b;
-  }
-  static FOCAL_EXT_INLINE float from_bits(uint32_t b) {
-    float a;
-    __builtin_memcpy(&a, &b, 4);
-    return a;
   }
 
  private:
@@ -211,7 +200,7 @@ struct Host {
 #if defined(__FMA__) || defined(__aarch64__)
     return __builtin_fmaf(a, b, -product);
 #else
-    const float a_high = from_bits(bits(a) & 0xfffff000u), b_high = from_bits(bits(b) & 0xfffff000u);
+    const float a_high = float_of(bits_of(a) & 0xfffff000u), b_high = float_of(bits_of(b) & 0xfffff000u);
     const float a_low = a - a_high, b_low = b - b_high;
     return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
 #endif
@@ -220,7 +209,7 @@ struct Host {
   // 2^n p. With a full tail without a second rounding before the last product: n + 64 is built as an exponent, so the scale is a
   // normal number for all n >= -190 and subnormal results round once.
   static FOCAL_EXT_INLINE float scale(float p, float shifted) {
-    const float scaled = p * from_bits(bits(shifted) << 23);
+    const float scaled = p * float_of(bits_of(shifted) << 23);
     return tail == Tail::full ? scaled * 5.42101086e-20f : scaled;
   }
   // 1.5 * 2^23: adding it rounds to an integer; 127 is the bias of the exponent.
