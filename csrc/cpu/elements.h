@@ -2,7 +2,8 @@
 // Must not know: how elements lie in rows or planes, threads, tensors, and the standard library (see storage.h).
 #pragma once
 #include "../losses/list.h"
-#include "block.h"
+#include "factors.h"
+#include "table.h"
 
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
@@ -23,66 +24,60 @@ template <class Math, class Loss>
 class Elements {
  public:
   using acc_t = typename Math::value_t;
+  static constexpr bool has_halves = sizeof(acc_t) == sizeof(float);  // logits may be of a half type
 
-  Elements(const Problem& problem, const Loss& loss, double scale)
-      : p_(problem), loss_(loss), scale_(scale), is_half_(problem.scalar == Scalar::bf16 || problem.scalar == Scalar::f16),
-        alpha_(static_cast<const acc_t*>(problem.alpha)), weight_(static_cast<const acc_t*>(problem.weight)),
-        uniform_(!problem.alpha && !problem.weight && !problem.grad_output_per_element && problem.alpha_negative != 0) {}
+  Elements(const Problem& problem, const Loss& loss, const Common& common)
+      : p_(problem), loss_(loss), scale_(common.scale), is_half_(problem.scalar == Scalar::bf16 || problem.scalar == Scalar::f16) {}
 
- protected:
+  // Block [first, first + kBlock) of the table of all half-precision logits.
+  void tabulate(int64_t first, Entry* table) const {
+    uint16_t bits[kBlock];
+    for (int64_t i = 0; i < kBlock; ++i) bits[i] = uint16_t(first + i);
+    acc_t x[kBlock], values[kBlock], gradient[kBlock];
+    load_block(bits, p_.scalar, 0, kBlock, x);
+    compute_uniform(x, kBlock, is_within(acc_t(Math::limit()), x, kBlock), values, gradient);
+    if (p_.loss_map) multiply(values, kBlock, acc_t(p_.alpha_negative));
+    store_block(p_.loss_map ? values : gradient, kBlock, bits, p_.scalar, 0);
+    for (int64_t i = 0; i < kBlock; ++i) table[first + i] = {float(values[i]), bits[i]};
+  }
+
   using Both = ValueAndGradient<acc_t>;
 
   // Negatives with one factor for all: the hot path, and nearly every element of a detector. Returns the sum of losses.
   FOCAL_EXT_ONE_COPY double uniform(const acc_t* x, int64_t begin, int64_t n, Specials<acc_t>* specials) const {
-    const acc_t value = acc_t(p_.alpha_negative), gradient = acc_t(p_.alpha_negative * scale_);
-    const auto with = [&]<class AnyMath>(AnyMath) {
-      // By value: behind a pointer the compiler would have to reload them after every store.
-      return emit(begin, n, [gradient, x, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-        const Both term = loss.template negative<AnyMath>(x[i]);
-        return Both{term.value, gradient * term.gradient};
-      }, value, specials);
-    };
-    if (within_limit<Math>::is_cheaper && is_within_limit(x, begin, n)) return with(typename within_limit<Math>::type());
-    return with(Math());
+    const bool within = within_limit<Math>::is_cheaper && is_within_limit(x, begin, n);
+    return emit(begin, n, [&](acc_t* values, acc_t* gradient) { compute_uniform(x, n, within, values, gradient); }, acc_t(p_.alpha_negative), specials);
   }
 
   // Negatives with factors of their own.
   FOCAL_EXT_ONE_COPY double varied(const Block<acc_t>& b, int64_t begin, int64_t n, Specials<acc_t>* specials) const {
-    return emit(begin, n, [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+    const auto term = [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
       const Both term = loss.template negative<Math>(b.x[i]);
       return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
-    }, acc_t(1), specials);
+    };
+    return emit(begin, n, [&](acc_t* values, acc_t* gradient) { compute(n, term, values, gradient); }, acc_t(1), specials);
   }
 
   FOCAL_EXT_ONE_COPY double dense(const Block<acc_t>& b, int64_t begin, int64_t n) const {
-    return emit(begin, n, [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+    const auto term = [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
       const Both term = loss.template dense<Math>(b.x[i], b.t[i]);
       return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
-    }, acc_t(1), nullptr);
+    };
+    return emit(begin, n, [&](acc_t* values, acc_t* gradient) { compute(n, term, values, gradient); }, acc_t(1), nullptr);
   }
 
-  // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block.
-  void fill(Block<acc_t>& b, int64_t i, int64_t row, int64_t c, acc_t x, acc_t t, acc_t upstream) const {
-    const acc_t of_one = alpha_ ? alpha_[c] : acc_t(p_.alpha_positive), of_zero = alpha_ ? acc_t(1) - alpha_[c] : acc_t(p_.alpha_negative);
-    const acc_t a = Loss::factor(t, of_one, of_zero);
-    b.x[i] = a == 0 ? finite(x) : x;
-    b.t[i] = t;
-    b.value[i] = a * (weight_ ? weight_[row * p_.weight_row_stride + c * p_.weight_class_stride] : acc_t(1));
-    b.gradient[i] = b.value[i] * upstream;
+  // Writes the positives of a block whose other elements are looked up. Returns the sum of all.
+  FOCAL_EXT_ONE_COPY double finish(LookedUp& block, Specials<acc_t>& s, int64_t n) const {
+    block.negatives_until(n);
+    const Block<acc_t>& b = s.positives;
+    if (s.count) compute_positives(s);
+    double total = p_.alpha_negative * block.total;
+    for (int64_t i = 0; i < s.count; ++i) total += double(b.value[i]);
+    uint16_t bits[kBlock];
+    if (block.to) store_block(p_.gradient ? b.gradient : b.value, s.count, bits, p_.scalar, 0);
+    for (int64_t i = 0; block.to && i < s.count; ++i) block.to[s.at[i]] = bits[i];
+    return p_.loss ? total : 0;
   }
-
-  void add_positive(Specials<acc_t>& s, int64_t at, int64_t row, int64_t c, acc_t x, acc_t upstream) const {
-    fill(s.positives, s.count, row, c, x, p_.scores ? static_cast<const acc_t*>(p_.scores)[row] : acc_t(1), upstream);
-    s.at[s.count++] = at;
-  }
-
-  const Problem& p_;
-  const Loss& loss_;
-  const double scale_;
-  const bool is_half_;
-  const acc_t* const alpha_;
-  const acc_t* const weight_;
-  const bool uniform_;
 
  private:
   // bf16 is looked at as it lies in memory: twice as many logits an instruction.
@@ -93,13 +88,9 @@ class Elements {
     return is_within(limit, static_cast<const BFloat16*>(p_.inputs) + begin, n);
   }
 
-  // Applies `term` to n elements, puts the specials in their places, and writes what is wanted. Gradients are computed when they are
-  // stored, and only then. The losses' common factor is left to their sum.
+  // The terms of n elements. Gradients are computed when they are stored, and only then.
   template <class Term>
-  double emit(int64_t begin, int64_t n, Term term, acc_t factor, Specials<acc_t>* specials) const {
-    acc_t values[kBlock], buffer[kBlock];
-    const bool direct = !is_half_ && n % kStep == 0;
-    acc_t* const gradient = !p_.gradient ? nullptr : direct ? static_cast<acc_t*>(p_.gradient) + begin : buffer;
+  FOCAL_EXT_INLINE static void compute(int64_t n, Term term, acc_t* values, acc_t* gradient) {
     for (int64_t at = 0; at < n; at += kStep) {
       if (gradient) {
 #pragma omp simd
@@ -113,6 +104,29 @@ class Elements {
         for (int64_t i = at; i < at + kStep; ++i) values[i] = term(i).value;
       }
     }
+  }
+
+  // Negatives with one factor for all; the losses without it.
+  FOCAL_EXT_ONE_COPY void compute_uniform(const acc_t* x, int64_t n, bool within, acc_t* values, acc_t* gradient) const {
+    const acc_t factor = acc_t(p_.alpha_negative * scale_);
+    const auto with = [&]<class AnyMath>(AnyMath) {
+      // By value: behind a pointer the compiler would have to reload them after every store.
+      compute(n, [factor, x, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+        const Both term = loss.template negative<AnyMath>(x[i]);
+        return Both{term.value, factor * term.gradient};
+      }, values, gradient);
+    };
+    if (within) with(typename within_limit<Math>::type());
+    else with(Math());
+  }
+
+  // Lets `terms` fill in n elements, puts the specials in their places, and writes what is wanted. The losses' common factor is left to their sum.
+  template <class Terms>
+  FOCAL_EXT_INLINE double emit(int64_t begin, int64_t n, Terms&& terms, acc_t factor, Specials<acc_t>* specials) const {
+    alignas(64) acc_t values[kBlock], buffer[kBlock];  // lines of the cache: 2 %
+    const bool direct = !is_half_ && n % kStep == 0;
+    acc_t* const gradient = !p_.gradient ? nullptr : direct ? static_cast<acc_t*>(p_.gradient) + begin : buffer;
+    terms(values, gradient);
     if (p_.loss_map) multiply(values, n, factor);
     const double others = specials ? put(*specials, values, gradient) : 0;
     if (gradient && !direct) store_block(gradient, n, p_.gradient, p_.scalar, begin);
@@ -120,8 +134,8 @@ class Elements {
     return p_.loss ? double(factor) * sum(values, n) + others : 0;
   }
 
-  // Computes the positives side by side, then puts each in its place, or returns their sum where that is all that is wanted.
-  FOCAL_EXT_ONE_COPY double put(Specials<acc_t>& s, acc_t* values, acc_t* gradient) const {
+  // The positives, side by side.
+  FOCAL_EXT_ONE_COPY void compute_positives(Specials<acc_t>& s) const {
     Block<acc_t>& b = s.positives;
     b.pad(s.count);
     for (int64_t at = 0; at < s.count; at += kStep)
@@ -131,6 +145,12 @@ class Elements {
         b.value[i] *= term.value;
         b.gradient[i] *= term.gradient;
       }
+  }
+
+  // Puts each special in its place, or returns the positives' sum where that is all that is wanted.
+  FOCAL_EXT_ONE_COPY double put(Specials<acc_t>& s, acc_t* values, acc_t* gradient) const {
+    const Block<acc_t>& b = s.positives;
+    compute_positives(s);
     double total = 0;
     for (int64_t i = 0; i < s.count; ++i) {
       values[s.at[i]] = p_.loss_map ? b.value[i] : 0;
@@ -145,6 +165,11 @@ class Elements {
     }
     return total;
   }
+
+  const Problem& p_;
+  const Loss& loss_;
+  const double scale_;
+  const bool is_half_;
 };
 
 }  // namespace

@@ -35,13 +35,23 @@ double with_instance(const Problem& problem, Kernel&& kernel) {
 
 }  // namespace
 
-double run_chunk(const Problem& problem, int64_t index, double scale) {
+double run_chunk(const Problem& problem, int64_t index, const Common& common) {
   const int64_t begin = index * kChunk, rest = numel(problem) - begin, end = begin + (rest < kChunk ? rest : kChunk);
-  return with_instance(problem, [&]<class Math, class Loss>(Math, const Loss& loss) { return Rows<Math, Loss>(problem, loss, scale).run(begin, end); });
+  return with_instance(problem, [&]<class Math, class Loss>(Math, const Loss& loss) { return Rows<Math, Loss>(problem, loss, common).run(begin, end); });
 }
 
-double run_strip(const Problem& problem, const Strip& strip, double scale) {
-  return with_instance(problem, [&]<class Math, class Loss>(Math, const Loss& loss) { return Planes<Math, Loss>(problem, loss, scale).run(strip); });
+double run_strip(const Problem& problem, const Strip& strip, const Common& common) {
+  return with_instance(problem, [&]<class Math, class Loss>(Math, const Loss& loss) { return Planes<Math, Loss>(problem, loss, common).run(strip); });
+}
+
+void run_table(const Problem& problem, int64_t index, double scale, Entry* table) {
+  with_instance(problem, [&]<class Math, class Loss>(Math, const Loss& loss) {
+    if constexpr (Elements<Math, Loss>::has_halves) {
+      const Elements<Math, Loss> elements(problem, loss, {scale, nullptr});
+      for (int64_t at = index * kChunk; at < (index + 1) * kChunk; at += kBlock) elements.tabulate(at, table);
+    }
+    return 0.;
+  });
 }
 
 }  // namespace focal_ext::cpu::FOCAL_EXT_LEVEL

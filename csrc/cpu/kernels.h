@@ -17,18 +17,34 @@ struct Strip {
   int64_t anchor, first, count;
 };
 
+// The results of one half-precision logit as a negative: its loss, and the 16 bits to be stored for it, of the gradient or of the loss map.
+struct Entry {
+  float value;
+  uint32_t stored;
+};
+constexpr int64_t kEntries = 65536;  // of a table, by the logit's bits
+
 // Rows of a chunk of a softmax loss, which sums over whole rows.
 static inline int64_t rows_of_chunk(int64_t classes) { return classes < 1 ? kChunk : classes < kChunk ? kChunk / classes : 1; }
 
-// Computes chunk `index` of the flat logits, or of the rows, or a strip of planes; gradients are multiplied by `scale`. Returns the sum of losses.
-using ChunkKernel = double (*)(const Problem& problem, int64_t index, double scale);
-using StripKernel = double (*)(const Problem& problem, const Strip& strip, double scale);
+// What the chunks of a call have in common: the factor of gradients, and the table of all logits' results unless it is null.
+struct Common {
+  double scale;
+  const Entry* table;
+};
 
-#define FOCAL_EXT_DECLARE_LEVEL(level)                                        \
-  namespace level {                                                           \
-  double run_chunk(const Problem& problem, int64_t index, double scale);      \
-  double run_rows(const Problem& problem, int64_t index, double scale);       \
-  double run_strip(const Problem& problem, const Strip& strip, double scale); \
+// Computes chunk `index` of the flat logits, or of the rows, or a strip of planes. Returns the sum of losses.
+using ChunkKernel = double (*)(const Problem& problem, int64_t index, const Common& common);
+using StripKernel = double (*)(const Problem& problem, const Strip& strip, const Common& common);
+// Computes the entries of chunk `index` of the 65,536 logits.
+using TableKernel = void (*)(const Problem& problem, int64_t index, double scale, Entry* table);
+
+#define FOCAL_EXT_DECLARE_LEVEL(level)                                                \
+  namespace level {                                                                   \
+  double run_chunk(const Problem& problem, int64_t index, const Common& common);      \
+  double run_rows(const Problem& problem, int64_t index, const Common& common);       \
+  double run_strip(const Problem& problem, const Strip& strip, const Common& common); \
+  void run_table(const Problem& problem, int64_t index, double scale, Entry* table);  \
   }
 FOCAL_EXT_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)

@@ -9,13 +9,13 @@ namespace {
 // The problem is one image of one level: its rows are the level's anchors, position by position, and row p A + a has its class c at
 // offset (a classes + c) positions + p. A strip is a block of neighbouring positions of one anchor, with all their classes.
 template <class Math, class Loss>
-class Planes : Elements<Math, Loss> {
-  using Base = Elements<Math, Loss>;
-  using acc_t = typename Base::acc_t;
+class Planes : Factors<typename Math::value_t, typename Loss::Factor> {
+  using acc_t = typename Math::value_t;
+  using Base = Factors<acc_t, typename Loss::Factor>;
   using Base::p_, Base::scale_, Base::uniform_;
 
  public:
-  using Base::Base;
+  Planes(const Problem& problem, const Loss& loss, const Common& common) : Base(problem, common), table_(common.table), elements_(problem, loss, common) {}
 
   double run(const Strip& strip) const {
     Labels labels;
@@ -46,21 +46,37 @@ class Planes : Elements<Math, Loss> {
 
   double plane(const Labels& labels, const Strip& strip, int64_t c) const {
     const int64_t begin = (strip.anchor * p_.classes + c) * strip.positions + strip.first, n = strip.count;
-    acc_t buffer[kBlock];
+    if constexpr (Elements<Math, Loss>::has_halves)
+      if (table_) return looked_up(labels, strip, c, begin);
+    alignas(64) acc_t buffer[kBlock];
     const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
-    if (uniform_ && !labels.count) return this->uniform(x, begin, n, nullptr);
+    if (uniform_ && !labels.count) return elements_.uniform(x, begin, n, nullptr);
     Specials<acc_t> specials;
     for (int64_t i = 0; i < labels.count; ++i) {
       const int64_t at = labels.at[i], label = labels.label[i];
       if (label == c) this->add_positive(specials, at, row_of(strip, at), c, x[at], acc_t(scale_));
       else if (label < 0) specials.add_range(at, at + 1, label == -2);
     }
-    if (uniform_) return this->uniform(x, begin, n, &specials);
+    if (uniform_) return elements_.uniform(x, begin, n, &specials);
     Block<acc_t> b;
     for (int64_t i = 0; i < n; ++i) this->fill(b, i, row_of(strip, i), c, x[i], 0, acc_t(scale_));
     b.pad(n);
-    return this->varied(b, begin, n, &specials);
+    return elements_.varied(b, begin, n, &specials);
   }
+
+  FOCAL_EXT_ONE_COPY double looked_up(const Labels& labels, const Strip& strip, int64_t c, int64_t begin) const {
+    LookedUp block(p_, table_, begin);
+    Specials<acc_t> specials;
+    for (int64_t i = 0; i < labels.count; ++i) {
+      const int64_t at = labels.at[i], label = labels.label[i];
+      if (label == c) this->add_positive(specials, at, row_of(strip, at), c, acc_t(block.skip(at)), acc_t(scale_));
+      else if (label < 0) block.add_range(at, at + 1, label == -2);
+    }
+    return elements_.finish(block, specials, strip.count);
+  }
+
+  const Entry* const table_;
+  const Elements<Math, Loss> elements_;
 };
 
 }  // namespace

@@ -6,50 +6,18 @@
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
-template <class Math, class Loss>
-class Rows : Elements<Math, Loss> {
-  using Base = Elements<Math, Loss>;
-  using acc_t = typename Base::acc_t;
-  using Base::p_, Base::scale_, Base::uniform_;
+// What lies in a block of rows, of no loss in particular.
+template <class acc_t, class Factor>
+class RowBlocks : Factors<acc_t, Factor> {
+  using Base = Factors<acc_t, Factor>;
+  using Base::p_, Base::scale_;
 
  public:
-  using Base::Base;
-
-  double run(int64_t begin, int64_t end) const {
-    double total = 0;
-    for (int64_t at = begin; at < end; at += kBlock) {
-      prefetch_block(p_.inputs, p_.scalar, at + kAhead * kBlock);
-      // Whole lines of floats are written without being read first; halves wait for theirs: bf16 is 13 % faster so, fp32 15 % slower.
-      if (this->is_half_ && p_.gradient) prefetch_block(p_.gradient, p_.scalar, at + kAhead * kBlock);
-      total += block(at, end - at < kBlock ? end - at : kBlock);
-    }
-    return total;
-  }
-
- private:
-  double block(int64_t begin, int64_t n) const {
-    acc_t buffer[kBlock];
-    const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
-    if (is_negative(begin, n)) return this->uniform(x, begin, n, nullptr);
-    Block<acc_t> b;
-    if (is_dense(p_.target)) {
-      fill_dense(b, x, begin, n);
-      return this->dense(b, begin, n);
-    }
-    Specials<acc_t> specials;
-    const Upstream upstream(p_, scale_, begin, n);
-    find_specials(specials, x, upstream, begin, n);
-    if (uniform_) return this->uniform(x, begin, n, &specials);
-    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-      for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], 0, upstream[offset + c]);
-    });
-    b.pad(n);
-    return this->varied(b, begin, n, &specials);
-  }
+  using Base::Base, Base::uniform_;
 
   // True when every element is a negative with the same factor.
-  bool is_negative(int64_t begin, int64_t n) const {
-    if (!uniform_) return false;
+  FOCAL_EXT_ONE_COPY bool is_negative(int64_t begin, int64_t n) const {
+    if (!this->uniform_) return false;
     if (p_.target == Target::dense_u8) return is_zero(static_cast<const uint8_t*>(p_.targets) + begin, n);
     if (p_.target == Target::dense_scalar && p_.scalar == Scalar::bf16) return is_zero(static_cast<const BFloat16*>(p_.targets) + begin, n);
     if (p_.target == Target::dense_scalar && p_.scalar == Scalar::f16) return is_zero(static_cast<const Float16*>(p_.targets) + begin, n);
@@ -59,6 +27,49 @@ class Rows : Elements<Math, Loss> {
     return true;
   }
 
+  FOCAL_EXT_ONE_COPY void find_specials(Specials<acc_t>& specials, const acc_t* x, int64_t begin, int64_t n) const {
+    const Upstream upstream(p_, scale_, begin, n);
+    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
+      const int64_t label = label_at(p_, row);
+      const Row kind = row_kind(p_, label);
+      if (kind == Row::ignored || kind == Row::bad) specials.add_range(offset + first, offset + last, kind == Row::bad);
+      else if (kind == Row::positive && first <= label && label < last)
+        this->add_positive(specials, offset + label, row, label, x[offset + label], upstream[offset + label]);
+    });
+  }
+
+  // The same for a block whose negatives are looked up.
+  FOCAL_EXT_ONE_COPY void tell_specials(LookedUp& block, Specials<acc_t>& specials, int64_t begin, int64_t n) const {
+    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
+      const int64_t label = label_at(p_, row);
+      const Row kind = row_kind(p_, label);
+      if (kind == Row::ignored || kind == Row::bad) block.add_range(offset + first, offset + last, kind == Row::bad);
+      else if (kind == Row::positive && first <= label && label < last)
+        this->add_positive(specials, offset + label, row, label, acc_t(block.skip(offset + label)), acc_t(scale_));
+    });
+  }
+
+  FOCAL_EXT_ONE_COPY void fill_negatives(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
+    const Upstream upstream(p_, scale_, begin, n);
+    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
+      for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], 0, upstream[offset + c]);
+    });
+    b.pad(n);
+  }
+
+  FOCAL_EXT_ONE_COPY void fill_dense(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
+    acc_t buffer[kBlock];
+    const acc_t* t = buffer;
+    if (p_.target == Target::dense_u8) widen(static_cast<const uint8_t*>(p_.targets) + begin, n, buffer);
+    else t = load_block(p_.targets, p_.target == Target::dense_acc ? Scalar::f32 : p_.scalar, begin, n, buffer);
+    const Upstream upstream(p_, scale_, begin, n);
+    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
+      for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], t[offset + c], upstream[offset + c]);
+    });
+    b.pad(n);
+  }
+
+ private:
   // Calls f(row, first class, one past the last, offset in the block) for each row's part of the block.
   template <class F>
   void each_row(int64_t begin, int64_t n, F f) const {
@@ -79,28 +90,60 @@ class Rows : Elements<Math, Loss> {
         : map(p.grad_output_per_element ? load_block(p.grad_output, p.scalar, begin, n, buffer) : nullptr), scale(acc_t(scale)) {}
     acc_t operator[](int64_t i) const { return map ? scale * map[i] : scale; }
   };
+};
 
-  void find_specials(Specials<acc_t>& specials, const acc_t* x, const Upstream& upstream, int64_t begin, int64_t n) const {
-    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-      const int64_t label = label_at(p_, row);
-      const Row kind = row_kind(p_, label);
-      if (kind == Row::ignored || kind == Row::bad) specials.add_range(offset + first, offset + last, kind == Row::bad);
-      else if (kind == Row::positive && first <= label && label < last)
-        this->add_positive(specials, offset + label, row, label, x[offset + label], upstream[offset + label]);
-    });
+// A loss over rows of classes.
+template <class Math, class Loss>
+class Rows {
+  using acc_t = typename Math::value_t;
+  using Blocks = RowBlocks<acc_t, typename Loss::Factor>;
+
+ public:
+  Rows(const Problem& problem, const Loss& loss, const Common& common)
+      : p_(problem), table_(common.table), elements_(problem, loss, common), blocks_(problem, common) {}
+
+  double run(int64_t begin, int64_t end) const {
+    const bool prefetches = pays_to_prefetch();
+    double total = 0;
+    for (int64_t at = begin; at < end; at += kBlock) {
+      if (prefetches) prefetch_block(p_.inputs, p_.scalar, at + kAhead * kBlock);
+      // Whole lines of floats are written without being read first; halves wait for theirs: bf16 is 13 % faster so, fp32 15 % slower.
+      if (prefetches && size_of(p_.scalar) == 2 && p_.gradient) prefetch_block(p_.gradient, p_.scalar, at + kAhead * kBlock);
+      total += block(at, end - at < kBlock ? end - at : kBlock);
+    }
+    return total;
   }
 
-  void fill_dense(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
-    acc_t buffer[kBlock];
-    const acc_t* t = buffer;
-    if (p_.target == Target::dense_u8) widen(static_cast<const uint8_t*>(p_.targets) + begin, n, buffer);
-    else t = load_block(p_.targets, p_.target == Target::dense_acc ? Scalar::f32 : p_.scalar, begin, n, buffer);
-    const Upstream upstream(p_, scale_, begin, n);
-    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-      for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], t[offset + c], upstream[offset + c]);
-    });
-    b.pad(n);
+ private:
+  double block(int64_t begin, int64_t n) const {
+    if constexpr (Elements<Math, Loss>::has_halves)
+      if (table_ && (!is_dense(p_.target) || blocks_.is_negative(begin, n))) return looked_up(begin, n);
+    alignas(64) acc_t buffer[kBlock];
+    const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
+    if (blocks_.is_negative(begin, n)) return elements_.uniform(x, begin, n, nullptr);
+    Block<acc_t> b;
+    if (is_dense(p_.target)) {
+      blocks_.fill_dense(b, x, begin, n);
+      return elements_.dense(b, begin, n);
+    }
+    Specials<acc_t> specials;
+    blocks_.find_specials(specials, x, begin, n);
+    if (blocks_.uniform_) return elements_.uniform(x, begin, n, &specials);
+    blocks_.fill_negatives(b, x, begin, n);
+    return elements_.varied(b, begin, n, &specials);
   }
+
+  double looked_up(int64_t begin, int64_t n) const {
+    LookedUp block(p_, table_, begin);
+    Specials<acc_t> specials;
+    if (!is_dense(p_.target)) blocks_.tell_specials(block, specials, begin, n);
+    return elements_.finish(block, specials, n);
+  }
+
+  const Problem& p_;
+  const Entry* const table_;
+  const Elements<Math, Loss> elements_;
+  const Blocks blocks_;
 };
 
 }  // namespace

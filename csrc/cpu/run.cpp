@@ -78,13 +78,31 @@ void scale_chunk(void* gradient, int64_t begin, int64_t end, double factor) {
   for (int64_t i = begin; i < end; ++i) store(g[i], acc_t(load(g[i]) * acc_t(factor)));
 }
 
-// Runs unit(i, scale of gradients) for every i and writes the loss: units in any order, their sums in one.
+// Building a table costs as much as computing this many logits by the formula and looking up as many others.
+constexpr int64_t kTabulateAbove = 1 << 19;
+
+bool pays_to_tabulate(const Problem& p) {
+  const bool is_half = p.scalar == Scalar::bf16 || p.scalar == Scalar::f16, is_uniform = !p.alpha && !p.weight && !p.grad_output_per_element;
+  return is_half && is_uniform && p.alpha_negative != 0 && !has_row_losses(p) && numel(p) >= kTabulateAbove;
+}
+
+std::unique_ptr<Entry[]> tabulate(const Problem& problem, double scale, ParallelFor parallel_for) {
+  if (!pays_to_tabulate(problem)) return nullptr;
+  std::unique_ptr<Entry[]> table(new Entry[kEntries]);
+  const TableKernel kernel = FOCAL_EXT_BEST(run_table);
+  parallel(parallel_for, kEntries / kChunk, [&](int64_t i) { kernel(problem, i, scale, table.get()); });
+  return table;
+}
+
+// Runs unit(i, what units have in common) for every i and writes the loss: units in any order, their sums in one.
 template <class RunUnit>
 void run_units(const Problem& problem, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
   const double divisor = divisor_of(problem, parallel_for);
   const double upstream = problem.grad_output && !problem.grad_output_per_element ? read_acc(problem.grad_output, problem.scalar) : 1.0;
+  const std::unique_ptr<Entry[]> table = tabulate(problem, upstream / divisor, parallel_for);
+  const Common common = {upstream / divisor, table.get()};
   const std::unique_ptr<double[]> sums(new double[units]);
-  parallel(parallel_for, units, [&](int64_t i) { sums[i] = unit(i, upstream / divisor); });
+  parallel(parallel_for, units, [&](int64_t i) { sums[i] = unit(i, common); });
   if (!problem.loss) return;
   double total = 0;
   for (int64_t i = 0; i < units; ++i) total += sums[i];
@@ -154,17 +172,17 @@ void run(const Problem& problem, ParallelFor parallel_for) {
   const bool of_rows = has_row_losses(problem);
   const int64_t rows = rows_of_chunk(problem.classes), chunks = of_rows ? (problem.rows + rows - 1) / rows : chunks_of(numel(problem));
   const ChunkKernel kernel = of_rows ? FOCAL_EXT_BEST(run_rows) : FOCAL_EXT_BEST(run_chunk);
-  run_units(problem, chunks, parallel_for, [&](int64_t i, double scale) { return kernel(problem, i, scale); });
+  run_units(problem, chunks, parallel_for, [&](int64_t i, const Common& common) { return kernel(problem, i, common); });
 }
 
 void run(const Pyramid& pyramid, ParallelFor parallel_for) {
   const ChunkKernel chunk = FOCAL_EXT_BEST(run_chunk);
   const StripKernel strip = FOCAL_EXT_BEST(run_strip);
   const std::vector<Unit> units = units_of(pyramid);
-  run_units(pyramid.problem, int64_t(units.size()), parallel_for, [&](int64_t i, double scale) {
+  run_units(pyramid.problem, int64_t(units.size()), parallel_for, [&](int64_t i, const Common& common) {
     const Unit& unit = units[i];
     const Problem image = image_problem(pyramid, unit);
-    return unit.strip.count ? strip(image, unit.strip, scale) : chunk(image, unit.chunk, scale);
+    return unit.strip.count ? strip(image, unit.strip, common) : chunk(image, unit.chunk, common);
   });
 }
 

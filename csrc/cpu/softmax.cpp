@@ -144,13 +144,13 @@ double run_scalar(const Problem& problem, int64_t first, int64_t last, double sc
 
 }  // namespace
 
-double run_rows(const Problem& problem, int64_t index, double scale) {
+double run_rows(const Problem& problem, int64_t index, const Common& common) {
   const int64_t rows = rows_of_chunk(problem.classes), first = index * rows, rest = problem.rows - first, last = first + (rest < rows ? rest : rows);
   switch (problem.scalar) {
-    case Scalar::f64: return run_scalar<double>(problem, first, last, scale);
-    case Scalar::bf16: return run_scalar<BFloat16>(problem, first, last, scale);
-    case Scalar::f16: return run_scalar<Float16>(problem, first, last, scale);
-    default: return run_scalar<float>(problem, first, last, scale);
+    case Scalar::f64: return run_scalar<double>(problem, first, last, common.scale);
+    case Scalar::bf16: return run_scalar<BFloat16>(problem, first, last, common.scale);
+    case Scalar::f16: return run_scalar<Float16>(problem, first, last, common.scale);
+    default: return run_scalar<float>(problem, first, last, common.scale);
   }
 }
 

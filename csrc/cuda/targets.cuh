@@ -88,7 +88,7 @@ struct IdTargets {
       return hard_term<Math>(positive, x, positive ? alpha.positive : alpha.negative, loss);
     } else {
       const acc_t t = !positive ? acc_t(0) : scores ? scores[tile.first_row + row] : acc_t(1);
-      const acc_t factor = Loss::factor(t, alpha.positive, alpha.negative), z = finite_if(factor == 0, x);
+      const acc_t factor = Loss::Factor::of(t, alpha.positive, alpha.negative), z = finite_if(factor == 0, x);
       return scaled(positive ? loss.template positive<Math>(z, t) : loss.template negative<Math>(z), factor, factor);
     }
   }
@@ -135,7 +135,7 @@ struct DenseTargets {
   __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t, uint32_t c, acc_t x, const int*, const Loss& loss) const {
     const acc_t t = as_stored([&](auto* stored) { return acc_t(widen(stored[tile.first_element + i])); });
     const Alpha<acc_t> alpha = alpha_of(a, c);
-    const acc_t factor = Loss::factor(t, alpha.positive, alpha.negative);
+    const acc_t factor = Loss::Factor::of(t, alpha.positive, alpha.negative);
     return scaled(loss.template dense<Math>(finite_if(factor == 0, x), t), factor, factor);
   }
 };

@@ -12,6 +12,7 @@ namespace focal_ext {
 // Without clip u is p, and f- the focal loss of a negative.
 template <class Modulator, class Positive, bool clipped>
 struct Asymmetric {
+  using Factor = EqualFactor;
   static constexpr bool mirrors = false;
   Modulator modulator;  // of negatives
   Positive of_positive;
@@ -39,10 +40,6 @@ struct Asymmetric {
     const T zero = Math::constant(0), not_t = Math::constant(1) - t;
     const bool all = not_t == zero, none = t == zero;  // no 0 * inf
     return {(none ? zero : t * high.value) + (all ? zero : not_t * low.value), (none ? zero : t * high.gradient) + (all ? zero : not_t * low.gradient)};
-  }
-  template <class T>
-  static FOCAL_EXT_INLINE T factor(T, T of_one, T) {
-    return of_one;
   }
 };
 

@@ -71,7 +71,7 @@ struct Dual {
   }
 };
 
-// A loss from its value alone: Value has value<Math>(x, t) and factor(t, of_one, of_zero).
+// A loss from its value alone: Value has value<Math>(x, t) and a Factor.
 template <class Value>
 struct FromValue : Value {
   static constexpr bool mirrors = false;

@@ -11,6 +11,8 @@ namespace focal_ext {
 // `second` is the modulator of beta - 1 of the quality focal loss, and of the asymmetric loss's positives.
 template <class Modulator, class Second>
 struct FocalNegatives {
+  // The others have no alpha: their factors are equal.
+  using Factor = ChosenFactor;
   static constexpr bool mirrors = false;
   Loss loss;
   Modulator modulator;
@@ -29,11 +31,6 @@ struct FocalNegatives {
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     if (loss == Loss::quality_focal) return quality().template dense<Math>(x, t);
     return loss == Loss::varifocal ? varifocal().template dense<Math>(x, t) : asymmetric().template dense<Math>(x, t);
-  }
-  // The others have no alpha: their factors are equal.
-  template <class T>
-  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) {
-    return Varifocal<Modulator>::factor(t, of_one, of_zero);
   }
 
  private:

@@ -1,6 +1,7 @@
 // Owns: the parts that losses share: the sigmoid and its logarithm, cross entropy, and p^gamma.
 // Must not know: any one loss.
 #pragma once
+#include "factors.h"
 #include "primitives.h"
 
 namespace focal_ext {

@@ -10,6 +10,7 @@ namespace focal_ext {
 // `lower` is the modulator of beta - 1. At t = 0 it is the focal loss with gamma = beta.
 template <class Modulator, class Lower>
 struct QualityFocal {
+  using Factor = EqualFactor;
   static constexpr bool mirrors = false;
   Modulator modulator;
   Lower lower;
@@ -34,10 +35,6 @@ struct QualityFocal {
     const T infinity = Math::constant(__builtin_inff());
     // At +-inf the loss is infinite even where the power underflows.
     return {ce == infinity ? ce : power * size * ce, d < zero ? zero - bend : d == zero ? zero : bend};
-  }
-  template <class T>
-  static FOCAL_EXT_INLINE T factor(T, T of_one, T) {
-    return of_one;
   }
 };
 

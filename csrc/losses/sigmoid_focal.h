@@ -66,6 +66,7 @@ FOCAL_EXT_INLINE ValueAndGradient<T> mirrored(ValueAndGradient<T> term) {
 // them, made of the factors for a target of 1 and of 0. It mirrors if positive(x, t) is negative(-x) in the mirror.
 template <class Modulator>
 struct SigmoidFocal {
+  using Factor = MixedFactor;
   static constexpr bool mirrors = true;
   static constexpr Tail tail = Modulator::tail;
   Modulator modulator;
@@ -82,14 +83,11 @@ struct SigmoidFocal {
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     return sigmoid_focal_soft<Math>(x, t, t, Math::constant(1) - t, modulator);
   }
-  template <class T>
-  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) {
-    return of_one * t + of_zero * (T(1) - t);
-  }
 };
 
 template <class Modulator>
 struct SmoothedSigmoidFocal {
+  using Factor = MixedFactor;
   static constexpr bool mirrors = true;
   Modulator modulator;
   Parameter half, kept;  // s/2, 1-s
@@ -111,10 +109,6 @@ struct SmoothedSigmoidFocal {
     const ValueAndGradient<T> soft = sigmoid_focal_soft<Math>(x, t, Math::fma(t, keep, add), Math::fma(one - t, keep, add), modulator);
     const bool hard = t == zero || t == one;
     return {hard ? low.value : soft.value, t == zero ? low.gradient : t == one ? high.gradient : soft.gradient};
-  }
-  template <class T>
-  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) {
-    return SigmoidFocal<Modulator>::factor(t, of_one, of_zero);
   }
 };
 

@@ -10,6 +10,7 @@ namespace focal_ext {
 //   else:   f = p^gamma ce,     f' = p^gamma (gamma q ce + slope),   times alpha, which is the factor for a target of 0
 template <class Modulator>
 struct Varifocal {
+  using Factor = ChosenFactor;
   static constexpr bool mirrors = false;
   Modulator modulator;
 
@@ -30,10 +31,6 @@ struct Varifocal {
     const T focal = power * Math::fma(modulator.template gamma<Math>() * s.q, bounded, bce.slope);
     const bool scored = t > Math::constant(0);
     return {(scored ? t : power) * bce.ce, scored ? t * bce.slope : focal};
-  }
-  template <class T>
-  static FOCAL_EXT_INLINE T factor(T t, T of_one, T of_zero) {
-    return t > T(0) ? of_one : of_zero;
   }
 };
 

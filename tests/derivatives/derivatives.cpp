@@ -66,7 +66,7 @@ void poly1() {
   float loss = 0;
   p.loss = &loss, p.gradient = gradient.data();
   const FromValue<Poly1> poly{{2.0}};
-  const double total = cpu::trial::Rows<HostFloat, FromValue<Poly1>>(p, poly, 1.0).run(0, rows * classes);
+  const double total = cpu::trial::Rows<HostFloat, FromValue<Poly1>>(p, poly, {1.0, nullptr}).run(0, rows * classes);
   double want = 0, magnitude = 0;
   Worst worst;
   for (int64_t r = 0; r < rows; ++r)

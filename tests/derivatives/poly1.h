@@ -4,6 +4,7 @@
 #include "../../csrc/losses/dual.h"
 
 struct Poly1 {
+  using Factor = focal_ext::EqualFactor;
   double epsilon;
 
   template <class Math, class T>
@@ -11,9 +12,5 @@ struct Poly1 {
     const focal_ext::Sigmoid<Math> s(x);
     const T not_t = Math::constant(1) - t, not_p_t = Math::fma(s.p, not_t, s.q * t);
     return Math::fma(Math::constant(epsilon), not_p_t, focal_ext::CrossEntropy<Math>(s, x, t, not_t).ce);
-  }
-  template <class T>
-  static FOCAL_EXT_INLINE T factor(T, T of_one, T) {
-    return of_one;
   }
 };

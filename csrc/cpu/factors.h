@@ -1,0 +1,42 @@
+// Owns: what the loss and the derivative of one element are multiplied by: alpha, weight, the upstream gradient.
+// Must not know: formulas, how elements lie in rows or planes, threads, tensors, and the standard library (see storage.h).
+#pragma once
+#include "block.h"
+#include "kernels.h"
+
+namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
+namespace {
+
+// Of no loss in particular, so that losses share its loops: the library is a megabyte smaller.
+template <class acc_t, class Factor>
+class Factors {
+ public:
+  Factors(const Problem& problem, const Common& common)
+      : p_(problem), scale_(common.scale), alpha_(static_cast<const acc_t*>(problem.alpha)), weight_(static_cast<const acc_t*>(problem.weight)),
+        uniform_(!problem.alpha && !problem.weight && !problem.grad_output_per_element && problem.alpha_negative != 0) {}
+
+ protected:
+  // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block.
+  void fill(Block<acc_t>& b, int64_t i, int64_t row, int64_t c, acc_t x, acc_t t, acc_t upstream) const {
+    const acc_t of_one = alpha_ ? alpha_[c] : acc_t(p_.alpha_positive), of_zero = alpha_ ? acc_t(1) - alpha_[c] : acc_t(p_.alpha_negative);
+    const acc_t a = Factor::of(t, of_one, of_zero);
+    b.x[i] = a == 0 ? finite(x) : x;
+    b.t[i] = t;
+    b.value[i] = a * (weight_ ? weight_[row * p_.weight_row_stride + c * p_.weight_class_stride] : acc_t(1));
+    b.gradient[i] = b.value[i] * upstream;
+  }
+
+  FOCAL_EXT_ONE_COPY void add_positive(Specials<acc_t>& s, int64_t at, int64_t row, int64_t c, acc_t x, acc_t upstream) const {
+    fill(s.positives, s.count, row, c, x, p_.scores ? static_cast<const acc_t*>(p_.scores)[row] : acc_t(1), upstream);
+    s.at[s.count++] = at;
+  }
+
+  const Problem& p_;
+  const double scale_;
+  const acc_t* const alpha_;
+  const acc_t* const weight_;
+  const bool uniform_;  // negatives have one factor for all
+};
+
+}  // namespace
+}  // namespace focal_ext::cpu::FOCAL_EXT_LEVEL

@@ -1,0 +1,32 @@
+// Owns: what multiplies a term besides its weight, made of the factors for a target of 1 and of 0.
+// Must not know: any one loss.
+#pragma once
+#include "primitives.h"
+
+namespace focal_ext {
+
+// alpha_t of a target that may be soft.
+struct MixedFactor {
+  template <class T>
+  static FOCAL_EXT_INLINE T of(T t, T of_one, T of_zero) {
+    return of_one * t + of_zero * (T(1) - t);
+  }
+};
+
+// A score above 0 is a positive.
+struct ChosenFactor {
+  template <class T>
+  static FOCAL_EXT_INLINE T of(T t, T of_one, T of_zero) {
+    return t > T(0) ? of_one : of_zero;
+  }
+};
+
+// Of losses without alpha, whose factors are equal.
+struct EqualFactor {
+  template <class T>
+  static FOCAL_EXT_INLINE T of(T, T of_one, T) {
+    return of_one;
+  }
+};
+
+}  // namespace focal_ext
