@@ -1,26 +1,20 @@
 # Owns the parts of examples/retinanet that can be wrong without anyone noticing: labels, geometry, splits, checksums, limits.
-# Must not need a network, a display or more than torch and numpy; the training itself is `make demo`.
+# Must not need a network, a display or more than torch and numpy; must not know training (test_retinanet_training.py).
 
 import hashlib
-import math
 import zipfile
-from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 
-import focal_ext
-from examples.retinanet import agreement, data
+from examples.retinanet import data
 from examples.retinanet.anchors import anchor_shapes, grid_anchors
 from examples.retinanet.boxes import area, decode, encode, pairwise_iou, suppress
 from examples.retinanet.detection import Detections, detect
-from examples.retinanet.heads import HEADS, over_rows
-from examples.retinanet.losses import box_loss, classification_loss
 from examples.retinanet.matcher import BACKGROUND, IGNORED, match
-from examples.retinanet.model import build, rows
+from examples.retinanet.model import build
 from examples.retinanet.scenes import Scene, random_crop, split_columns, turned, window
-from examples.retinanet.training import sample, train
 from examples.retinanet.verdicts import FALSE_ALARM, HIT, NOT_COUNTED, judge
 
 NONE = torch.zeros(0, 4)
@@ -215,84 +209,6 @@ def test_a_broken_wheel_is_refused_with_the_way_out(tmp_path):
     (tmp_path / "broken.whl").write_bytes(b"not a zip")
     with pytest.raises(data.DataError, match="delete the file"):
         data.read_member(tmp_path / "broken.whl", data.IMAGE, sha256=None)
-
-
-# Losses and training
-
-def test_without_positives_the_box_loss_is_zero_yet_connected():
-    regression = torch.randn(2, 5, 4, requires_grad=True)
-    loss = box_loss(regression, torch.rand(5, 4), torch.zeros(2, 5, 4), torch.full((2, 5), BACKGROUND))
-    loss.backward()
-    assert float(loss.detach()) == 0 and torch.equal(regression.grad, torch.zeros(2, 5, 4))
-
-
-def test_the_box_loss_is_smooth_l1_on_positives_only_per_positive():
-    anchors = boxes_of([0, 0, 10, 10], [0, 0, 20, 20])
-    truth = anchors.expand(3, 2, 4)
-    targets = torch.tensor([[0, BACKGROUND], [IGNORED, 2], [BACKGROUND, IGNORED]])
-    regression = torch.full((3, 2, 4), 100.0)
-    regression[0, 0], regression[1, 1] = torch.tensor([0.05, 0, 0, 0]), torch.tensor([0, -1.0, 0, 0])
-    beta = 1 / 9
-    assert float(box_loss(regression, anchors, truth, targets)) == pytest.approx((0.5 * 0.05 ** 2 / beta + 1 - beta / 2) / 2)
-
-
-def test_the_untrained_network_starts_at_the_prior():
-    model = build(0, num_classes=2)
-    torch.testing.assert_close(model.classify[-1].bias, torch.full((18,), -math.log(99)))
-    assert len(model.classify) == 3 and len(build(0, depth=4).classify) == 5
-
-
-REFERENCE = focal_ext.reference.sigmoid_focal_loss
-
-
-def short_training(head, **arguments):
-    return train(build(0, widths=(8, 8, 8, 8, 8), channels=8), random_scene(), head, steps=4, batch_size=2, crop_size=64,
-                 learning_rate=2e-3, weight_decay=1e-4, alpha=0.25, gamma=2.0, seed=0, **arguments)
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_the_same_seed_trains_the_same_network_and_every_head_follows_the_reference(name):
-    first, again = short_training(HEADS[name], twin=REFERENCE), short_training(HEADS[name])
-    assert first.loss == again.loss and torch.equal(first.logits, again.logits)
-    figures = agreement.agreement(first, short_training(over_rows(REFERENCE)))
-    assert agreement.complaints(figures) == [] and figures["same_logits"] < 1e-6
-    assert first.logits.shape == (2, len(grid_anchors(64, 64)), 1) and not first.logits.requires_grad
-    assert first.targets.shape == first.logits.shape[:2] and first.targets.dtype == torch.int64
-
-
-def test_the_network_gives_the_convolution_of_its_towers():
-    model, images = build(0, num_classes=3), torch.randn(2, 1, 64, 96, generator=torch.Generator().manual_seed(0))
-    (features, codes), (logits, same_codes) = model.towers(images), model(images)
-    assert torch.equal(rows([model.classify[-1](x) for x in features], 3), logits) and torch.equal(codes, same_codes)
-
-
-def test_a_focal_loss_with_a_wrong_gradient_is_noticed_though_its_value_is_right():
-    def doubled(inputs, *arguments, **options):
-        value = REFERENCE(inputs, *arguments, **options)
-        return 3 * value - 2 * value.detach()
-
-    figures = agreement.agreement(short_training(over_rows(doubled), twin=REFERENCE), short_training(over_rows(REFERENCE)))
-    assert figures["same_logits"] < 1e-6 and figures["same_gradients"] == pytest.approx(2, rel=1e-5)
-    assert any("same_gradients" in sentence for sentence in agreement.complaints(figures))
-
-
-def test_a_difference_that_is_not_a_number_is_a_complaint():
-    history = SimpleNamespace(loss=[1.0, 1.0, 1.0], focal=[1.0, math.nan, 1.0], twin=[1.0, 1.0, 1.0], gradient_difference=[0.0])
-    assert ["same_logits" in sentence for sentence in agreement.complaints(agreement.agreement(history, history))] == [True]
-
-
-def test_evaluations_happen_at_the_steps_asked_for():
-    history = short_training(over_rows(REFERENCE), evaluate=lambda model: 0.5, evaluate_at=(0, 3))
-    assert history.ap50 == [(0, 0.5), (3, 0.5)]
-
-
-def test_a_batch_without_objects_trains_with_a_finite_loss():
-    scene = Scene(torch.rand(1, 64, 64), NONE, torch.zeros(0, dtype=torch.int64), NONE)
-    batch = sample(scene, grid_anchors(64, 64), 2, 64, torch.Generator().manual_seed(0))
-    logits = torch.zeros(*batch.targets.shape, 1, requires_grad=True)
-    loss = classification_loss(focal_ext.sigmoid_focal_loss, logits, batch.targets, 0.25, 2.0)
-    loss.backward()
-    assert (batch.targets == BACKGROUND).all() and loss.isfinite() and logits.grad.isfinite().all()
 
 
 # Detections
