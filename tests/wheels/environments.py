@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +92,7 @@ OLDEST = Environment("oldest torch", "2.10.0", "uv")
 CPU = Environment("CPU build", "2.13.0", "pip")
 CUDA = Environment("CUDA build", "2.14.1", "uv")
 OTHER = Environment("other Python", "2.14.1", "uv", other_python() or "")
+EVERY = (OLDEST, CPU, CUDA, *([OTHER] if other_python() else []))
 
 
 def built(pattern: str) -> Path:
@@ -98,3 +100,10 @@ def built(pattern: str) -> Path:
     found = list(DIST.glob(pattern))
     assert len(found) == 1, f"expected one {pattern} in {DIST}, found {found}; run make wheel"
     return found[0]
+
+
+if __name__ == "__main__":  # the downloads alone: make .venv-wheels/.environments
+    for each in EVERY:
+        start = time.monotonic()
+        each.prepare()
+        print(f"{each.folder.name}: {time.monotonic() - start:.0f} s", flush=True)
