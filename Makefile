@@ -53,8 +53,11 @@ bench: .venv/.native .venv/.examples
 	$(PYTHON) -m bench.compare --keep-memory --csv bench/results/cpu_kept_memory.csv
 	$(PYTHON) -m bench.family --csv bench/results/family.csv
 	$(PYTHON) -m bench.family --keep-memory --csv bench/results/family_kept_memory.csv
+	$(PYTHON) -m bench.family --sizes --keep-memory --seconds 4 --csv bench/results/family_sizes.csv
 	$(PYTHON) -m bench.head
+	$(PYTHON) -m bench.head --keep-memory
 	$(PYTHON) -m bench.compare --sizes --keep-memory --csv bench/results/sizes.csv
+	$(PYTHON) -m bench.compare --largest --csv bench/results/largest.csv
 	$(PYTHON) -m bench.growth --csv bench/results/growth.csv
 	$(PYTHON) -m bench.step --csv bench/results/step.csv
 

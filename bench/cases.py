@@ -49,13 +49,23 @@ def everyday(quick: bool, trained: Path | None) -> Iterator[Case]:
         yield synthetic("100 x 80 fp32", 100, 80, compiled=(), peers=False)
 
 
+FEWER = {"compiled": ("masked", "selected"), "peers": False}  # eager and the two formulations that compile well
+
+
 def sizes() -> Iterator[Case]:
-    """Other numbers of classes, one level, the value alone, one thread; against eager and the two formulations that compile well."""
-    about = {"compiled": ("masked", "selected"), "peers": False}
-    yield synthetic(f"{ANCHORS:,} x 90 fp32", ANCHORS, 90, **about)
-    yield synthetic(f"{ANCHORS:,} x 365 fp32", ANCHORS, 365, **about)
-    yield synthetic(f"{STRIDE_16:,} x 1203 fp32, one level", STRIDE_16, 1203, **about)  # for all levels the eager chain takes 13 GB
-    yield synthetic(f"{STRIDE_32:,} x 80 fp32, one level", STRIDE_32, 80, **about)
+    """Other numbers of classes, one level, the value alone, one thread."""
+    yield synthetic("100 x 80 bf16", 100, 80, torch.bfloat16, **FEWER)
+    yield synthetic("100 x 80 fp32, 1 thread", 100, 80, threads=1, **FEWER)
+    yield synthetic(f"{ANCHORS:,} x 90 fp32", ANCHORS, 90, **FEWER)
+    yield synthetic(f"{ANCHORS:,} x 365 fp32", ANCHORS, 365, **FEWER)
+    yield synthetic(f"{STRIDE_16:,} x 1203 fp32, one level", STRIDE_16, 1203, **FEWER)
+    yield synthetic(f"{STRIDE_32:,} x 80 fp32, one level", STRIDE_32, 80, **FEWER)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        yield synthetic(f"{ANCHORS:,} x 80 {name}, forward alone", ANCHORS, 80, dtype, forward=True, **about)
-        yield synthetic(f"{ANCHORS:,} x 80 {name}, 1 thread", ANCHORS, 80, dtype, threads=1, **about)
+        yield synthetic(f"{ANCHORS:,} x 80 {name}, forward alone", ANCHORS, 80, dtype, forward=True, **FEWER)
+        yield synthetic(f"{ANCHORS:,} x 80 {name}, 1 thread", ANCHORS, 80, dtype, threads=1, **FEWER)
+
+
+def largest() -> Iterator[Case]:
+    """All levels of 1203 classes: logits of 1 GB in fp32, the eager chain of 13."""
+    yield synthetic(f"{ANCHORS:,} x 1203 fp32", ANCHORS, 1203, **FEWER)
+    yield synthetic(f"{ANCHORS:,} x 1203 bf16", ANCHORS, 1203, torch.bfloat16, **FEWER)

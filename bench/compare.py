@@ -1,6 +1,6 @@
 # Owns: the comparison of the fused op with eager PyTorch, torch.compile and the reference: speed, memory and error in one table.
 # Must not know: how any of them works.
-"""python -m bench.compare [--quick | --sizes] [--device cuda] [--logits out/demo/logits.pt] [--csv bench/results/cpu.csv]"""
+"""python -m bench.compare [--quick | --sizes | --largest] [--device cuda] [--logits out/demo/logits.pt] [--csv bench/results/cpu.csv]"""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ from tqdm import tqdm
 import focal_ext
 
 from . import baselines
-from .cases import ANCHORS, Case, everyday, sizes
-from .measure import Copy, Forward, Read, Step, hush, interleaved, peak_bytes
+from .cases import ANCHORS, Case, everyday, largest, sizes
+from .measure import Copy, Forward, Read, Step, hush, interleaved, peak_bytes, system_bytes
 
-OURS = "focal_ext"
+EAGER, OURS = "eager PyTorch (torchvision)", "focal_ext"
 FLOOR = "copy (read + write, the floor)"
 FORWARD_FLOOR = "sum (read, the floor)"
 
 # glibc returns a block of this size to the system when it is freed and faults every page of the next one in again. These settings keep it.
 KEEP_MEMORY = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=17179869184"
+EAGER_FACTOR = 13  # eager holds 12 tensors of the logits' size beside them (peak_extra_logits of cpu.csv)
+OTHERS_FACTOR = 4  # what else lies in memory meanwhile: logits, buffer and gradient of overwrite_inputs, and the gaps between blocks; with KEEP_MEMORY those are as much again
 
 
 class Layer(torch.autograd.Function):
@@ -47,6 +49,13 @@ class Layer(torch.autograd.Function):
         return gradient, None
 
 
+def too_much(case: Case) -> str:
+    """Why eager would not fit the machine's memory; empty where it does. What this process holds counts as free: the logits, and blocks that the allocator kept."""
+    needed = (EAGER_FACTOR + OTHERS_FACTOR) * case.logits.numel() * case.logits.element_size()
+    free = system_bytes("meminfo", "MemAvailable") + system_bytes("self/status", "VmRSS")
+    return f"would take {needed / 1e9:.0f} GB, {free / 1e9:.0f} are free" if needed > free and not case.logits.is_cuda else ""
+
+
 def fused(case: Case, **options: bool) -> Tensor:
     return lambda x: focal_ext.sigmoid_focal_loss(x, case.ids, gamma=case.gamma, reduction="sum", normalizer="positives", **options)
 
@@ -59,7 +68,11 @@ def alternatives(case: Case) -> tuple[dict[str, Step], dict[str, str]]:
     def step(loss) -> Step:  # type: ignore[no-untyped-def]
         return (Forward if case.forward else Step)(loss, leaf)
 
-    steps = {"eager PyTorch (torchvision)": step(lambda x: baselines.eager(x, case.ids, case.gamma))}
+    steps = {}
+    if why := too_much(case):
+        skipped[EAGER] = why
+    else:
+        steps[EAGER] = step(lambda x: baselines.eager(x, case.ids, case.gamma))
     for formulation in case.compiled:
         compiled = torch.compile(getattr(baselines, formulation), dynamic=False)
         steps[f"torch.compile, {formulation}"] = step(lambda x, f=compiled: f(x, case.ids, case.gamma))
@@ -110,9 +123,9 @@ def error_of(step: Step, case: Case, rows: int = 10_000) -> float | str:
 
 
 @contextmanager
-def threads_of(case: Case) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(case.threads or before)
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:
@@ -127,7 +140,7 @@ def rows_of(case: Case, seconds: float) -> list[dict[str, object]]:
         start = time.perf_counter()
         step.once()
         compile_seconds[name] = time.perf_counter() - start
-    timings = interleaved(steps, seconds, in_a_row=1 if case.logits.numel() > 100_000 else 50)
+    timings = interleaved(steps, seconds, least=5 if case.logits.numel() < 10**8 else 3, in_a_row=1 if case.logits.numel() > 100_000 else 50)
     size = case.logits.numel() * case.logits.element_size()
     rows = []
     for name, step in steps.items():
@@ -138,6 +151,12 @@ def rows_of(case: Case, seconds: float) -> list[dict[str, object]]:
             "peak_extra_logits": peak_bytes(step) / size, "worst_relative_error": error_of(step, case), "first_call_s": compile_seconds[name], "why_not": "",
         })  # fmt: skip
     return rows + not_measured(rows[0], skipped)
+
+
+def keep_memory(module: str) -> None:
+    """Starts the process anew under the recommended settings, which are read when one starts."""
+    if "GLIBC_TUNABLES" not in os.environ:
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, "GLIBC_TUNABLES": KEEP_MEMORY})
 
 
 def not_measured(like: dict[str, object], skipped: dict[str, str]) -> list[dict[str, object]]:
@@ -190,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare focal_ext with eager PyTorch and torch.compile.")
     parser.add_argument("--quick", action="store_true", help=f"only the demo's logits and {ANCHORS:,} x 80 in float32")
     parser.add_argument("--sizes", action="store_true", help="other numbers of classes, one level, forward alone, one thread")
+    parser.add_argument("--largest", action="store_true", help="1203 classes of all levels; without --keep-memory, whose gaps between blocks they do not leave room for")
     parser.add_argument("--logits", type=Path, help="a file of logits and class ids that `make demo` wrote")
     parser.add_argument("--csv", type=Path, help="also write the rows here")
     parser.add_argument("--keep-memory", action="store_true", help="run under the recommended allocator settings")
@@ -197,13 +217,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seconds", type=float, default=12.0, help="timed seconds per case, all implementations together")
     options = parser.parse_args()
-    if options.keep_memory and "GLIBC_TUNABLES" not in os.environ:  # read when a process starts, hence the new one
-        os.execve(sys.executable, [sys.executable, "-m", "bench.compare", *sys.argv[1:]], {**os.environ, "GLIBC_TUNABLES": KEEP_MEMORY})
+    if options.keep_memory:
+        keep_memory("bench.compare")
     torch.set_num_threads(options.threads)
     trained = options.logits if options.logits and options.logits.exists() else None
+    cases = sizes() if options.sizes else largest() if options.largest else everyday(options.quick, trained)
     rows = []
-    for case in tqdm(sizes() if options.sizes else everyday(options.quick, trained), desc="comparing", unit="case"):  # one in memory at a time
-        with threads_of(case):
+    for case in tqdm(cases, desc="comparing", unit="case"):  # one in memory at a time
+        with threads(case.threads):
             rows += rows_of(case.to(options.device), options.seconds)
     origin = provenance(options.device)
     print(f"\n{origin['machine']}; torch {torch.__version__}; allocator: {origin['allocator']}; interleaved in one process; compile time not included")

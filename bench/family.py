@@ -1,13 +1,11 @@
 # Owns: the comparison of the family's other members with their eager and compiled forms.
 # Must not know: how any of them works.
-"""python -m bench.family [--csv bench/results/family.csv] [--rows 201600]"""
+"""python -m bench.family [--sizes] [--csv bench/results/family.csv] [--rows 201600]"""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,61 +14,94 @@ from tqdm import tqdm
 
 import focal_ext
 
-from .cases import ANCHORS, synthetic
-from .compare import KEEP_MEMORY, OURS, not_measured, print_table, provenance, write
+from .cases import ANCHORS, Case, synthetic
+from .compare import FLOOR, FORWARD_FLOOR, OURS, keep_memory, not_measured, print_table, provenance, threads, write
 from .family_baselines import BASELINES, peers
-from .measure import Step, hush, interleaved, peak_bytes
+from .measure import Copy, Forward, Read, Step, hush, interleaved, peak_bytes
+
+# Of a gradient against its largest, or of a value: what a formula's own rounding explains. Beyond it another loss was computed.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
-def ours(loss: str, ids: Tensor, scores: Tensor) -> Callable[[Tensor], Tensor]:
-    function = getattr(focal_ext, loss)
-    if loss == "softmax_focal_loss":
-        return lambda x: function(x, ids, reduction="sum")
+def cases(loss: str, rows: int, sizes: bool) -> Iterator[Case]:
+    """The loss as it is trained, else what else is asked of it: half types, the value alone, one thread."""
+    name = f"{loss}, {rows:,} x 80"
+    if not sizes:
+        yield synthetic(name, rows, 80)
+        return
+    yield synthetic(f"{name}, bf16", rows, 80, torch.bfloat16)
+    for about, more in (("forward alone", {"forward": True}), ("1 thread", {"threads": 1})):
+        yield synthetic(f"{name}, fp32 {about}", rows, 80, **more)
+        yield synthetic(f"{name}, bf16 {about}", rows, 80, torch.bfloat16, **more)
+
+
+def fused(loss: str, ids: Tensor, scores: Tensor, of: object = focal_ext) -> Callable[[Tensor], Tensor]:
+    """By the package, or by its reference."""
     targets = (ids, scores) if loss in ("quality_focal_loss", "varifocal_loss") else ids
-    return lambda x: function(x, targets, reduction="sum")
+    return lambda x: getattr(of, loss)(x, targets, reduction="sum")
 
 
-def rows_of(loss: str, logits: Tensor, ids: Tensor, scores: Tensor, seconds: float) -> list[dict[str, object]]:
-    torch._dynamo.reset()
+def exactly(loss: str, x: Tensor, ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and gradient in float64."""
+    x = x.double().requires_grad_()
+    value = fused(loss, ids, scores.double(), of=focal_ext.reference)(x)
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+def errors_against_float64(loss: str, case: Case, ids: Tensor, scores: Tensor, rows: int = 2000) -> Callable[[Step], float]:
+    """Of the value where it alone is computed, else of the first rows' gradient against its largest."""
+    if case.forward:
+        parts = zip(case.logits.split(rows), ids.split(rows), scores.split(rows))
+        value = sum(float(exactly(loss, *part)[0]) for part in parts)
+
+        def of_value(step: Step) -> float:
+            step.once()
+            return abs(float(step.value) - value) / value  # type: ignore[attr-defined]
+
+        return of_value
+    gradient = exactly(loss, case.logits[:rows], ids[:rows], scores[:rows])[1]
+    return lambda step: float((step.gradient()[:rows].double() - gradient).abs().max() / gradient.abs().max())
+
+
+def alternatives(loss: str, case: Case, ids: Tensor, scores: Tensor) -> tuple[dict[str, Step], dict[str, str]]:
+    """Every implementation, all on one leaf, and why others are not measured."""
     eager, formulations = BASELINES[loss]
-    if loss == "softmax_focal_loss":  # background is a class like others
-        ids = ids.masked_fill(ids < 0, logits.shape[1] - 1)
+    leaf = case.logits.requires_grad_()
 
-    def step(function: Callable[[Tensor], Tensor]) -> Step:
-        return Step(function, logits.clone().requires_grad_())
+    def step(function: Callable[..., Tensor]) -> Step:
+        return (Forward if case.forward else Step)(lambda x: function(x, ids, scores), leaf)
 
     def form(function: Callable[..., Tensor]) -> str:
         return function.__name__.split("_", 1)[1].replace("_", "-")
 
-    steps = {f"eager PyTorch, {form(f)}" if len(eager) > 1 else "eager PyTorch": step(lambda x, f=f: f(x, ids, scores)) for f in eager}
-    for formulation in formulations:
-        compiled = torch.compile(formulation, dynamic=False)
-        steps[f"torch.compile, {form(formulation)}"] = step(lambda x, f=compiled: f(x, ids, scores))
+    steps = {f"eager PyTorch, {form(f)}" if len(eager) > 1 else "eager PyTorch": step(f) for f in eager}
+    steps |= {f"torch.compile, {form(f)}": step(torch.compile(f, dynamic=False)) for f in formulations}
     libraries = peers(loss)
-    skipped = {name: why for name, why in libraries.items() if isinstance(why, str)}
-    steps |= {name: step(lambda x, f=peer: f(x, ids, scores)) for name, peer in libraries.items() if name not in skipped}
-    steps[OURS] = step(ours(loss, ids, scores))
-    exact = logits[:2000].double().requires_grad_()
-    want = torch.autograd.grad(ours_reference(loss, ids[:2000], scores[:2000].double())(exact), exact)[0]
+    steps |= {name: step(peer) for name, peer in libraries.items() if not isinstance(peer, str)}
+    steps[OURS] = (Forward if case.forward else Step)(fused(loss, ids, scores), leaf)
+    steps[FORWARD_FLOOR if case.forward else FLOOR] = (Read if case.forward else Copy)(torch.sum, leaf)
+    return steps, {name: why for name, why in libraries.items() if isinstance(why, str)}
+
+
+def rows_of(loss: str, case: Case, seconds: float) -> list[dict[str, object]]:
+    torch._dynamo.reset()
+    background = case.logits.shape[1] - 1 if loss == "softmax_focal_loss" else -1  # a class like others, or none
+    ids = case.ids.masked_fill(case.ids < 0, background)
+    scores = torch.rand(len(ids), generator=torch.Generator().manual_seed(1)).to(case.logits.dtype)
+    error_of = errors_against_float64(loss, case, ids, scores)
+    steps, skipped = alternatives(loss, case, ids, scores)
     timings = interleaved(steps, seconds)
     rows = []
     for name, each in steps.items():
-        error = (each.gradient()[:2000].double() - want).abs().max() / want.abs().max()
-        assert error < 1e-4, f"{name} computes another {loss}: its gradient is off by {error}"
+        error = "" if isinstance(each, (Copy, Read)) else error_of(each)
+        assert not error or error < TOLERANCE[case.logits.dtype], f"{name} computes another {loss}: it is off by {error}"
         rows.append({
-            "case": f"{loss}, {logits.shape[0]:,} x {logits.shape[1]}", "implementation": name, "ms": timings[name].median * 1e3,
+            "case": case.name, "implementation": name, "ms": timings[name].median * 1e3,
             "ms_p20": timings[name].p20 * 1e3, "ms_p80": timings[name].p80 * 1e3, "rounds": timings[name].rounds,
-            "speedup": timings[name].median / timings[OURS].median, "ns_per_logit": timings[name].median * 1e9 / logits.numel(),
-            "peak_extra_logits": peak_bytes(each) / (logits.numel() * logits.element_size()), "worst_relative_error": float(error), "why_not": "",
+            "speedup": timings[name].median / timings[OURS].median, "ns_per_logit": timings[name].median * 1e9 / case.logits.numel(),
+            "peak_extra_logits": peak_bytes(each) / (case.logits.numel() * case.logits.element_size()), "worst_relative_error": error, "why_not": "",
         })  # fmt: skip
     return rows + not_measured(rows[0], skipped)
-
-
-def ours_reference(loss: str, ids: Tensor, scores: Tensor) -> Callable[[Tensor], Tensor]:
-    function = getattr(focal_ext.reference, loss)
-    if loss == "softmax_focal_loss":
-        return lambda x: function(x, ids, reduction="sum")
-    return lambda x: function(x, (ids, scores) if loss in ("quality_focal_loss", "varifocal_loss") else ids, reduction="sum")
 
 
 def main() -> None:
@@ -78,16 +109,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the family's other losses with eager PyTorch and torch.compile.")
     parser.add_argument("--csv", type=Path, help="also write the rows here")
     parser.add_argument("--rows", type=int, default=ANCHORS, help="anchors of 80 classes")
+    parser.add_argument("--sizes", action="store_true", help="bf16, forward alone, one thread")
     parser.add_argument("--keep-memory", action="store_true", help="run under the recommended allocator settings")
-    parser.add_argument("--seconds", type=float, default=8.0, help="timed seconds per loss, all implementations together")
+    parser.add_argument("--seconds", type=float, default=8.0, help="timed seconds per loss and setting, all implementations together")
     options = parser.parse_args()
-    if options.keep_memory and "GLIBC_TUNABLES" not in os.environ:  # read when a process starts, hence the new one
-        os.execve(sys.executable, [sys.executable, "-m", "bench.family", *sys.argv[1:]], {**os.environ, "GLIBC_TUNABLES": KEEP_MEMORY})
-    case = synthetic("family", options.rows, 80)
-    ids = case.ids.masked_fill(case.ids == -2, -1)
-    scores = torch.rand(options.rows, generator=torch.Generator().manual_seed(1))
-    losses = [loss for loss in BASELINES if hasattr(focal_ext, loss)]
-    rows = [row for loss in tqdm(losses, desc="comparing", unit="loss") for row in rows_of(loss, case.logits, ids, scores, options.seconds)]
+    if options.keep_memory:
+        keep_memory("bench.family")
+    rows = []
+    for loss in tqdm(BASELINES, desc="comparing", unit="loss"):
+        for case in cases(loss, options.rows, options.sizes):
+            with threads(case.threads):
+                rows += rows_of(loss, case, options.seconds)
     origin = provenance("cpu", "bench.family")
     print(f"\n{origin['machine']}; torch {torch.__version__}; allocator: {origin['allocator']}; interleaved in one process; compile time not included")
     print_table(rows)

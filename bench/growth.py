@@ -16,16 +16,15 @@ from tqdm import tqdm
 
 from . import baselines
 from .cases import Case, synthetic
-from .compare import FLOOR, OURS, fused, provenance, write
+from .compare import EAGER, EAGER_FACTOR, FLOOR, OURS, fused, provenance, write
 from .measure import Copy, Step, hush, interleaved
 
-EAGER = "eager PyTorch (torchvision)"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SIZES = tuple(10**k for k in range(3, 10))
 CLASSES = (3, 20, 80, 90, 365, 1203)
 EVERYDAY = 16_128_000  # 201,600 x 80
 DRAWN = 10_000_000  # logits; larger tensors repeat them, as drawing 10^9 takes longer than measuring them
-EAGER_FACTOR, EAGER_LIMIT = 13, 10e9  # it holds 12 tensors of the logits' size beside them (peak_extra_logits of cpu.csv), in at most so many bytes
+EAGER_LIMIT = 10e9  # bytes that eager may take
 
 
 class Point(NamedTuple):

@@ -1,17 +1,17 @@
 # Owns: the comparison of ways from a detector's last feature maps to its loss: memory and time of the loss alone and of convolution and loss.
 # Must not know: how any of them works, how figures are drawn.
-"""python -m bench.head [--quick] [--threads 2]: writes bench/results/pyramid.csv, head.csv and head_memory.csv."""
+"""python -m bench.head [--quick] [--threads 2]: writes bench/results/pyramid.csv, head.csv and head_memory.csv; with --keep-memory pyramid_sizes.csv."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,8 @@ from tqdm import tqdm
 import focal_ext
 
 from . import baselines
-from .compare import provenance
-from .measure import Step, hush, interleaved, peak_bytes
+from .compare import keep_memory, provenance, threads, write
+from .measure import Step, hush, interleaved, peak_bytes, system_bytes
 
 SIZES = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))  # of a pyramid of strides 8 to 128 over an image of 800 x 1344
 ANCHORS, CHANNELS = 9, 256
@@ -35,13 +35,33 @@ class Steps(Step):
     """A step over several leaves; `logits` is the first."""
 
     leaves: list[Tensor] = field(default_factory=list)
+    forward: bool = False  # the value alone
 
     def ready(self) -> None:
         for leaf in self.leaves:
             leaf.grad = None
 
     def run(self) -> None:
-        self.loss(self.leaves).backward()
+        with torch.set_grad_enabled(not self.forward):
+            loss = self.loss(self.leaves)
+        if not self.forward:
+            loss.backward()
+
+
+class Setting(NamedTuple):
+    """What is asked of the loss alone."""
+
+    memory: torch.memory_format = torch.contiguous_format
+    dtype: torch.dtype = torch.float32
+    forward: bool = False
+    threads: int | None = None  # None: as the process has
+
+
+LAYOUTS = {"contiguous": Setting(), "channels_last": Setting(torch.channels_last)}
+SETTINGS = {
+    **LAYOUTS, "bf16": Setting(dtype=torch.bfloat16), "fp32 forward alone": Setting(forward=True), "bf16 forward alone": Setting(dtype=torch.bfloat16, forward=True),
+    "fp32 1 thread": Setting(threads=1), "bf16 1 thread": Setting(dtype=torch.bfloat16, threads=1),
+}  # fmt: skip
 
 
 def rows(levels: list[Tensor], classes: int) -> Tensor:
@@ -84,12 +104,12 @@ def labels(images: int, classes: int, anchors: int = CELLS * ANCHORS) -> Tensor:
     return ids.masked_fill((draw >= 0.01) & (draw < 0.02), -2)
 
 
-def loss_step(name: str, classes: int, channels_last: bool) -> Step:
+def loss_step(name: str, classes: int, setting: Setting) -> Step:
     """The loss of one image alone; its logits are leaves."""
     generator, ids = torch.Generator().manual_seed(1), labels(1, classes)
-    memory = torch.channels_last if channels_last else torch.contiguous_format
-    leaves = [(torch.randn(1, ANCHORS * classes, *size, generator=generator) * 1.5 - 6).contiguous(memory_format=memory).requires_grad_() for size in SIZES]
-    return Steps(lambda levels: LOSSES[name](levels, ids, classes), leaves[0], leaves=leaves)
+    drawn = [torch.randn(1, ANCHORS * classes, *size, generator=generator) * 1.5 - 6 for size in SIZES]
+    leaves = [x.to(setting.dtype, memory_format=setting.memory).requires_grad_() for x in drawn]
+    return Steps(lambda levels: LOSSES[name](levels, ids, classes), leaves[0], leaves=leaves, forward=setting.forward)
 
 
 def head_step(name: str, classes: int, images: int) -> Step:
@@ -113,12 +133,6 @@ def bytes_of(step: Step) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in step.leaves)
 
 
-def resident(which: str) -> int:
-    """Bytes of this process in memory now (VmRSS) or at most (VmHWM)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
-    return int(line.split()[1]) * 1024
-
-
 def measure_memory(name: str, classes: int, images: int) -> dict[str, object]:
     """Of this process, which must be fresh: what it holds at most in a step, the scratch memory of the convolution included."""
     warm = torch.randn(1, 8, 8, 8, requires_grad=True)  # libraries and thread pools are loaded before
@@ -126,11 +140,11 @@ def measure_memory(name: str, classes: int, images: int) -> dict[str, object]:
     if name == "torch.compile":
         head_step(name, classes, images).gradient()  # the compiler's own memory is not the step's
     step = head_step(name, classes, images)
-    before = resident("VmRSS")
+    before = system_bytes("self/status", "VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts again
     step.ready()
     step.run()
-    peak = resident("VmHWM") - before
+    peak = system_bytes("self/status", "VmHWM") - before
     return {"implementation": name, "classes": classes, "images": images, "leaves_bytes": bytes_of(step), "peak_extra_bytes": peak}
 
 
@@ -160,13 +174,14 @@ def timed(steps: dict[str, Step], seconds: float, least: int, against: str, **ab
     ]  # fmt: skip
 
 
-def loss_rows(quick: bool) -> list[dict[str, object]]:
+def loss_rows(settings: dict[str, Setting], seconds: float) -> list[dict[str, object]]:
     result = []
-    for layout in ("contiguous", "channels_last"):
+    for layout, setting in settings.items():
         torch._dynamo.reset()
         names = [name for name in LOSSES if "overwrite" not in name]  # a leaf cannot be overwritten
-        steps = {name: loss_step(name, 80, layout == "channels_last") for name in names}
-        result += timed(steps, 10 if quick else 30, 5, "pyramid op", layout=layout, classes=80, images=1)
+        steps = {name: loss_step(name, 80, setting) for name in names}
+        with threads(setting.threads):
+            result += timed(steps, seconds, 5, "pyramid op", layout=layout, classes=80, images=1)
     return result
 
 
@@ -177,34 +192,32 @@ def head_rows(quick: bool) -> list[dict[str, object]]:
     return timed(steps, 10 if quick else 45, 3 if quick else 4, FUSED, classes=80, images=images)
 
 
-def write(path: Path, table: list[dict[str, object]]) -> None:
-    origin = provenance("cpu", "bench.head")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*table[0], *origin])
-        writer.writeheader()
-        writer.writerows({**{k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()}, **origin} for row in table)
-    print(path)
-
-
 def main() -> None:
     hush()
     parser = argparse.ArgumentParser(description="Compare ways from feature maps to the focal loss: memory and time.")
     parser.add_argument("--quick", action="store_true", help="one image, 80 classes, few rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--to", type=Path, default=RESULTS, help="folder of the CSV files")
+    parser.add_argument("--keep-memory", action="store_true", help="the loss alone, in more settings, under the recommended allocator settings")
     parser.add_argument("--only", choices=("pyramid", "head", "head_memory"))
     parser.add_argument("--one", nargs=3, metavar=("WAY", "CLASSES", "IMAGES"), help="measure the memory of one way in this process")
     options = parser.parse_args()
+    if options.keep_memory:
+        keep_memory("bench.head")
     torch.set_num_threads(options.threads)
     if options.one:
         name, classes, images = options.one
         print(json.dumps(measure_memory(name, int(classes), int(images))))
         return
-    tables = {"pyramid": lambda: loss_rows(options.quick), "head": lambda: head_rows(options.quick), "head_memory": lambda: memory_rows(options.quick, options.threads)}
+    tables = {
+        "pyramid": lambda: loss_rows(LAYOUTS, 10 if options.quick else 30), "head": lambda: head_rows(options.quick),
+        "head_memory": lambda: memory_rows(options.quick, options.threads),
+    }  # fmt: skip
+    if options.keep_memory:
+        tables = {"pyramid_sizes": lambda: loss_rows(SETTINGS, 2 if options.quick else 10)}
     for name, table in tables.items():
         if options.only in (None, name):
-            write(options.to / f"{name}.csv", table())
+            write(options.to / f"{name}.csv", table(), provenance("cpu", "bench.head"))
 
 
 if __name__ == "__main__":

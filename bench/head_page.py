@@ -3,21 +3,15 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench/results"
+from .performance_page import read, times
+
 AVAILABLE = 16 * 2**30
 COLOURS = {
     "eager PyTorch (torchvision)": "#9ca3af", "torch.compile": "#6b7280", "rows op": "#93c5fd", "rows op, overwrite_inputs": "#60a5fa",
     "pyramid op": "#2563eb", "pyramid op, overwrite_inputs": "#1e3a8a", "fused head": "#dc2626",
 }  # fmt: skip
-
-
-def read(name: str) -> list[dict[str, str]]:
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def section() -> str:
@@ -26,14 +20,14 @@ def section() -> str:
     timed, memory = {row["implementation"]: row for row in read("head")}, read("head_memory")
 
     def milliseconds(row: dict[str, str] | None) -> str:
-        return f"{float(row['ms']):,.0f} ({float(row['times']):.2g})" if row else ""
+        return times(row) if row else ""
 
     def mebibytes(name: str, classes: int, images: int) -> str:
         peak = peaks(memory, name, images).get(classes)
         return f"{peak / 2**20:,.0f}" if peak is not None else "not run"
 
     lines = [
-        "| way | loss alone, ms (/ pyramid op's) | channels_last | convolution and loss, ms (/ fused head's) | MiB above features and parameters | 1203 classes, one image | largest batch in 16 GiB |",
+        "| way | loss alone, ms (p20 - p80), **/ pyramid op's** | channels_last | convolution and loss, ms (p20 - p80), **/ fused head's** | MiB above features and parameters | 1203 classes, one image | largest batch in 16 GiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in COLOURS:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -138,3 +139,9 @@ def peak_bytes(step: Step) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+def system_bytes(file: str, which: str) -> int:
+    """What Linux says: of this process in memory now ("self/status", "VmRSS") or at most ("VmHWM"), of the machine free ("meminfo", "MemAvailable")."""
+    line = next(line for line in Path("/proc", file).read_text().splitlines() if line.startswith(which))
+    return int(line.split()[1]) * 1024

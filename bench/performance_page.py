@@ -31,26 +31,59 @@ def spread(row: Row, key: str) -> str:
     return f"{median} ({low} - {high})"
 
 
+def rounded(error: str) -> str:
+    return f"{float(error):.0e}" if error else ""
+
+
+def times(row: Row) -> str:
+    """Milliseconds and, in bold, how many times ours."""
+    return spread(row, "ms") if row.get("why_not") else f"{spread(row, 'ms')}, **{float(row.get('speedup') or row['times']):.2g}**"
+
+
+def crossed(about: tuple[str, ...], cells: dict[tuple[tuple[str, ...], str], str]) -> str:
+    """A table of cells by row and column; `about` heads what names a row."""
+    columns = list(dict.fromkeys(column for _, column in cells))
+    lines = ["| " + " | ".join([*about, *columns]) + " |", "|---" * (len(about) + len(columns)) + "|"]
+    for row in dict.fromkeys(row for row, _ in cells):
+        lines.append("| " + " | ".join([*row, *(cells.get((row, column), "") for column in columns)]) + " |")
+    return "\n".join(lines)
+
+
 def growth() -> str:
     """One row for each size; the columns are dtypes and implementations."""
     rows = read("growth")
-    columns = [(dtype, name) for dtype in ("fp32", "bf16") for name in LINES]
-    cells = {(row["sweep"], row["elements"], row["classes"], row["dtype"], row["implementation"]): spread(row, "ns") for row in rows}
-    lines = ["| logits | classes | " + " | ".join(f"{dtype}: {name}" for dtype, name in columns) + " |", "|---" * (2 + len(columns)) + "|"]
-    for sweep, elements, classes in dict.fromkeys(key[:3] for key in cells):
-        found = [cells[sweep, elements, classes, dtype, name] for dtype, name in columns]
-        lines.append("| " + " | ".join([f"{int(elements):,}", classes, *found]) + " |")
-    return "\n".join(lines) + f"\n\nns per logit, forward and backward, median (p20 - p80). {origin(rows)}\n"
+    cells = {((f"{int(row['elements']):,}", row["classes"]), f"{row['dtype']}: {row['implementation']}"): spread(row, "ns") for row in rows}
+    return crossed(("logits", "classes"), cells) + f"\n\nns per logit, forward and backward, median (p20 - p80). {origin(rows)}\n"
 
 
-def sizes() -> str:
-    rows = read("sizes")
+def family_sizes() -> str:
+    """One row for each loss and implementation; the columns are what a case's name ends in. Memory and error are those of the first."""
+    rows = read("family_sizes")
+    cells: dict[tuple[tuple[str, ...], str], str] = {}
+    for row in rows:
+        loss, _, setting = row["case"].split(", ")
+        way = (loss, "the floor: read and, with a gradient, write" if row["implementation"].endswith("the floor)") else row["implementation"])
+        cells[way, setting] = times(row)
+        if setting == "bf16" and not row["why_not"]:
+            cells[way, "bf16: peak extra memory / logits"] = f"{float(row['peak_extra_logits']):.2f}"
+            cells[way, "bf16: worst relative error of a gradient"] = rounded(row["worst_relative_error"])
+    return crossed(("loss", "implementation"), cells) + f"\n\nms (p20 - p80), **/ focal_ext's**; forward and backward unless the column says forward alone. {origin(rows)}\n"
+
+
+def pyramid_sizes() -> str:
+    rows = read("pyramid_sizes")
+    cells = {((row["implementation"],), row["layout"]): times(row) for row in rows}
+    return crossed(("way",), cells) + f"\n\nms (p20 - p80), **/ pyramid op's**; forward and backward unless the column says forward alone. {origin(rows)}\n"
+
+
+def sizes(name: str = "sizes") -> str:
+    rows = read(name)
     lines = ["| logits | implementation | ms (p20 - p80) | / focal_ext's | peak extra memory / logits | relative error |", "|---|---|---|---|---|---|"]
     for row in rows:
-        error = f"{float(row['worst_relative_error']):.0e}" if row["worst_relative_error"] else ""
         bold = "**" if row["implementation"] == OURS else ""
         name = f"{bold}{row['implementation']}{bold}"
-        lines.append("| " + " | ".join([row["case"], name, spread(row, "ms"), f"{float(row['speedup']):.2g}", f"{float(row['peak_extra_logits']):.2f}", error]) + " |")
+        about = ("", "", "") if row["why_not"] else (f"{float(row['speedup']):.2g}", f"{float(row['peak_extra_logits']):.2f}", rounded(row["worst_relative_error"]))
+        lines.append("| " + " | ".join([row["case"], name, spread(row, "ms"), *about]) + " |")
     return "\n".join(lines) + f"\n\nForward and backward unless the row says forward alone; the error is a gradient's largest, then the value's. {origin(rows)}\n"
 
 

@@ -5,23 +5,17 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import head_page, performance_page
 from .cases import ANCHORS
-from .performance_page import spread
+from .performance_page import read, rounded, spread
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = {"default allocator": ROOT / "bench/results/cpu.csv", "memory kept": ROOT / "bench/results/cpu_kept_memory.csv"}
-FAMILY = (ROOT / "bench/results/family.csv", ROOT / "bench/results/family_kept_memory.csv")
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+RESULTS = {"default allocator": "cpu", "memory kept": "cpu_kept_memory"}
+FAMILY = ("family", "family_kept_memory")
 
 
 def table(default: list[dict[str, str]], kept: list[dict[str, str]]) -> str:
@@ -35,15 +29,14 @@ def table(default: list[dict[str, str]], kept: list[dict[str, str]]) -> str:
         if row.get("why_not"):
             lines.append(f"| {row['case']} | {row['implementation']} | {spread(row, 'ms')} |" + " |" * 5)
             continue
-        error = f"{float(row['worst_relative_error']):.0e}" if row["worst_relative_error"] else ""
         bold = "**" if row["implementation"] == "focal_ext" else ""
         speed = [cell for r in (row, other) for cell in (spread(r, "ms"), f"{float(r['speedup']):.2g}")]
-        lines.append("| " + " | ".join([row["case"], f"{bold}{row['implementation']}{bold}", *speed, f"{float(row['peak_extra_logits']):.2f}", error]) + " |")
+        lines.append("| " + " | ".join([row["case"], f"{bold}{row['implementation']}{bold}", *speed, f"{float(row['peak_extra_logits']):.2f}", rounded(row["worst_relative_error"])]) + " |")
     return "\n".join(lines)
 
 
-def section(paths: Sequence[Path]) -> str:
-    default, kept = (read(path) for path in paths)
+def section(names: Sequence[str]) -> str:
+    default, kept = (read(name) for name in names)
     first = default[0]
     return f"{table(default, kept)}\n\n{first['machine']}, torch {first['torch']}, commit {first['commit']}, {first['date']}; memory kept: `GLIBC_TUNABLES={kept[0]['allocator']}`.\n"
 
@@ -51,8 +44,11 @@ def section(paths: Sequence[Path]) -> str:
 # page -> what stands between <!-- name --> and <!-- /name --> in it
 PAGES = {
     "README.md": {"performance": lambda: section(tuple(RESULTS.values())), "head": head_page.section, "step": performance_page.step_sentence},
-    "docs/losses.md": {"family": lambda: section(FAMILY)},
-    "docs/performance.md": {"growth": performance_page.growth, "sizes": performance_page.sizes, "step": performance_page.step},
+    "docs/losses.md": {"family": lambda: section(FAMILY), "family sizes": performance_page.family_sizes},
+    "docs/performance.md": {
+        "growth": performance_page.growth, "sizes": performance_page.sizes, "largest": lambda: performance_page.sizes("largest"),
+        "pyramid sizes": performance_page.pyramid_sizes, "step": performance_page.step,
+    },
 }
 
 
@@ -75,10 +71,10 @@ def draw(to: Path) -> None:
     cases = [c for c in dict.fromkeys(row["case"] for row in read(RESULTS["default allocator"])) if c.startswith(f"{ANCHORS:,}")]
     figure, axes = pyplot.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.4), layout="constrained", squeeze=False)
     for axis, case in zip(axes[0], cases):
-        for (name, path), colour, offset in zip(RESULTS.items(), ("#b0b7c3", "#2563eb"), (0.2, -0.2)):
-            rows = [row for row in read(path) if row["case"] == case and row["ns_per_logit"]]
+        for (label, name), colour, offset in zip(RESULTS.items(), ("#b0b7c3", "#2563eb"), (0.2, -0.2)):
+            rows = [row for row in read(name) if row["case"] == case and row["ns_per_logit"]]
             values = [float(row["ns_per_logit"]) for row in rows]
-            axis.barh([-i + offset for i in range(len(rows))], values, height=0.38, color=colour, label=name)
+            axis.barh([-i + offset for i in range(len(rows))], values, height=0.38, color=colour, label=label)
             for i, value in enumerate(values):
                 axis.text(value * 1.08, -i + offset, f"{value:.3g}", va="center", fontsize=7)
         axis.set_yticks([-i for i in range(len(rows))], [row["implementation"] for row in rows], fontsize=8)

@@ -7,11 +7,9 @@ import sys
 import focal_ext
 import pytest
 import torch
-from bench import baselines, growth, performance_page, readme, step
+from bench import baselines, family, growth, head, performance_page, readme, step
 from bench.cases import ANCHORS, STRIDE_16, STRIDE_32, Case, synthetic
-from bench.compare import FLOOR, error_of, rows_of
-from bench.head import ANCHORS as SHAPES
-from bench.head import SIZES
+from bench.compare import FLOOR, error_of, rows_of, too_much
 from bench.measure import Forward
 
 INSTALLED = {name: peer for name, peer in baselines.peers(cuda=False).items() if not isinstance(peer, str)}
@@ -42,8 +40,25 @@ def test_a_value_alone_is_compared_with_float64() -> None:
 
 
 def test_the_sizes_are_those_of_retinanet() -> None:
-    anchors = [height * width * SHAPES for height, width in SIZES]
+    anchors = [height * width * head.ANCHORS for height, width in head.SIZES]
     assert sum(anchors) == ANCHORS and anchors[1:3] == [STRIDE_16, STRIDE_32]
+
+
+@pytest.mark.parametrize("loss", family.BASELINES)
+def test_the_family_s_forms_compute_its_loss_in_bf16_and_another_loss_is_noticed(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forms, _ = family.BASELINES[loss]
+    for case in (c for c in family.cases(loss, 300, sizes=True) if c.logits.dtype is torch.bfloat16 and not c.threads):
+        monkeypatch.setitem(family.BASELINES, loss, (forms, ()))
+        rows = family.rows_of(loss, case, 0.0)
+        assert {row["implementation"] for row in rows} >= {family.OURS, family.FORWARD_FLOOR if case.forward else FLOOR}
+        monkeypatch.setitem(family.BASELINES, loss, ((lambda x, *labels: 1.5 * forms[0](x, *labels),), ()))
+        with pytest.raises(AssertionError, match="another"):
+            family.rows_of(loss, case, 0.0)
+
+
+def test_eager_is_left_out_where_its_tensors_are_not_free() -> None:
+    fits, does_not = (Case("", torch.empty(rows, 1000, device="meta"), torch.empty(rows, device="meta")) for rows in (1, 10**9))
+    assert not too_much(fits) and too_much(does_not).startswith("would take 68000 GB, ")
 
 
 def test_growth_leaves_eager_out_where_it_would_not_fit_and_says_so() -> None:
@@ -67,6 +82,9 @@ def test_every_point_and_size_has_its_row_in_the_csv() -> None:
     assert found == {(*point, name) for point in growth.points(10**9) for name in performance_page.LINES}
     assert all(bool(row["ns"]) is not bool(row["why_not"]) for row in rows)
     assert list(dict.fromkeys(row["case"] for row in performance_page.read("step"))) == list(step.SETTINGS)
+    assert list(dict.fromkeys(row["layout"] for row in performance_page.read("pyramid_sizes"))) == list(head.SETTINGS)
+    cases = [case.name.replace(", 1 x 80,", f", {ANCHORS:,} x 80,") for loss in family.BASELINES for case in family.cases(loss, 1, sizes=True)]
+    assert list(dict.fromkeys(row["case"] for row in performance_page.read("family_sizes"))) == cases
 
 
 def test_the_three_ways_of_a_training_step_are_one_loss() -> None:
