@@ -62,11 +62,14 @@ class Curve(NamedTuple):
         (gradient,) = torch.autograd.grad(loss, leaf, torch.ones((), dtype=loss.dtype).expand_as(loss))
         return loss.detach()[:, 0], gradient[:, 0]
 
+    @property
+    def score(self) -> float:
+        """The target as the loss gets it: a dense one is float32."""
+        return torch.tensor(self.target).item() if self.loss == "sigmoid_focal_loss" else self.target
+
     def exact(self, x: Tensor) -> Closed:
         """In float64, from the closed form."""
-        score = torch.tensor(self.target, dtype=torch.float64)
-        if self.target not in (0.0, 1.0) and self.loss == "sigmoid_focal_loss":
-            score = score.float().double()  # a dense target is float32
+        score = torch.tensor(self.score, dtype=torch.float64)
         return CLOSED[self.loss](x.double(), score.expand(x.shape), dict(self.options))
 
     @property
