@@ -13,7 +13,7 @@ class Factors {
  public:
   Factors(const Problem& problem, const Common& common)
       : p_(problem), scale_(common.scale), alpha_(static_cast<const acc_t*>(problem.alpha)), weight_(static_cast<const acc_t*>(problem.weight)),
-        uniform_(!problem.alpha && !problem.weight && !problem.grad_output_per_element && problem.alpha_negative != 0) {}
+        uniform_(is_uniform(problem)) {}
 
  protected:
   // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block.
@@ -35,7 +35,7 @@ class Factors {
   const double scale_;
   const acc_t* const alpha_;
   const acc_t* const weight_;
-  const bool uniform_;  // negatives have one factor for all
+  const bool uniform_;
 };
 
 }  // namespace

@@ -24,6 +24,9 @@ struct Entry {
 };
 constexpr int64_t kEntries = 65536;  // of a table, by the logit's bits
 
+// Whether all negatives have one factor.
+static inline bool is_uniform(const Problem& p) { return !p.alpha && !p.weight && !p.grad_output_per_element && p.alpha_negative != 0; }
+
 // Rows of a chunk of a softmax loss, which sums over whole rows.
 static inline int64_t rows_of_chunk(int64_t classes) { return classes < 1 ? kChunk : classes < kChunk ? kChunk / classes : 1; }
 

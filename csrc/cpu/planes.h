@@ -46,11 +46,13 @@ class Planes : Factors<typename Math::value_t, typename Loss::Factor> {
 
   double plane(const Labels& labels, const Strip& strip, int64_t c) const {
     const int64_t begin = (strip.anchor * p_.classes + c) * strip.positions + strip.first, n = strip.count;
+    int64_t specials_here = 0;
+    for (int64_t i = 0; i < labels.count; ++i) specials_here += labels.label[i] == c || labels.label[i] < 0;
     if constexpr (Elements<Math, Loss>::has_halves)
-      if (table_) return looked_up(labels, strip, c, begin);
+      if (table_ && specials_here <= kFewSpecials) return looked_up(labels, strip, c, begin);
     alignas(64) acc_t buffer[kBlock];
     const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
-    if (uniform_ && !labels.count) return elements_.uniform(x, begin, n, nullptr);
+    if (uniform_ && !specials_here) return elements_.uniform(x, begin, n, nullptr);
     Specials<acc_t> specials;
     for (int64_t i = 0; i < labels.count; ++i) {
       const int64_t at = labels.at[i], label = labels.label[i];

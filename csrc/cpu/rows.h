@@ -15,16 +15,12 @@ class RowBlocks : Factors<acc_t, Factor> {
  public:
   using Base::Base, Base::uniform_;
 
-  // True when every element is a negative with the same factor.
-  FOCAL_EXT_ONE_COPY bool is_negative(int64_t begin, int64_t n) const {
-    if (!this->uniform_) return false;
-    if (p_.target == Target::dense_u8) return is_zero(static_cast<const uint8_t*>(p_.targets) + begin, n);
-    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::bf16) return is_zero(static_cast<const BFloat16*>(p_.targets) + begin, n);
-    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::f16) return is_zero(static_cast<const Float16*>(p_.targets) + begin, n);
-    if (is_dense(p_.target)) return is_zero(static_cast<const acc_t*>(p_.targets) + begin, n);
-    for (int64_t row = begin / p_.classes; row <= (begin + n - 1) / p_.classes; ++row)
-      if (row_kind(p_, label_at(p_, row)) != Row::background) return false;
-    return true;
+  // Rows that are not background; of dense targets kBlock where any is not 0.
+  FOCAL_EXT_ONE_COPY int64_t count_specials(int64_t begin, int64_t n) const {
+    if (is_dense(p_.target)) return is_zero_block(begin, n) ? 0 : kBlock;
+    int64_t count = 0;
+    for (int64_t row = begin / p_.classes; row <= (begin + n - 1) / p_.classes; ++row) count += row_kind(p_, label_at(p_, row)) != Row::background;
+    return count;
   }
 
   FOCAL_EXT_ONE_COPY void find_specials(Specials<acc_t>& specials, const acc_t* x, int64_t begin, int64_t n) const {
@@ -70,6 +66,13 @@ class RowBlocks : Factors<acc_t, Factor> {
   }
 
  private:
+  bool is_zero_block(int64_t begin, int64_t n) const {
+    if (p_.target == Target::dense_u8) return is_zero(static_cast<const uint8_t*>(p_.targets) + begin, n);
+    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::bf16) return is_zero(static_cast<const BFloat16*>(p_.targets) + begin, n);
+    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::f16) return is_zero(static_cast<const Float16*>(p_.targets) + begin, n);
+    return is_zero(static_cast<const acc_t*>(p_.targets) + begin, n);
+  }
+
   // Calls f(row, first class, one past the last, offset in the block) for each row's part of the block.
   template <class F>
   void each_row(int64_t begin, int64_t n, F f) const {
@@ -116,11 +119,12 @@ class Rows {
 
  private:
   double block(int64_t begin, int64_t n) const {
+    const int64_t specials_at_most = blocks_.uniform_ ? blocks_.count_specials(begin, n) : kBlock;
     if constexpr (Elements<Math, Loss>::has_halves)
-      if (table_ && (!is_dense(p_.target) || blocks_.is_negative(begin, n))) return looked_up(begin, n);
+      if (table_ && specials_at_most <= kFewSpecials) return looked_up(begin, n, specials_at_most > 0);
     alignas(64) acc_t buffer[kBlock];
     const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
-    if (blocks_.is_negative(begin, n)) return elements_.uniform(x, begin, n, nullptr);
+    if (specials_at_most == 0) return elements_.uniform(x, begin, n, nullptr);
     Block<acc_t> b;
     if (is_dense(p_.target)) {
       blocks_.fill_dense(b, x, begin, n);
@@ -133,10 +137,10 @@ class Rows {
     return elements_.varied(b, begin, n, &specials);
   }
 
-  double looked_up(int64_t begin, int64_t n) const {
+  double looked_up(int64_t begin, int64_t n, bool has_specials) const {
     LookedUp block(p_, table_, begin);
     Specials<acc_t> specials;
-    if (!is_dense(p_.target)) blocks_.tell_specials(block, specials, begin, n);
+    if (has_specials) blocks_.tell_specials(block, specials, begin, n);
     return elements_.finish(block, specials, n);
   }
 

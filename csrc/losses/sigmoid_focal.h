@@ -62,8 +62,8 @@ FOCAL_EXT_INLINE ValueAndGradient<T> mirrored(ValueAndGradient<T> term) {
 }
 
 // A loss, as the kernels take it: negative(x) for a target of 0, which nearly every logit of a detector has; positive(x, t) for the
-// class that a class id names, with the target t = 1 or the score given for it; dense(x, t) for any target; and what multiplies
-// them, made of the factors for a target of 1 and of 0. It mirrors if positive(x, t) is negative(-x) in the mirror.
+// class that a class id names, with the target t = 1 or the score given for it; dense(x, t) for any target; and Factor, what multiplies
+// them. It mirrors if positive(x, t) is negative(-x) in the mirror.
 template <class Modulator>
 struct SigmoidFocal {
   using Factor = MixedFactor;
