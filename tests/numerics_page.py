@@ -71,17 +71,22 @@ def peers(rows: list[Row], ours: list[Row]) -> str:
     return table(["formula of", "loss", "logit of a", "settings", "of", "worst ULP", "at logit", "above 16 ULP from abs(logit)", "focal_ext's worst ULP"], *lines)
 
 
+def looked_at(row: Row) -> str:
+    return "every float32" if row["every"] == "1" else f"one float32 in {row['every']}, by bit pattern,"
+
+
 def sections() -> dict[str, str]:
     rows = read()
     ours = [row for row in rows if row["implementation"] == "focal_ext"]
     single = [row for row in ours if row["dtype"] == "float32"]
+    others = [row for row in rows if row["implementation"] != "focal_ext"]
     first = single[0]
-    which = "every float32" if first["every"] == "1" else f"every {first['every']}th float32, by bit pattern,"
     run = (
-        f"Looked at: {which} in [-120, 120], {int(first['count']):,} logits a curve, and every finite bfloat16 and float16."
+        f"Looked at: {looked_at(first)} in [-120, 120], {int(first['count']):,} logits a curve, and every finite bfloat16 and float16;"
+        f" {looked_at(others[0])} for other libraries' formulas."
         f" CPU level {first['cpu_level']}, torch {first['torch']}, commit {first['commit']}, {first['date']}."
     )
-    return {"run": run, "float32": accuracy(single), "halves": halves([row for row in ours if row["dtype"] != "float32"]), "peers": peers([row for row in rows if row["implementation"] != "focal_ext"], single)}
+    return {"run": run, "float32": accuracy(single), "halves": halves([row for row in ours if row["dtype"] != "float32"]), "peers": peers(others, single)}
 
 
 def page(text: str) -> str:
