@@ -123,11 +123,11 @@ inline Tensor with_huge_pages(Tensor made) {
   constexpr int kPatience = 8;
   constexpr auto kPause = std::chrono::seconds(10);
   static std::atomic<Clock::time_point> next{Clock::time_point::min()};
-  if (!made.is_cpu() || Clock::now() < next.load(std::memory_order_relaxed)) return made;
+  if (!made.is_cpu()) return made;
   const int64_t data = reinterpret_cast<intptr_t>(made.mutable_data_ptr());
   const int64_t first = (data + kHugePage - 1) / kHugePage, end = (data + made.numel() * size_of(scalar_of(made))) / kHugePage;
   const auto advise = [=](int advice) { return madvise(reinterpret_cast<void*>(first * kHugePage), size_t(end - first) * kHugePage, advice); };
-  if (end <= first || advise(MADV_HUGEPAGE) != 0) return made;
+  if (end <= first || Clock::now() < next.load(std::memory_order_relaxed) || advise(MADV_HUGEPAGE) != 0) return made;
   std::atomic<int> slow = 0;
   torch::stable::parallel_for(first, end, 1, [&](int64_t begin, int64_t last) {
     for (int64_t page = begin; page < last && slow < kPatience; ++page) {

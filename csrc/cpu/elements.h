@@ -123,7 +123,7 @@ class Elements {
   // Lets `terms` fill in n elements, puts the specials in their places, and writes what is wanted. The losses' common factor is left to their sum.
   template <class Terms>
   FOCAL_EXT_INLINE double emit(int64_t begin, int64_t n, Terms&& terms, acc_t factor, Specials<acc_t>* specials) const {
-    alignas(64) acc_t values[kBlock], buffer[kBlock];  // lines of the cache: 2 %
+    alignas(64) acc_t values[kBlock], buffer[kBlock];  // whole lines of the cache: 1.5 % of bf16
     const bool direct = !is_half_ && n % kStep == 0;
     acc_t* const gradient = !p_.gradient ? nullptr : direct ? static_cast<acc_t*>(p_.gradient) + begin : buffer;
     terms(values, gradient);

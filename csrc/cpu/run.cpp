@@ -79,7 +79,7 @@ void scale_chunk(void* gradient, int64_t begin, int64_t end, double factor) {
   for (int64_t i = begin; i < end; ++i) store(g[i], acc_t(load(g[i]) * acc_t(factor)));
 }
 
-// A table takes 50 us on two threads; for 2^19 logits of bf16 it saves 60 of 275, at 2^18 nothing is left. Dense targets may have few blocks of zeros.
+// With a table 2^19 logits of bf16 take 215 us instead of 275 (two threads), of which it is about 50. Dense targets may have few blocks of zeros.
 constexpr int64_t kTabulateAbove = 1 << 19, kTabulateDenseAbove = 1 << 22;
 
 bool pays_to_tabulate(const Problem& p) {
