@@ -30,11 +30,11 @@ def every_logit(dtype: torch.dtype, finite: bool = False) -> Tensor:
     return torch.where(x.isfinite() & (x.abs() < 60), x, torch.ones_like(x)) if finite else x
 
 
-def class_ids(rows: int) -> Tensor:
-    """Background, and a tenth each positives and ignored, so that half of the blocks have too many of them for looking up; two ignored rows follow each other, two positives, and the last is a positive."""
+def class_ids(rows: int, share: float = 0.1) -> Tensor:
+    """Background, and a share each positives and ignored, by default so many that half of the blocks of rows have too many for looking up; two ignored rows follow each other, two positives, and the last is a positive."""
     rng = torch.Generator().manual_seed(1)
     draw = torch.rand(rows, generator=rng)
-    ids = torch.where(draw < 0.1, torch.randint(0, CLASSES, (rows,), generator=rng), -1).masked_fill(draw > 0.9, -2)
+    ids = torch.where(draw < share, torch.randint(0, CLASSES, (rows,), generator=rng), -1).masked_fill(draw > 1 - share, -2)
     ids[100:102], ids[200:202], ids[-1] = -2, 3, CLASSES - 1
     return ids
 
@@ -129,14 +129,15 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, dtype: torch.dt
 
 
 @every_half
+@pytest.mark.parametrize("share", [0.1, 0.005], ids=["by the formula", "looked up"])  # of a strip of 512 positions 51 or 3 are ignored
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_a_pyramid_looks_up_as_rows_do(layout: torch.memory_format, dtype: torch.dtype) -> None:
+def test_a_pyramid_looks_up_as_rows_do(layout: torch.memory_format, share: float, dtype: torch.dtype) -> None:
     anchors, sizes = 4, ((96, 97), (48, 49))
     rng = torch.Generator().manual_seed(3)
     levels = [(torch.randn(2, anchors * CLASSES, *size, generator=rng) * 4 - 2).to(dtype).contiguous(memory_format=layout).requires_grad_() for size in sizes]
     assert sum(level.numel() for level in levels) > ABOVE
     rows = torch.cat([level.unflatten(1, (anchors, CLASSES)).permute(0, 3, 4, 1, 2).reshape(2, -1, CLASSES) for level in levels], 1)
-    ids = class_ids(rows.shape[0] * rows.shape[1]).view(rows.shape[:-1])
+    ids = class_ids(rows.shape[0] * rows.shape[1], share).view(rows.shape[:-1])
     total = focal_ext.sigmoid_focal_loss_pyramid(levels, ids, num_classes=CLASSES, normalizer="positives")
     want = focal_ext.sigmoid_focal_loss(rows, ids, reduction="sum", normalizer="positives")
     assert abs(total - want) <= 64 * 2.0**-24 * want
