@@ -24,25 +24,12 @@ class RowBlocks : Factors<acc_t, Factor> {
   }
 
   FOCAL_EXT_ONE_COPY void find_specials(Specials<acc_t>& specials, const acc_t* x, int64_t begin, int64_t n) const {
-    const Upstream upstream(p_, scale_, begin, n);
-    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-      const int64_t label = label_at(p_, row);
-      const Row kind = row_kind(p_, label);
-      if (kind == Row::ignored || kind == Row::bad) specials.add_range(offset + first, offset + last, kind == Row::bad);
-      else if (kind == Row::positive && first <= label && label < last)
-        this->add_positive(specials, offset + label, row, label, x[offset + label], upstream[offset + label]);
-    });
+    each_special(specials, specials, begin, n, [x](int64_t at) { return x[at]; });
   }
 
   // The same for a block whose negatives are looked up.
-  FOCAL_EXT_ONE_COPY void tell_specials(LookedUp& block, Specials<acc_t>& specials, int64_t begin, int64_t n) const {
-    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-      const int64_t label = label_at(p_, row);
-      const Row kind = row_kind(p_, label);
-      if (kind == Row::ignored || kind == Row::bad) block.add_range(offset + first, offset + last, kind == Row::bad);
-      else if (kind == Row::positive && first <= label && label < last)
-        this->add_positive(specials, offset + label, row, label, acc_t(block.skip(offset + label)), acc_t(scale_));
-    });
+  FOCAL_EXT_ONE_COPY void tell_specials(LookedUp& block, Specials<acc_t>& positives, int64_t begin, int64_t n) const {
+    each_special(block, positives, begin, n, [&block](int64_t at) { return acc_t(block.skip(at)); });
   }
 
   FOCAL_EXT_ONE_COPY void fill_negatives(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
@@ -71,6 +58,18 @@ class RowBlocks : Factors<acc_t, Factor> {
     if (p_.target == Target::dense_scalar && p_.scalar == Scalar::bf16) return is_zero(static_cast<const BFloat16*>(p_.targets) + begin, n);
     if (p_.target == Target::dense_scalar && p_.scalar == Scalar::f16) return is_zero(static_cast<const Float16*>(p_.targets) + begin, n);
     return is_zero(static_cast<const acc_t*>(p_.targets) + begin, n);
+  }
+
+  template <class Ranges, class Logit>
+  void each_special(Ranges& ranges, Specials<acc_t>& positives, int64_t begin, int64_t n, Logit logit) const {
+    const Upstream upstream(p_, scale_, begin, n);
+    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
+      const int64_t label = label_at(p_, row);
+      const Row kind = row_kind(p_, label);
+      if (kind == Row::ignored || kind == Row::bad) ranges.add_range(offset + first, offset + last, kind == Row::bad);
+      else if (kind == Row::positive && first <= label && label < last)
+        this->add_positive(positives, offset + label, row, label, logit(offset + label), upstream[offset + label]);
+    });
   }
 
   // Calls f(row, first class, one past the last, offset in the block) for each row's part of the block.
