@@ -10,6 +10,7 @@ namespace focal_ext {
 enum class Scalar : int { f32, f64, bf16, f16 };  // logits; acc_t is double for f64, float for the others
 
 inline int64_t size_of(Scalar scalar) { return scalar == Scalar::f64 ? 8 : scalar == Scalar::f32 ? 4 : 2; }
+inline bool is_half(Scalar scalar) { return size_of(scalar) == 2; }
 
 // How targets are stored. Class ids: one integer a row. Dense: one number a logit.
 enum class Target : int { u8, i8, u16, i16, u32, i32, u64, i64, dense_u8, dense_scalar, dense_acc };

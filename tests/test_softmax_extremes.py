@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, Implementation
+from tolerances import units
 from torch import Tensor
 
 INF, NAN = math.inf, math.nan
@@ -121,3 +122,16 @@ def test_a_sure_row_keeps_its_relative_accuracy(gamma: float, implementation: Im
     loss, gradient = run(implementation, x, torch.tensor([0]), gamma=gamma)
     assert loss.item() == pytest.approx(rest ** (1 + gamma), rel=1e-5, abs=1e-45)
     assert gradient[0, 0].item() == pytest.approx(-(1 + gamma) * rest ** (1 + gamma), rel=1e-5, abs=1e-44)
+
+
+@implementations
+@pytest.mark.parametrize("smoothing", [0.9, 0.999, 0.99999])
+def test_what_smoothing_keeps_of_a_label_is_not_rounded(smoothing: float, implementation: Implementation) -> None:
+    """1 - s of a float32 s has few digits, and of a label far below the others it is most of the loss: 270 units of error at 0.99999."""
+    x = torch.zeros(2, 1203)
+    x[:, 3] = torch.tensor([-80.0, -1e6])
+    ids, room = torch.tensor([3, 3]), units(implementation.name, torch.float32, "softmax")
+    loss, gradient = run(implementation, x, ids, label_smoothing=smoothing)
+    exact, slope = run(implementation, x.double(), ids, label_smoothing=smoothing)
+    torch.testing.assert_close(loss.double(), exact, rtol=room, atol=0)
+    torch.testing.assert_close(gradient[:, 3].double(), slope[:, 3], rtol=room, atol=0)

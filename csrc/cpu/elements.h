@@ -27,7 +27,7 @@ class Elements {
   static constexpr bool has_halves = sizeof(acc_t) == sizeof(float);  // logits may be of a half type
 
   Elements(const Problem& problem, const Loss& loss, const Common& common)
-      : p_(problem), loss_(loss), scale_(common.scale), is_half_(problem.scalar == Scalar::bf16 || problem.scalar == Scalar::f16) {}
+      : p_(problem), loss_(loss), scale_(common.scale), is_half_(is_half(problem.scalar)) {}
 
   // Block [first, first + kBlock) of the table of all half-precision logits.
   void tabulate(int64_t first, Entry* table) const {

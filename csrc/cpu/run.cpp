@@ -83,8 +83,7 @@ void scale_chunk(void* gradient, int64_t begin, int64_t end, double factor) {
 constexpr int64_t kTabulateAbove = 1 << 19, kTabulateDenseAbove = 1 << 22;
 
 bool pays_to_tabulate(const Problem& p) {
-  const bool is_half = p.scalar == Scalar::bf16 || p.scalar == Scalar::f16;
-  return is_half && is_uniform(p) && !has_row_losses(p) && numel(p) >= (is_dense(p.target) ? kTabulateDenseAbove : kTabulateAbove);
+  return is_half(p.scalar) && is_uniform(p) && !has_row_losses(p) && numel(p) >= (is_dense(p.target) ? kTabulateDenseAbove : kTabulateAbove);
 }
 
 // Null where it does not pay, or where there is no memory for it: then the formula computes every logit, and the sum is in its order.

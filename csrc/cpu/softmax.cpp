@@ -25,6 +25,7 @@ class IdRows : SoftmaxRows<scalar_t> {
   using typename Base::Math;
   using Base::classes_;
   using Base::p_;
+  using Base::kept_;
   using Base::smoothing_;
 
  public:
@@ -103,14 +104,14 @@ class IdRows : SoftmaxRows<scalar_t> {
 
   void formula(Batch<acc_t>& b, int64_t rows) const {
     this->with_gamma([&](auto modulator) {
-      const acc_t smoothing = smoothing_, classes = acc_t(classes_);
+      const acc_t smoothing = smoothing_, kept = kept_, classes = acc_t(classes_);
       if (smoothing == 0) {
 #pragma omp simd
         for (int64_t r = 0; r < rows; ++r) b.result[r] = softmax_focal_row<Math>(b.own[r], b.others[r], b.distance[r], modulator);
       } else {
 #pragma omp simd
         for (int64_t r = 0; r < rows; ++r)
-          b.result[r] = smoothed_softmax_focal_row<Math>(b.own[r], b.others[r], b.distance[r], b.mean_distance[r], smoothing, classes, modulator);
+          b.result[r] = smoothed_softmax_focal_row<Math>(b.own[r], b.others[r], b.distance[r], b.mean_distance[r], smoothing, kept, classes, modulator);
       }
     });
   }

@@ -64,7 +64,8 @@ class SoftmaxRows {
   using Math = typename row_math<acc_t>::type;
 
   SoftmaxRows(const Problem& problem, double scale)
-      : p_(problem), scale_(acc_t(scale)), classes_(problem.classes), smoothing_(acc_t(problem.loss_parameters.smoothing)) {}
+      : p_(problem), scale_(acc_t(scale)), classes_(problem.classes), smoothing_(acc_t(problem.loss_parameters.smoothing)),
+        kept_(acc_t(1 - problem.loss_parameters.smoothing)) {}
 
   const scalar_t* row_at(int64_t row) const { return static_cast<const scalar_t*>(p_.inputs) + row * classes_; }
   acc_t alpha(int64_t c) const { return p_.alpha ? static_cast<const acc_t*>(p_.alpha)[c] : acc_t(p_.alpha_positive); }
@@ -111,7 +112,7 @@ class SoftmaxRows {
   const Problem& p_;
   const acc_t scale_;
   const int64_t classes_;
-  const acc_t smoothing_;
+  const acc_t smoothing_, kept_;  // 1 - smoothing
 };
 
 }  // namespace

@@ -31,7 +31,7 @@ struct SoftmaxArguments {
   const acc_t* alpha;
   const acc_t* weight;
   int64_t weight_row_stride;
-  acc_t smoothing;
+  acc_t smoothing, kept;  // 1 - smoothing
   double gamma;
   WholeModulator<0> zero;
   WholeModulator<1> one;
@@ -188,7 +188,7 @@ __device__ acc_of<scalar_t> id_row(const SoftmaxArguments<scalar_t>& a, int64_t 
   SoftmaxRow<acc_t> result;
   with_gamma(a, [&](const auto& modulator) {
     result = a.smoothing == 0 ? softmax_focal_row<Math>(own, others, distance, modulator)
-                              : smoothed_softmax_focal_row<Math>(own, others, distance, mean_distance, a.smoothing, acc_t(a.classes), modulator);
+                              : smoothed_softmax_focal_row<Math>(own, others, distance, mean_distance, a.smoothing, a.kept, acc_t(a.classes), modulator);
   });
   const acc_t coefficient = alpha * (a.weight ? a.weight[row * a.weight_row_stride] : acc_t(1)) * top.defined;
   if (a.gradient) {

@@ -40,6 +40,7 @@ const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& 
       static_cast<const acc_t*>(p.weight),
       p.weight_row_stride,
       acc_t(p.loss_parameters.smoothing),
+      acc_t(1 - p.loss_parameters.smoothing),
       p.loss_parameters.gamma,
       WholeModulator<0>(gamma),
       WholeModulator<1>(gamma),

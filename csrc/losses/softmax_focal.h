@@ -87,19 +87,20 @@ FOCAL_EXT_INLINE SoftmaxRow<T> softmax_focal_row(T own, T others, T distance, co
 // Label smoothing s: the cross entropy's target becomes t = (1-s) [c = y] + s / C, the modulator keeps the hard label. With
 // H = sum_c t_c (-log p_c) and q_j = e_j / (sum of the others), the shares of the others:
 //   f = u^gamma H,   df/dx_j = u^gamma (p_j - s / C + gamma p H q_j),   df/dx_y = u^gamma (p (1 - t_y) - u t_y - gamma p H)
-// mean_distance: the mean of m - x_c over the row.
+// mean_distance: the mean of m - x_c over the row. kept: 1 - s, from s in double precision: of a rounded s near 1 it has few digits.
 template <class Math, class Modulator, class T = typename Math::value_t>
-FOCAL_EXT_INLINE SoftmaxRow<T> smoothed_softmax_focal_row(T own, T others, T distance, T mean_distance, T smoothing, T classes, const Modulator& modulator) {
+FOCAL_EXT_INLINE SoftmaxRow<T> smoothed_softmax_focal_row(
+    T own, T others, T distance, T mean_distance, T smoothing, T kept, T classes, const Modulator& modulator) {
   const T zero = Math::constant(0), one = Math::constant(1);
   const T sum = own + others, tail = distance == zero ? others : sum - one, log_sum = log_of_sum<Math>(sum, tail);
-  const T p = own / sum, u = others / sum, hard = one - smoothing;
-  const T entropy = (hard == zero ? zero : hard * (distance + log_sum)) + smoothing * (mean_distance + log_sum);
+  const T p = own / sum, u = others / sum;
+  const T entropy = (kept == zero ? zero : kept * (distance + log_sum)) + smoothing * (mean_distance + log_sum);
   const T power = power_of_rest<Math>(p, u, modulator), share = smoothing / classes;
   const T bend = power * modulator.template gamma<Math>() * p * almost_finite(entropy);
   // Floored at the smallest normal number, 87 or 708 below x_y: the gradients of the others sum to at most the right sum there.
   const T floored = Math::max(sizeof(T) == 8 ? T(2.2250738585072014e-308) : T(1.17549435e-38f), others);
   const T value = power == zero ? zero : power * entropy;  // the winning side at +inf
-  return {value, power / sum + almost_finite(bend / floored), power * share, power * (p * (smoothing - share) - u * (hard + share)) - bend};
+  return {value, power / sum + almost_finite(bend / floored), power * share, power * (p * (smoothing - share) - u * (kept + share)) - bend};
 }
 
 // Calls f(modulator) with the cheapest modulator for gamma.
