@@ -2,6 +2,7 @@
 // Must not know: formulas, threads, tensors, and the standard library (see storage.h).
 #pragma once
 #include "elements.h"
+#include "labels.h"
 
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
@@ -18,33 +19,17 @@ class Planes : Factors<typename Math::value_t, typename Loss::Factor> {
   Planes(const Problem& problem, const Loss& loss, const Common& common) : Base(problem, common), table_(common.table), elements_(problem, loss, common) {}
 
   double run(const Strip& strip) const {
-    Labels labels;
-    find_labels(labels, strip);
+    SpecialRows labels;
+    find_special_rows(labels, p_, row_of(strip, 0), strip.count, strip.anchors);
     double total = 0;
     for (int64_t c = 0; c < p_.classes; ++c) total += plane(labels, strip, c);
     return total;
   }
 
  private:
-  // The positions of a strip that are not background; a positive's own class, for others -1 (ignored) or -2 (bad).
-  struct Labels {
-    int64_t count = 0;
-    int64_t at[kBlock], label[kBlock];
-  };
-
   int64_t row_of(const Strip& strip, int64_t i) const { return (strip.first + i) * strip.anchors + strip.anchor; }
 
-  void find_labels(Labels& labels, const Strip& strip) const {
-    for (int64_t i = 0; i < strip.count; ++i) {
-      const int64_t label = label_at(p_, row_of(strip, i));
-      const Row kind = row_kind(p_, label);
-      if (kind == Row::background) continue;
-      labels.at[labels.count] = i;
-      labels.label[labels.count++] = kind == Row::positive ? label : kind == Row::ignored ? -1 : -2;
-    }
-  }
-
-  double plane(const Labels& labels, const Strip& strip, int64_t c) const {
+  double plane(const SpecialRows& labels, const Strip& strip, int64_t c) const {
     const int64_t begin = (strip.anchor * p_.classes + c) * strip.positions + strip.first, n = strip.count;
     int64_t specials_here = 0;
     for (int64_t i = 0; i < labels.count; ++i) specials_here += labels.label[i] == c || labels.label[i] < 0;
@@ -57,7 +42,7 @@ class Planes : Factors<typename Math::value_t, typename Loss::Factor> {
     for (int64_t i = 0; i < labels.count; ++i) {
       const int64_t at = labels.at[i], label = labels.label[i];
       if (label == c) this->add_positive(specials, at, row_of(strip, at), c, x[at], acc_t(scale_));
-      else if (label < 0) specials.add_range(at, at + 1, label == -2);
+      else if (label < 0) specials.add_range(at, at + 1, label == kBad);
     }
     if (uniform_) return elements_.uniform(x, begin, n, &specials);
     Block<acc_t> b;
@@ -66,13 +51,13 @@ class Planes : Factors<typename Math::value_t, typename Loss::Factor> {
     return elements_.varied(b, begin, n, &specials);
   }
 
-  FOCAL_EXT_ONE_COPY double looked_up(const Labels& labels, const Strip& strip, int64_t c, int64_t begin) const {
+  FOCAL_EXT_ONE_COPY double looked_up(const SpecialRows& labels, const Strip& strip, int64_t c, int64_t begin) const {
     LookedUp block(p_, table_, begin);
     Specials<acc_t> specials;
     for (int64_t i = 0; i < labels.count; ++i) {
       const int64_t at = labels.at[i], label = labels.label[i];
       if (label == c) this->add_positive(specials, at, row_of(strip, at), c, acc_t(block.skip(at)), acc_t(scale_));
-      else if (label < 0) block.add_range(at, at + 1, label == -2);
+      else if (label < 0) block.add_range(at, at + 1, label == kBad);
     }
     return elements_.finish(block, specials, strip.count);
   }

@@ -2,6 +2,7 @@
 // Must not know: formulas, threads, tensors, and the standard library (see storage.h).
 #pragma once
 #include "elements.h"
+#include "labels.h"
 
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
@@ -15,21 +16,26 @@ class RowBlocks : Factors<acc_t, Factor> {
  public:
   using Base::Base, Base::uniform_;
 
-  // Rows that are not background; of dense targets kBlock where any is not 0.
-  FOCAL_EXT_ONE_COPY int64_t count_specials(int64_t begin, int64_t n) const {
-    if (is_dense(p_.target)) return is_zero_block(begin, n) ? 0 : kBlock;
-    int64_t count = 0;
-    for (int64_t row = begin / p_.classes; row <= (begin + n - 1) / p_.classes; ++row) count += row_kind(p_, label_at(p_, row)) != Row::background;
-    return count;
+  // Of the rows that lie in the block, those that are not background.
+  void find_rows(SpecialRows& rows, int64_t begin, int64_t n) const {
+    const int64_t first = begin / p_.classes;
+    find_special_rows(rows, p_, first, (begin + n - 1) / p_.classes - first + 1, 1);
   }
 
-  FOCAL_EXT_ONE_COPY void find_specials(Specials<acc_t>& specials, const acc_t* x, int64_t begin, int64_t n) const {
-    each_special(specials, specials, begin, n, [x](int64_t at) { return x[at]; });
+  bool is_zero_block(int64_t begin, int64_t n) const {
+    if (p_.target == Target::dense_u8) return is_zero(static_cast<const uint8_t*>(p_.targets) + begin, n);
+    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::bf16) return is_zero(static_cast<const BFloat16*>(p_.targets) + begin, n);
+    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::f16) return is_zero(static_cast<const Float16*>(p_.targets) + begin, n);
+    return is_zero(static_cast<const acc_t*>(p_.targets) + begin, n);
+  }
+
+  FOCAL_EXT_ONE_COPY void find_specials(Specials<acc_t>& specials, const SpecialRows& rows, const acc_t* x, int64_t begin, int64_t n) const {
+    each_special(specials, specials, rows, begin, n, [x](int64_t at) { return x[at]; });
   }
 
   // The same for a block whose negatives are looked up.
-  FOCAL_EXT_ONE_COPY void tell_specials(LookedUp& block, Specials<acc_t>& positives, int64_t begin, int64_t n) const {
-    each_special(block, positives, begin, n, [&block](int64_t at) { return acc_t(block.skip(at)); });
+  FOCAL_EXT_ONE_COPY void tell_specials(LookedUp& block, Specials<acc_t>& positives, const SpecialRows& rows, int64_t begin, int64_t n) const {
+    each_special(block, positives, rows, begin, n, [&block](int64_t at) { return acc_t(block.skip(at)); });
   }
 
   FOCAL_EXT_ONE_COPY void fill_negatives(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
@@ -53,23 +59,15 @@ class RowBlocks : Factors<acc_t, Factor> {
   }
 
  private:
-  bool is_zero_block(int64_t begin, int64_t n) const {
-    if (p_.target == Target::dense_u8) return is_zero(static_cast<const uint8_t*>(p_.targets) + begin, n);
-    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::bf16) return is_zero(static_cast<const BFloat16*>(p_.targets) + begin, n);
-    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::f16) return is_zero(static_cast<const Float16*>(p_.targets) + begin, n);
-    return is_zero(static_cast<const acc_t*>(p_.targets) + begin, n);
-  }
-
   template <class Ranges, class Logit>
-  void each_special(Ranges& ranges, Specials<acc_t>& positives, int64_t begin, int64_t n, Logit logit) const {
+  void each_special(Ranges& ranges, Specials<acc_t>& positives, const SpecialRows& rows, int64_t begin, int64_t n, Logit logit) const {
     const Upstream upstream(p_, scale_, begin, n);
-    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-      const int64_t label = label_at(p_, row);
-      const Row kind = row_kind(p_, label);
-      if (kind == Row::ignored || kind == Row::bad) ranges.add_range(offset + first, offset + last, kind == Row::bad);
-      else if (kind == Row::positive && first <= label && label < last)
-        this->add_positive(positives, offset + label, row, label, logit(offset + label), upstream[offset + label]);
-    });
+    const int64_t first = begin / p_.classes;
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const int64_t row = first + rows.at[i], label = rows.label[i], offset = row * p_.classes - begin, end = offset + p_.classes;
+      if (label < 0) ranges.add_range(offset > 0 ? offset : 0, end < n ? end : n, label == kBad);
+      else if (const int64_t at = offset + label; at >= 0 && at < n) this->add_positive(positives, at, row, label, logit(at), upstream[at]);
+    }
   }
 
   // Calls f(row, first class, one past the last, offset in the block) for each row's part of the block.
@@ -118,28 +116,31 @@ class Rows {
 
  private:
   double block(int64_t begin, int64_t n) const {
-    const int64_t specials_at_most = blocks_.uniform_ ? blocks_.count_specials(begin, n) : kBlock;
+    const bool dense = is_dense(p_.target);
+    SpecialRows rows;
+    if (!dense) blocks_.find_rows(rows, begin, n);
+    const bool only_negatives = dense ? blocks_.uniform_ && blocks_.is_zero_block(begin, n) : rows.count == 0;
     if constexpr (Elements<Math, Loss>::has_halves)
-      if (table_ && specials_at_most <= kFewSpecials) return looked_up(begin, n, specials_at_most > 0);
+      if (table_ && (dense ? only_negatives : rows.count <= kFewSpecials)) return looked_up(rows, begin, n);
     alignas(64) acc_t buffer[kBlock];
     const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
-    if (specials_at_most == 0) return elements_.uniform(x, begin, n, nullptr);
+    if (blocks_.uniform_ && only_negatives) return elements_.uniform(x, begin, n, nullptr);
     Block<acc_t> b;
-    if (is_dense(p_.target)) {
+    if (dense) {
       blocks_.fill_dense(b, x, begin, n);
       return elements_.dense(b, begin, n);
     }
     Specials<acc_t> specials;
-    blocks_.find_specials(specials, x, begin, n);
+    blocks_.find_specials(specials, rows, x, begin, n);
     if (blocks_.uniform_) return elements_.uniform(x, begin, n, &specials);
     blocks_.fill_negatives(b, x, begin, n);
     return elements_.varied(b, begin, n, &specials);
   }
 
-  double looked_up(int64_t begin, int64_t n, bool has_specials) const {
+  double looked_up(const SpecialRows& rows, int64_t begin, int64_t n) const {
     LookedUp block(p_, table_, begin);
     Specials<acc_t> specials;
-    if (has_specials) blocks_.tell_specials(block, specials, begin, n);
+    if (rows.count) blocks_.tell_specials(block, specials, rows, begin, n);
     return elements_.finish(block, specials, n);
   }
 

@@ -47,15 +47,21 @@ double read_acc(const void* value, Scalar scalar) {
 
 // Rows that count for the divisor: positives, or every row that is not ignored.
 int64_t count_rows(const Problem& problem, ParallelFor parallel_for) {
+  const bool positives = problem.divisor == Divisor::positives;
+  if (!positives && !problem.has_ignore_index) return problem.rows;
+  const int64_t ignored = problem.has_ignore_index ? problem.ignore_index : -1;  // which no positive is
+  const uint64_t classes = uint64_t(problem.classes);
   const int64_t chunks = chunks_of(problem.rows);
   const std::unique_ptr<int64_t[]> counts(new int64_t[chunks]);
   parallel(parallel_for, chunks, [&](int64_t i) {
-    int64_t count = 0;
-    for (int64_t row = i * kChunk; row < std::min((i + 1) * kChunk, problem.rows); ++row) {
-      const Row kind = row_kind(problem, label_at(problem, row));
-      count += problem.divisor == Divisor::positives ? kind == Row::positive : kind != Row::ignored;
-    }
-    counts[i] = count;
+    counts[i] = with_ids(problem, [&](const auto* ids) {
+      int64_t count = 0;
+      for (int64_t row = i * kChunk; row < std::min((i + 1) * kChunk, problem.rows); ++row) {
+        const int64_t label = widened(ids[row]);
+        count += int64_t(label != ignored) & int64_t(!positives || uint64_t(label) < classes);
+      }
+      return count;
+    });
   });
   int64_t total = 0;
   for (int64_t i = 0; i < chunks; ++i) total += counts[i];

@@ -65,20 +65,29 @@ struct accumulate<double> {
 };
 
 // A class id widened before any comparison. A uint64 beyond int64 stays outside every range instead of wrapping to background.
-inline int64_t label_at(const Problem& p, int64_t row) {
+template <class Id>
+inline int64_t widened(Id id) {
+  return int64_t(id);
+}
+inline int64_t widened(uint64_t id) { return id > uint64_t(INT64_MAX) ? INT64_MAX : int64_t(id); }
+
+// Calls f with the class ids as they are stored.
+template <class F>
+auto with_ids(const Problem& p, F f) {
   switch (p.target) {
-    case Target::u8: return static_cast<const uint8_t*>(p.targets)[row];
-    case Target::i8: return static_cast<const int8_t*>(p.targets)[row];
-    case Target::u16: return static_cast<const uint16_t*>(p.targets)[row];
-    case Target::i16: return static_cast<const int16_t*>(p.targets)[row];
-    case Target::u32: return static_cast<const uint32_t*>(p.targets)[row];
-    case Target::i32: return static_cast<const int32_t*>(p.targets)[row];
-    case Target::u64: {
-      const uint64_t id = static_cast<const uint64_t*>(p.targets)[row];
-      return id > uint64_t(INT64_MAX) ? INT64_MAX : int64_t(id);
-    }
-    default: return static_cast<const int64_t*>(p.targets)[row];
+    case Target::u8: return f(static_cast<const uint8_t*>(p.targets));
+    case Target::i8: return f(static_cast<const int8_t*>(p.targets));
+    case Target::u16: return f(static_cast<const uint16_t*>(p.targets));
+    case Target::i16: return f(static_cast<const int16_t*>(p.targets));
+    case Target::u32: return f(static_cast<const uint32_t*>(p.targets));
+    case Target::i32: return f(static_cast<const int32_t*>(p.targets));
+    case Target::u64: return f(static_cast<const uint64_t*>(p.targets));
+    default: return f(static_cast<const int64_t*>(p.targets));
   }
+}
+
+inline int64_t label_at(const Problem& p, int64_t row) {
+  return with_ids(p, [row](const auto* ids) { return widened(ids[row]); });
 }
 
 enum class Row { background, positive, ignored, bad };
