@@ -13,7 +13,6 @@ export SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),31
 demo: .venv/.native .venv/.examples
 	$(PYTHON) -m examples.retinanet.demo --out out/demo
 	$(PYTHON) -m bench.compare --quick --logits out/demo/logits.pt --csv out/demo/compare.csv
-	@echo out/demo
 
 # One training: make train ARGS="--data trees --gamma 2"; ARGS=--help lists the options.
 train: .venv/.native .venv/.examples
@@ -146,6 +145,7 @@ clean:
 	touch $@
 
 .venv/.native: .venv/.tools $(SOURCES)
+	@echo "compiling, a few minutes with nvcc:"
 	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
 	@$(PYTHON) -c "import focal_ext as f; i = f.build_info(); \
 	  cuda = f\"CUDA {i['cuda']} kernels for {' '.join(i['archs'])}\" if i['cuda'] else 'no CUDA kernels'; \

@@ -26,6 +26,7 @@ import focal_ext
 from . import baselines
 from .cases import ANCHORS, Case, everyday, largest, sizes
 from .measure import Copy, Forward, Read, Step, hush, interleaved, peak_bytes, system_bytes
+from .performance_page import spread
 
 EAGER, OURS = "eager PyTorch (torchvision)", "focal_ext"
 FLOOR = "copy (read + write, the floor)"
@@ -185,12 +186,13 @@ def print_table(rows: list[dict[str, object]]) -> None:
         if row.get("why_not"):
             why = str(row["why_not"])
             return [row["case"], row["implementation"], "not installed" if why.startswith("No module named") else f"not measured: {why}"]
-        spread = f"{row['ms']:.3g} ({row['ms_p20']:.3g} - {row['ms_p80']:.3g})"
         ratio = "1" if row["implementation"] == OURS else f"{row['speedup']:.3g}"
-        return [row["case"], row["implementation"], spread, ratio, f"{row['peak_extra_logits']:.2f}", f"{row['worst_relative_error']:.1e}" if row["worst_relative_error"] else ""]
+        return [row["case"], row["implementation"], spread(row, "ms"), ratio, f"{row['peak_extra_logits']:.2f}", f"{row['worst_relative_error']:.1e}" if row["worst_relative_error"] else ""]
 
-    headers = ["logits", "implementation", "ms\nmedian (p20 - p80)", "times\nfocal_ext's", "peak extra memory\n/ logits", "worst relative error of a gradient\n(forward alone: of the value) vs fp64"]
+    headers = ["logits", "implementation", "ms\nmedian (p20 - p80)", "times\nfocal_ext's", "peak extra memory\n/ logits", "worst relative error\nof a gradient or value"]
     print(tabulate([line(row) for row in rows], headers=headers, disable_numparse=True))
+    if any(str(row.get("why_not", "")).startswith("No module named") for row in rows):
+        print("other libraries: pip install -r bench/peers.txt")
 
 
 def write(path: Path | None, rows: list[dict[str, object]], origin: dict[str, object]) -> None:

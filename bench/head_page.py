@@ -59,7 +59,6 @@ def draw(to: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter
 
     table = read("head_memory")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained", width_ratios=(1.3, 1))
@@ -72,18 +71,16 @@ def draw(to: Path) -> None:
     left.set_xticks(classes, [str(c) for c in classes])
     left.minorticks_off()
     left.set_xlabel("classes")
-    left.set_ylabel("MiB at most, above features and parameters")
+    left.set_ylabel("MiB above features and parameters", fontsize=9)
     left.set_title("last convolution and loss, forward + backward, one image", fontsize=10)
     left.legend(fontsize=7, frameon=False)
     batches = [largest_batch(table, name) for name in COLOURS]
     right.barh(range(len(batches)), batches, color=list(COLOURS.values()))
     for i, batch in enumerate(batches):
-        right.text(batch * 1.03, i, str(batch), va="center", fontsize=8)
+        right.text(batch + max(batches) * 0.01, i, str(batch), va="center", fontsize=8)
     right.set_yticks(range(len(batches)), list(COLOURS), fontsize=8)
     right.invert_yaxis()
-    right.set_xscale("log")
-    right.xaxis.set_minor_formatter(NullFormatter())
-    right.set_xlim(right=max(batches) * 2)
+    right.set_xlim(right=max(batches) * 1.15)
     right.set_title(f"images in {AVAILABLE // 2**30} GiB, 80 classes", fontsize=10)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)

@@ -126,6 +126,7 @@ def rows(kernels: list[Kernel]) -> list[Row]:
 def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
     """What exceeds a limit, in sentences; empty is good."""
     found = [f"{k.arch} {k.name}: {k.stack} bytes of stack, {k.local} local" for k in kernels if k.identity and k.identity[0] != "fp64" and k.stack + k.local]
+    found += [f"{k.arch} {k.name}: of no loss that bench/sass.py knows" for k in kernels if k.identity is None and sass.OF_A_LOSS.search(k.name)]
     for arch in {k.arch for k in kernels}:
         if (count := sum(k.arch == arch for k in kernels)) > KERNELS:
             found.append(f"{arch}: {count} kernels, at most {KERNELS}")

@@ -71,15 +71,16 @@ def draw(to: Path) -> None:
     cases = [c for c in dict.fromkeys(row["case"] for row in read(RESULTS["default allocator"])) if c.startswith(f"{ANCHORS:,}")]
     figure, axes = pyplot.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.4), layout="constrained", squeeze=False)
     for axis, case in zip(axes[0], cases):
-        for (label, name), colour, offset in zip(RESULTS.items(), ("#b0b7c3", "#2563eb"), (0.2, -0.2)):
+        for (label, name), colour, offset in zip(RESULTS.items(), ("#8b95a5", "#2563eb"), (0.2, -0.2)):
             rows = [row for row in read(name) if row["case"] == case and row["ns_per_logit"]]
             values = [float(row["ns_per_logit"]) for row in rows]
-            axis.barh([-i + offset for i in range(len(rows))], values, height=0.38, color=colour, label=label)
+            axis.plot(values, [-i + offset for i in range(len(rows))], "o", color=colour, markersize=5, label=label)
             for i, value in enumerate(values):
-                axis.text(value * 1.08, -i + offset, f"{value:.3g}", va="center", fontsize=7)
+                axis.text(value * 1.2, -i + offset, f"{value:.3g}", va="center", fontsize=7)
         axis.set_yticks([-i for i in range(len(rows))], [row["implementation"] for row in rows], fontsize=8)
         axis.set_xscale("log")
         axis.set_xlim(right=axis.get_xlim()[1] * 2)
+        axis.grid(axis="x", alpha=0.3)
         axis.set_xlabel("ns per logit, forward + backward")
         axis.set_title(case, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)

@@ -17,6 +17,7 @@ NAME = re.compile(
     r"(focal|pyramid)_kernelI(f|d|13__nv_bfloat16|6__half)(?:\w*?(Id|Dense|Either)TargetsI)?\w*?"
     r"\d(SigmoidFocal|SmoothedSigmoidFocal|FocalNegatives|Asymmetric)I\w*?(?:WholeModulatorILi(\d)E|(ZeroOrOne|Any)Modulator)"
 )
+OF_A_LOSS = re.compile(r"(focal|pyramid)_kernelI")
 TYPES = {"f": "fp32", "d": "fp64", "13__nv_bfloat16": "bf16", "6__half": "fp16"}
 CLIPPED = "asymmetric with clip"
 # The focal loss is named by its targets, another loss by itself: it takes all.

@@ -39,7 +39,7 @@ struct Arguments {
     p.targets = targets.const_data_ptr();
     p.has_ignore_index = ignore_index.has_value();
     p.ignore_index = ignore_index.value_or(0);
-    STD_TORCH_CHECK(loss >= 0 && loss <= int64_t(Loss::softmax_focal), "loss: unknown");
+    STD_TORCH_CHECK(loss >= 0 && loss <= int64_t(kLastLoss), "loss: unknown");
     p.loss_parameters = {Loss(loss), gamma, gamma_positive, clip, smoothing};
     p.scores = checked_data(scores, inputs, p.rows, "scores");
     p.alpha_positive = alpha_positive;

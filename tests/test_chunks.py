@@ -41,7 +41,7 @@ def test_parts_are_as_few_as_possible_and_of_nearly_equal_length() -> None:
         assert not lengths or (max(lengths) <= most and max(lengths) - min(lengths) <= 1)
 
 
-@pytest.mark.parametrize("kernel, stride, padding", itertools.product((1, 2, 3, 5), (1, 2, 3), (0, 1, 4)))
+@pytest.mark.parametrize("kernel, stride, padding", [*itertools.product((1, 2, 3, 5), (1, 2, 3), (0, 1, 4))])
 def test_a_strip_of_the_output_is_the_convolution_of_its_window(kernel: int, stride: int, padding: int) -> None:
     x, weight = torch.randn(1, 1, 7, 6, dtype=torch.float64), torch.randn(1, 1, kernel, 1, dtype=torch.float64)
     whole = F.conv2d(x, weight, None, (stride, 1), (padding, 0))

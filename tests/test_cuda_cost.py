@@ -44,6 +44,12 @@ def test_a_careful_path_that_is_not_recognised_would_be_found(compiled: list[sas
     assert kernels.violations([other], 0) == ["sm_90 fp32 ids gamma any: no loop found for careful path"]
 
 
+def test_the_kernel_of_a_loss_that_nobody_counts_would_be_found(compiled: list[sass.Kernel]) -> None:
+    kernel = next(k for k in compiled if (k.arch, k.identity) == ("sm_90", ("fp32", "ids", "any")))
+    other = replace(kernel, name=kernel.name.replace("SigmoidFocal", "NewFocal"), loops=[])
+    assert kernels.violations([other], 0) == [f"sm_90 {other.name}: of no loss that bench/sass.py knows"]
+
+
 @pytest.mark.parametrize("dtype, targets", [("fp32", "ids or dense"), ("bf16", sass.PYRAMID)])
 def test_a_dearer_loop_would_be_found(dtype: str, targets: str, compiled: list[sass.Kernel]) -> None:
     row = next(r for r in kernels.rows(compiled) if (r.arch, r.dtype, r.targets, r.gamma, r.flow) == ("sm_90", dtype, targets, "2", kernels.HOT))

@@ -11,11 +11,11 @@ import pytest
 import torch
 from cuda_host import family
 from cuda_math.emulation import Emulation, Errors, LossParameters, why_impossible
+from focal_ext._call import Loss
 from test_cuda_math import FEW, SMALLEST, STEEP, UNIT, soft_targets
 from tolerances import Tolerance
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(why_impossible() is not None, reason=str(why_impossible()))]
-LOSSES = ("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "asymmetric_loss")  # as csrc/losses/parameters.h numbers them
 X = FEW[::2].copy()
 T = soft_targets(len(X))
 FLUSHED = 120 * SMALLEST  # a factor below 2^-126 that is 0, times the cross entropy, gamma or 1 / clip
@@ -32,7 +32,7 @@ BOUNDS = {
 def parameters(formula: str) -> LossParameters:
     loss, options = family.FORMULAS[formula]
     gamma = next((options[name] for name in ("gamma", "beta", "gamma_neg") if name in options), 2.0)
-    return LossParameters(LOSSES.index(loss), gamma, options.get("gamma_pos", 0.0), options.get("clip") or 0.0, options.get("label_smoothing", 0.0))
+    return LossParameters(Loss[loss.removesuffix("_loss").upper()], gamma, options.get("gamma_pos", 0.0), options.get("clip") or 0.0, options.get("label_smoothing", 0.0))
 
 
 @cache

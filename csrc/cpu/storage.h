@@ -16,6 +16,8 @@ struct Float16 {
   uint16_t bits;
 };
 
+namespace {  // so that no copy of a function is one the linker could keep for every instruction set
+
 typedef uint16_t __attribute__((may_alias)) Half;  // of a float
 constexpr int kHighHalf = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, kLowHalf = 1 - kHighHalf;
 
@@ -98,4 +100,5 @@ inline Row row_kind(const Problem& p, int64_t label) {
   return label == -1 || label == p.classes ? Row::background : Row::bad;
 }
 
+}  // namespace
 }  // namespace focal_ext

@@ -4,7 +4,9 @@
 
 namespace focal_ext {
 
+// By number, as Loss in focal_ext/_call.py: a new one is the last.
 enum class Loss : int { sigmoid_focal, quality_focal, varifocal, asymmetric, softmax_focal };
+constexpr Loss kLastLoss = Loss::softmax_focal;
 
 struct LossParameters {
   Loss loss;

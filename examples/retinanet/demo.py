@@ -146,4 +146,4 @@ if __name__ == "__main__":
         sys.exit(f"demo failed: {error}")
     if failures:
         sys.exit(f"demo failed (see {arguments.out}): " + "; ".join(failures))
-    print(arguments.out)
+    print("look at", *(arguments.out / name for name in ("detections.png", "curves.png", "metrics.json")))

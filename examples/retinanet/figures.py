@@ -8,6 +8,7 @@ matplotlib.use("Agg")  # files only: the demo also runs where there is no displa
 from matplotlib import pyplot
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from .agreement import relative_differences
 from .verdicts import FALSE_ALARM, HIT, NOT_COUNTED, judge
@@ -44,7 +45,10 @@ def draw_detections(path, scene, detections, min_score):
         for box, score, verdict in judged:
             _outline(axis, box, *STYLES[verdict])
             if verdict != NOT_COUNTED:
-                axis.text(box[0] + 1, box[1] - 2, f"{score:.2f}".lstrip("0"), color=STYLES[verdict][0], fontsize=6.5, clip_on=True)
+                below = box[1] < 8  # no room above the box: inside
+                axis.text(
+                    box[0] + 1, box[1] + (1 if below else -2), f"{score:.2f}".lstrip("0"), color=STYLES[verdict][0], fontsize=6.5, zorder=3,
+                    va="top" if below else "baseline", path_effects=[withStroke(linewidth=1.5, foreground="black")], clip_on=True)
         hits = sum(verdict == HIT for *_, verdict in judged)
         alarms = sum(verdict == FALSE_ALARM for *_, verdict in judged)
         axis.set_title(f"{name}: {hits} hits, {alarms} false, {len(missed)} missed", fontsize=10)
@@ -72,9 +76,10 @@ def draw_curves(path, fused, reference, needed_ap50):
     loss.set_yticks(ticks, [str(tick) for tick in ticks])
     floor = 1e-8  # equal to the last bit has no place on a logarithmic axis
     curves = [max(x, floor) for x in relative_differences(fused.loss, reference.loss)]
-    same = [max(x, floor) for x in relative_differences(fused.focal, fused.twin)]
+    same = [(step, x) for step, x in zip(steps, relative_differences(fused.focal, fused.twin)) if x]
     difference.plot(steps, curves, color="#0072b2", linewidth=1, label="the two runs")
-    difference.plot(steps, same, color="#009e73", linewidth=1, label="both losses on the same logits")
+    equal = f"equal in {len(steps) - len(same)} of {len(steps)}"
+    difference.plot(*zip(*same) if same else ([], []), "o", color="#009e73", markersize=2, label=f"both losses on the same logits, {equal}")
     difference.set(title="relative difference of the loss", xlabel="step", yscale="log", ylim=(floor, 1))
     precision.set(title="AP50 on the hold-out", xlabel="step", ylim=(0, 1))
     precision.axhline(needed_ap50, color="grey", linewidth=1, linestyle=":", label=f"needed at the end: {needed_ap50}")

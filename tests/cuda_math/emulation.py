@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 SOURCE = Path(__file__).with_name("emulation.cpp")
+PARAMETERS = Path(__file__).resolve().parents[2] / "csrc/losses/parameters.h"
 COMPILER = os.environ.get("CXX", "c++")
 POLICIES = ("careful", "rescue", "single", "half", "packed_single", "packed_half")  # as emulation.cpp numbers them
 STREAMS = POLICIES[2:]
@@ -26,9 +28,9 @@ class Errors(ctypes.Structure):
 
 
 class LossParameters(ctypes.Structure):
-    """csrc/losses/parameters.h; by default the sigmoid focal loss."""
+    """As csrc/losses/parameters.h has them; by default the sigmoid focal loss."""
 
-    _fields_ = [("loss", ctypes.c_int), *((name, ctypes.c_double) for name in ("gamma", "gamma_positive", "clip", "smoothing"))]
+    _fields_ = [("loss", ctypes.c_int), *((name, ctypes.c_double) for name in re.findall(r"^  double (\w+);", PARAMETERS.read_text(), re.MULTILINE))]
 
 
 class Arrays(ctypes.Structure):
