@@ -2,8 +2,9 @@
 # Must not know: implementations, clocks.
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,35 +38,46 @@ def synthetic(name: str, anchors: int, classes: int, dtype: torch.dtype = torch.
     return Case(name, logits, ids.masked_fill((draw >= 0.01) & (draw < 0.02), -2), **about)
 
 
-def everyday(quick: bool, trained: Path | None) -> Iterator[Case]:
+# Cases are drawn one at a time, so that one alone is in memory.
+Draw = Callable[[], Case]
+
+
+def trained_case(saved_by_demo: Path) -> Case:
+    saved = torch.load(saved_by_demo, weights_only=True)
+    return Case("logits of this training", saved["logits"].float().flatten(0, -2), saved["targets"].flatten())
+
+
+def everyday(quick: bool, trained: Path | None) -> list[Draw]:
     """The README's table."""
-    if trained is not None:
-        saved = torch.load(trained, weights_only=True)
-        yield Case("logits of this training", saved["logits"].float().flatten(0, -2), saved["targets"].flatten())
-    yield synthetic(f"{ANCHORS:,} x 80 fp32", ANCHORS, 80)
-    if not quick:
-        yield synthetic(f"{ANCHORS:,} x 80 bf16", ANCHORS, 80, torch.bfloat16)
-        yield synthetic(f"{ANCHORS:,} x 80 fp32, gamma 1.5", ANCHORS, 80, gamma=1.5, compiled=(), peers=False)
-        yield synthetic("100 x 80 fp32", 100, 80, compiled=(), peers=False)
+    draws = [partial(trained_case, trained)] if trained is not None else []
+    draws.append(partial(synthetic, f"{ANCHORS:,} x 80 fp32", ANCHORS, 80))
+    return draws if quick else [
+        *draws,
+        partial(synthetic, f"{ANCHORS:,} x 80 bf16", ANCHORS, 80, torch.bfloat16),
+        partial(synthetic, f"{ANCHORS:,} x 80 fp32, gamma 1.5", ANCHORS, 80, gamma=1.5, compiled=(), peers=False),
+        partial(synthetic, "100 x 80 fp32", 100, 80, compiled=(), peers=False),
+    ]  # fmt: skip
 
 
-FEWER = {"compiled": ("masked", "selected"), "peers": False}  # eager and the two formulations that compile well
+fewer = partial(synthetic, compiled=("masked", "selected"), peers=False)  # eager and the two formulations that compile well
 
 
-def sizes() -> Iterator[Case]:
+def sizes() -> list[Draw]:
     """Other numbers of classes, one level, the value alone, one thread."""
-    yield synthetic("100 x 80 bf16", 100, 80, torch.bfloat16, **FEWER)
-    yield synthetic("100 x 80 fp32, 1 thread", 100, 80, threads=1, **FEWER)
-    yield synthetic(f"{ANCHORS:,} x 90 fp32", ANCHORS, 90, **FEWER)
-    yield synthetic(f"{ANCHORS:,} x 365 fp32", ANCHORS, 365, **FEWER)
-    yield synthetic(f"{STRIDE_16:,} x 1203 fp32, one level", STRIDE_16, 1203, **FEWER)
-    yield synthetic(f"{STRIDE_32:,} x 80 fp32, one level", STRIDE_32, 80, **FEWER)
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        yield synthetic(f"{ANCHORS:,} x 80 {name}, forward alone", ANCHORS, 80, dtype, forward=True, **FEWER)
-        yield synthetic(f"{ANCHORS:,} x 80 {name}, 1 thread", ANCHORS, 80, dtype, threads=1, **FEWER)
+    return [
+        partial(fewer, "100 x 80 bf16", 100, 80, torch.bfloat16),
+        partial(fewer, "100 x 80 fp32, 1 thread", 100, 80, threads=1),
+        partial(fewer, f"{ANCHORS:,} x 90 fp32", ANCHORS, 90),
+        partial(fewer, f"{ANCHORS:,} x 365 fp32", ANCHORS, 365),
+        partial(fewer, f"{STRIDE_16:,} x 1203 fp32, one level", STRIDE_16, 1203),
+        partial(fewer, f"{STRIDE_32:,} x 80 fp32, one level", STRIDE_32, 80),
+        partial(fewer, f"{ANCHORS:,} x 80 fp32, forward alone", ANCHORS, 80, forward=True),
+        partial(fewer, f"{ANCHORS:,} x 80 fp32, 1 thread", ANCHORS, 80, threads=1),
+        partial(fewer, f"{ANCHORS:,} x 80 bf16, forward alone", ANCHORS, 80, torch.bfloat16, forward=True),
+        partial(fewer, f"{ANCHORS:,} x 80 bf16, 1 thread", ANCHORS, 80, torch.bfloat16, threads=1),
+    ]
 
 
-def largest() -> Iterator[Case]:
+def largest() -> list[Draw]:
     """All levels of 1203 classes: logits of 1 GB in fp32, the eager chain of 13."""
-    yield synthetic(f"{ANCHORS:,} x 1203 fp32", ANCHORS, 1203, **FEWER)
-    yield synthetic(f"{ANCHORS:,} x 1203 bf16", ANCHORS, 1203, torch.bfloat16, **FEWER)
+    return [partial(fewer, f"{ANCHORS:,} x 1203 fp32", ANCHORS, 1203), partial(fewer, f"{ANCHORS:,} x 1203 bf16", ANCHORS, 1203, torch.bfloat16)]

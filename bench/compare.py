@@ -225,7 +225,8 @@ def main() -> None:
     trained = options.logits if options.logits and options.logits.exists() else None
     cases = sizes() if options.sizes else largest() if options.largest else everyday(options.quick, trained)
     rows = []
-    for case in tqdm(cases, desc="comparing", unit="case"):  # one in memory at a time
+    for draw in tqdm(cases, desc="comparing", unit="case"):
+        case = draw()
         with threads(case.threads):
             rows += rows_of(case.to(options.device), options.seconds)
     origin = provenance(options.device)
