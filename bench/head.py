@@ -154,14 +154,14 @@ def in_fresh_process(name: str, classes: int, images: int, threads: int) -> dict
 
 
 def memory_rows(quick: bool, threads: int) -> list[dict[str, Any]]:
-    """Every way at several numbers of classes and two batches; 1203 classes only where they fit an ordinary machine.
+    """Every way at several numbers of classes and three batches; 1203 classes only where they fit an ordinary machine.
 
     A process holds up to 20 % less where its threads need their scratch memory at different times: of 80 classes, which the largest batch is
     told from, the most of three processes counts.
     """
     every = [*LOSSES, FUSED]
     wanted = [(name, classes, 1) for classes in ((80,) if quick else (1, 20, 80, 365)) for name in every]
-    wanted += [] if quick else [(name, 80, 2) for name in every]
+    wanted += [] if quick else [(name, 80, images) for images in (2, 4) for name in every]
     wanted += [] if quick else [(name, 1203, 1) for name in ("pyramid op", "pyramid op, overwrite_inputs", FUSED)]
     calls = [call for call in wanted for _ in range(3 if call[1] == 80 and not quick else 1)]
     most: dict[tuple[str, int, int], dict[str, Any]] = {}
