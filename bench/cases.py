@@ -38,7 +38,7 @@ def synthetic(name: str, anchors: int, classes: int, dtype: torch.dtype = torch.
     return Case(name, logits, ids.masked_fill((draw >= 0.01) & (draw < 0.02), -2), **about)
 
 
-# Cases are drawn one at a time, so that one alone is in memory.
+# A case is drawn when its turn comes: all of them at once would be gigabytes.
 Draw = Callable[[], Case]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from .performance_page import read, times
 
 AVAILABLE = 16 * 2**30
+BATCHES = (1, 4)  # images of the straight line to the largest batch
 COLOURS = {
     "eager PyTorch (torchvision)": "#9ca3af", "torch.compile": "#6b7280", "rows op": "#93c5fd", "rows op, overwrite_inputs": "#60a5fa",
     "pyramid op": "#2563eb", "pyramid op, overwrite_inputs": "#1e3a8a", "fused head": "#dc2626",
@@ -46,11 +47,11 @@ def largest_batch(table: list[dict[str, str]], name: str, classes: int = 80) -> 
     """The images whose features, logits and all that is computed from them fit AVAILABLE bytes: the straight line through one and four images."""
     totals = [
         int(row["peak_extra_bytes"]) + int(row["leaves_bytes"])
-        for images in (1, 4)
+        for images in BATCHES
         for row in table
         if (row["implementation"], int(row["classes"]), int(row["images"])) == (name, classes, images)
     ]
-    slope = (totals[1] - totals[0]) / 3
+    slope = (totals[1] - totals[0]) / (BATCHES[1] - BATCHES[0])
     return int(1 + (AVAILABLE - totals[0]) // slope)
 
 

@@ -35,9 +35,15 @@ def rounded(error: str) -> str:
     return f"{float(error):.0e}" if error else ""
 
 
+def ratio(number: str) -> str:
+    """Two digits, or all before the point."""
+    value = float(number)
+    return f"{value:.2g}" if value < 99.5 else f"{value:,.0f}"
+
+
 def times(row: Row) -> str:
     """Milliseconds and, in bold, how many times ours."""
-    return spread(row, "ms") if row.get("why_not") else f"{spread(row, 'ms')}, **{float(row.get('speedup') or row['times']):.2g}**"
+    return spread(row, "ms") if row.get("why_not") else f"{spread(row, 'ms')}, **{ratio(row.get('speedup') or row['times'])}**"
 
 
 def crossed(about: tuple[str, ...], cells: dict[tuple[tuple[str, ...], str], str]) -> str:
@@ -82,7 +88,7 @@ def sizes(name: str = "sizes") -> str:
     for row in rows:
         bold = "**" if row["implementation"] == OURS else ""
         name = f"{bold}{row['implementation']}{bold}"
-        about = ("", "", "") if row["why_not"] else (f"{float(row['speedup']):.2g}", f"{float(row['peak_extra_logits']):.2f}", rounded(row["worst_relative_error"]))
+        about = ("", "", "") if row["why_not"] else (ratio(row["speedup"]), f"{float(row['peak_extra_logits']):.2f}", rounded(row["worst_relative_error"]))
         lines.append("| " + " | ".join([row["case"], name, spread(row, "ms"), *about]) + " |")
     return "\n".join(lines) + f"\n\nForward and backward unless the row says forward alone; the error is a gradient's largest, then the value's. {origin(rows)}\n"
 

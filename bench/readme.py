@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import head_page, performance_page
 from .cases import ANCHORS
-from .performance_page import read, rounded, spread
+from .performance_page import ratio, read, rounded, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = {"default allocator": "cpu", "memory kept": "cpu_kept_memory"}
@@ -30,7 +30,7 @@ def table(default: list[dict[str, str]], kept: list[dict[str, str]]) -> str:
             lines.append(f"| {row['case']} | {row['implementation']} | {spread(row, 'ms')} |" + " |" * 5)
             continue
         bold = "**" if row["implementation"] == "focal_ext" else ""
-        speed = [cell for r in (row, other) for cell in (spread(r, "ms"), f"{float(r['speedup']):.2g}")]
+        speed = [cell for r in (row, other) for cell in (spread(r, "ms"), ratio(r["speedup"]))]
         lines.append("| " + " | ".join([row["case"], f"{bold}{row['implementation']}{bold}", *speed, f"{float(row['peak_extra_logits']):.2f}", rounded(row["worst_relative_error"])]) + " |")
     return "\n".join(lines)
 
