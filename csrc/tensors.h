@@ -90,7 +90,7 @@ inline void check_launch(const char* error) { STD_TORCH_CHECK(error == nullptr, 
 inline Tensor empty_strided(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType type) {
   int32_t device_type = 0;
   AtenTensorHandle result = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STD_TORCH_CHECK(aoti_torch_get_device_type(like.get(), &device_type) == AOTI_TORCH_SUCCESS, "focal_ext: a tensor without a device");
   const AOTITorchError error = aoti_torch_empty_strided(
       dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type, like.get_device_index(), &result);
   if (error != AOTI_TORCH_SUCCESS) {  // whose own words the stable ABI keeps to itself
