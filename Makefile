@@ -94,7 +94,7 @@ lint: .venv/.tools .venv-lint/.tools
 	.venv-lint/bin/ruff check -q .
 	.venv-lint/bin/mypy --python-executable $(PYTHON)
 	find csrc include tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv-lint/bin/clang-format --dry-run -Werror
-	$(PYTHON) -m cmake -G Ninja -S . -B build/lint -DFOCAL_EXT_CUDA=OFF -DFOCAL_EXT_PYTHON=OFF -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+	$(PYTHON) -m cmake -G Ninja -S . -B build/lint -DFOCAL_EXT_CUDA=OFF -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
 	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja -DFOCAL_EXT_TORCH_ROOT=$$($(PYTHON) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])") > build/lint.log || { cat build/lint.log; exit 1; }
 	$(PYTHON) -m cmake --build build/lint > build/lint.log || { cat build/lint.log; exit 1; }
 

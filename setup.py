@@ -63,7 +63,7 @@ def cuda_archs() -> list[str]:
 
 
 class CMakeBuild(build_ext):
-    """Builds libfocal_ext.so and focal_ext._C with CMake and Ninja, into the package or into the build folder."""
+    """Builds libfocal_ext.so with CMake and Ninja, into the package or into the build folder."""
 
     def run(self) -> None:
         build = HERE / "build" / f"cmake-{sys.implementation.cache_tag}"  # kept: the next build compiles what changed
@@ -72,17 +72,14 @@ class CMakeBuild(build_ext):
         path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
         env = {**os.environ, "PATH": path}
         prefix = HERE if self.inplace else Path(self.build_lib).resolve()
-        import pybind11  # a build requirement; imported here so that a pure build does not need it
-
         command = ["-G", "Ninja", "-S", str(HERE), "-B", str(build), f"-DFOCAL_EXT_TORCH_ROOT={find_torch()}"]
-        command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
         command += [f"-DCMAKE_INSTALL_PREFIX={prefix}", f"-DFOCAL_EXT_CUDA={os.environ.get('FOCAL_EXT_CUDA', 'AUTO')}", *cuda_archs()]
         # Given anew each time: the kept cache may name a ninja of an isolated environment that is gone.
         command += [f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja', path=path)}"]
         jobs = os.environ.get("MAX_JOBS")
         cmake = shutil.which("cmake", path=path)
         if cmake is None:
-            raise SystemExit("focal_ext: cmake not found; pip install cmake ninja pybind11, or build without --no-build-isolation")
+            raise SystemExit("focal_ext: cmake not found; pip install cmake ninja, or build without --no-build-isolation")
         subprocess.run([cmake, *command], check=True, env=env)
         subprocess.run([cmake, "--build", str(build), *(["-j", jobs] if jobs else [])], check=True, env=env)
         # An editable installation has no use for headers beside its sources.
@@ -97,5 +94,5 @@ if reason and os.environ.get("FOCAL_EXT_NATIVE") == "1":
     raise SystemExit(f"focal_ext: FOCAL_EXT_NATIVE=1, but {reason}")
 if reason:
     print(f"focal_ext: building without native kernels: {reason}", file=sys.stderr)
-native = {} if reason else {"ext_modules": [Extension("focal_ext._C", [])], "cmdclass": {"build_ext": CMakeBuild}}
+native = {} if reason else {"ext_modules": [Extension("focal_ext.libfocal_ext", [])], "cmdclass": {"build_ext": CMakeBuild}}
 setup(**native)

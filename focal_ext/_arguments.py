@@ -111,7 +111,8 @@ def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int |
     else:
         hint = f"; softmax has no background, make it a class of its own{skip and ' or use ' + skip}"
     where = f"{'anchor' if background else 'row'} {first_bad}"
-    raise ValueError(f"targets: class id {targets.flatten()[first_bad].numpy()} at {where} is outside [0, {classes}){hint}")
+    bad = targets.flatten()[first_bad].item()  # on the CPU; int() refuses uint64 beyond int64
+    raise ValueError(f"targets: class id {bad} at {where} is outside [0, {classes}){hint}")
 
 
 def is_number(value: object) -> bool:

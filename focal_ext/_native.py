@@ -2,8 +2,8 @@
 # Must not know: arguments, reductions, autograd rules.
 from __future__ import annotations
 
+import ctypes
 import functools
-import importlib
 import os
 import platform
 import warnings
@@ -26,6 +26,16 @@ OPS = ("loss", "loss_and_gradient", "loss_map", "gradient", "gradient_", "scale_
 PYRAMID_OPS = ("pyramid_loss", "pyramid_loss_and_gradient", "pyramid_gradient", "pyramid_gradient_")
 
 
+def _fact(name: str) -> str | None:
+    """What the library says of itself (csrc/build_facts.cpp); None if it does not know the name. Loads nothing twice."""
+    function = getattr(ctypes.CDLL(str(LIBRARY)), "focal_ext_fact", None)
+    if function is None:
+        return None
+    function.restype = ctypes.c_char_p
+    found: bytes | None = function(name.encode())
+    return None if found is None else found.decode()
+
+
 def _load() -> str | None:
     """Loads the library; returns why not, with the way out, or None."""
     if os.environ.get("FOCAL_EXT_NATIVE") == "0":
@@ -39,6 +49,9 @@ def _load() -> str | None:
         if "No such file" in cause:
             cause = f"it is not for this processor ({platform.machine()}), or another library that it needs is missing: {cause}"
         return f"{LIBRARY.name} does not load into torch {torch.__version__} (needs torch >= 2.10): {cause}; {REINSTALL}"
+    version = _fact("version")
+    if version != __version__:
+        return f"{LIBRARY.name} is of version {version or 'unknown'}, the package of {__version__}; {REINSTALL}"
     missing = [name for name in OPS + PYRAMID_OPS if not hasattr(ops, name)]
     return f"{LIBRARY.name} has no op {missing[0]}: it is not of version {__version__}; {REINSTALL}" if missing else None
 
@@ -50,11 +63,7 @@ if reason is not None and os.environ.get("FOCAL_EXT_NATIVE") != "0":
 
 
 def _facts() -> dict[str, Any]:
-    try:
-        module = importlib.import_module("focal_ext._C")
-    except ImportError:
-        return {"cuda": None, "archs": [], "cpu_level": None}
-    return {"cuda": module.cuda or None, "archs": module.archs.split(), "cpu_level": module.cpu_level()}
+    return {"cuda": _fact("cuda") or None, "archs": (_fact("archs") or "").split(), "cpu_level": _fact("cpu_level")}
 
 
 def build_info() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 # Must not know: formulas.
 from __future__ import annotations
 
+import _ctypes
 import json
 import os
 import shutil
@@ -42,8 +43,14 @@ class Install(NamedTuple):
 
 
 def replace_library_by_another(package: Path) -> None:
-    """A library that loads and registers no op, as one of another version would lack some."""
-    shutil.copy(next(package.glob("_C*.so")), package / "libfocal_ext.so")
+    """A library that loads and has neither ops nor facts."""
+    shutil.copy(_ctypes.__file__, package / "libfocal_ext.so")
+
+
+def rename_an_op(package: Path) -> None:
+    """As a library of another commit would name it."""
+    library = package / "libfocal_ext.so"
+    library.write_bytes(library.read_bytes().replace(b"first_bad_id(", b"first_bad_ib("))
 
 
 def replace_library_by_one_that_needs_a_newer_torch(package: Path) -> None:
@@ -62,14 +69,14 @@ def replace_library_by_one_for_another_processor(package: Path) -> None:
 
 INSTALLS = {
     "whole": Install(lambda package: None, {}, "native", 0, ()),
-    "without build facts": Install(lambda package: [path.unlink() for path in package.glob("_C*.so")], {}, "native", 0, ()),
     "switched off": Install(lambda package: None, {"FOCAL_EXT_NATIVE": "0"}, "reference", 0, ("FOCAL_EXT_NATIVE=0",)),
     "library missing": Install(lambda package: (package / "libfocal_ext.so").unlink(), {}, "reference", 1, ("has no libfocal_ext.so", "C++ compiler", "pip install")),
     "library corrupt": Install(lambda package: (package / "libfocal_ext.so").write_bytes(b"\x7fELF" + b"no library" * 99), {}, "reference", 1, ("does not load into torch", "pip install")),
     "library empty": Install(lambda package: (package / "libfocal_ext.so").write_bytes(b""), {}, "reference", 1, ("does not load into torch", "pip install")),
     "torch too old": Install(replace_library_by_one_that_needs_a_newer_torch, {}, "reference", 1, ("does not load into torch", "needs torch >= 2.10", "aoti_torch_empty_stride2", "pip install")),
     "library for another processor": Install(replace_library_by_one_for_another_processor, {}, "reference", 1, ("does not load into torch", "not for this processor", "pip install")),
-    "library of another version": Install(replace_library_by_another, {}, "reference", 1, ("has no op loss", "pip install")),
+    "library of another version": Install(replace_library_by_another, {}, "reference", 1, ("is of version unknown, the package of", "pip install")),
+    "library of another commit": Install(rename_an_op, {}, "reference", 1, ("has no op first_bad_id", "pip install")),
 }
 
 

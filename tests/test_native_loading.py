@@ -2,10 +2,12 @@
 # Must not know: losses, other processes.
 from __future__ import annotations
 
-import sys
+import _ctypes
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
+import focal_ext
 import pytest
 import torch
 from focal_ext import _native
@@ -51,14 +53,35 @@ def test_a_library_that_the_linker_does_not_find_may_be_for_another_processor(er
 
 
 @pytest.mark.native
-def test_a_library_of_another_version_is_known_by_a_missing_op(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_lacks_an_op_is_said_to_be_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "OPS", (*_native.OPS, "an_op_of_tomorrow"))
     assert "has no op an_op_of_tomorrow: it is not of version" in str(_native._load())
 
 
-def test_build_info_knows_nothing_of_a_build_without_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "focal_ext._C", None)
+@pytest.mark.native
+def test_a_library_of_another_version_is_named_with_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "__version__", "99.0.0")
+    reason = str(_native._load())
+    assert f"is of version {focal_ext.__version__}, the package of 99.0.0" in reason and _native.REINSTALL in reason
+
+
+@pytest.mark.native
+def test_the_library_knows_its_facts_and_no_other_names() -> None:
+    assert _native._fact("version") == focal_ext.__version__ == _library().focal_ext_version().decode()
+    assert _native._fact("cpu_level") in ("baseline", "x86-64-v3", "x86-64-v4")
+    assert _native._fact("no such fact") is None
+
+
+def test_a_library_without_facts_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "LIBRARY", _ctypes.__file__)
+    assert _native._fact("version") is None
     assert _native._facts() == {"cuda": None, "archs": [], "cpu_level": None}
+
+
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_native.LIBRARY))
+    library.focal_ext_version.restype = ctypes.c_char_p
+    return library
 
 
 @pytest.mark.parametrize(

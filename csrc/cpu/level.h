@@ -1,5 +1,5 @@
 // Owns: the choice of an instruction-set level from what the processor and its operating system support.
-// Must not know: the kernels. Header-only, because the ops library and the module of build facts both ask.
+// Must not know: the kernels. Header-only, because the kernels' dispatch and the facts of the build both ask.
 #pragma once
 #include <stdlib.h>
 #include <string.h>

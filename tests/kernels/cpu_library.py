@@ -32,7 +32,7 @@ def build(flavour: str) -> Path:
     """The folder to put on sys.path. Levels and flags are the product's own; what changes is -O1, the sanitizer and that symbols stay."""
     home = ROOT / "build/sanitized" / flavour
     flags = " ".join((*FLAGS[flavour], "-O1", "-g1", "-fno-omit-frame-pointer"))
-    configure = [f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_BUILD_TYPE=Sanitized", "-DFOCAL_EXT_CUDA=OFF", "-DFOCAL_EXT_PYTHON=OFF"]
+    configure = [f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_BUILD_TYPE=Sanitized", "-DFOCAL_EXT_CUDA=OFF"]
     configure += [f"-DFOCAL_EXT_TORCH_ROOT={Path(torch.__file__).parent}", f"-DCMAKE_MAKE_PROGRAM={NINJA}", f"-DCMAKE_INSTALL_PREFIX={home / 'site-packages'}"]
     command(CMAKE, "-G", "Ninja", "-S", ROOT, "-B", home / "cmake", *configure)
     command(CMAKE, "--build", home / "cmake")
