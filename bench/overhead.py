@@ -14,7 +14,7 @@ from typing import Any
 import focal_ext
 import torch
 import torch.nn.functional as F
-from focal_ext import _autograd
+from focal_ext import _autograd, _torch_private
 from focal_ext._native import ops
 from torch import Tensor
 
@@ -71,7 +71,7 @@ def layers(t: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     _, checked, *rest = focal_ext.sigmoid_focal_loss.__wrapped__(torch.randn(ROWS, CLASSES, requires_grad=True), t, reduction="sum")
 
     def ops_and_backward(x: Tensor) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with _torch_private.below_autograd():
             ops.loss_and_gradient(x, *checked)
         return x.sum()  # a backward of one node
 

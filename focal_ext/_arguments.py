@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from ._torch_private import is_transformed, owner_of
+
 Alpha = float | Sequence[float] | Tensor | None
 Normalizer = float | str | Tensor | None
 Targets = Tensor | tuple[Tensor, Tensor]
 
-is_transformed = torch._C._are_functorch_transforms_active
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
@@ -170,7 +171,7 @@ def is_overlapping(inputs: Tensor) -> bool:
 def check_overwrite(inputs: Tensor, *others: Tensor | None, name: str = "inputs") -> None:
     if inputs.is_inference():
         raise ValueError("overwrite_inputs: an inference tensor cannot take a gradient; compute the logits outside torch.inference_mode()")
-    owner = inputs._base if inputs._is_view() and inputs._base is not None else inputs
+    owner = owner_of(inputs)
     if inputs.requires_grad and owner.requires_grad and owner.is_leaf:
         raise ValueError(f"overwrite_inputs: {name} is a leaf that requires grad, or a view of one; its values must survive backward; pass logits that a layer computed")
     if is_overlapping(inputs):

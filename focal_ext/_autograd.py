@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.compiler import is_compiling
 
@@ -21,11 +20,7 @@ from . import _native as native
 from . import _reference as reference
 from ._call import Call
 from ._native import ops
-
-# Whether backward keeps the graph; absent in some torch versions, where the saved gradient is then never scaled in place.
-keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-is_transformed = torch._C._are_functorch_transforms_active
-is_legacy_batchedtensor, unwrap_if_dead = torch._C._functorch.is_legacy_batchedtensor, torch._C._functorch.unwrap_if_dead
+from ._torch_private import apply_of, below_autograd, is_batched, is_differentiated_forward, keeps_graph, unwrap_if_dead
 
 
 def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tensor) -> Tensor:
@@ -46,7 +41,7 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str, given: int | None) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             loss, gradient = ops.loss_and_gradient(inputs, *call[:given])
         _save(ctx, call, reduction, gradient, inputs)
         return loss
@@ -57,7 +52,7 @@ class _OnePass(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None, None
         # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
-        if is_compiling() or keeps_graph() or is_legacy_batchedtensor(grad_output):
+        if is_compiling() or keeps_graph() or is_batched(grad_output):
             return gradient * grad_output, None, None, None
         if gradient.is_cpu and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
             return gradient, None, None, None
@@ -65,8 +60,7 @@ class _OnePass(torch.autograd.Function):
         return gradient, None, None, None
 
 
-# Function.apply is a Python frame around this; of what it does there, only to unwrap what a finished torch.func transform left is needed.
-_apply_one_pass = super(torch.autograd.Function, _OnePass).apply
+_apply_one_pass = apply_of(_OnePass)
 
 
 class _Recompute(torch.autograd.Function):
@@ -130,13 +124,13 @@ def _upstream(inputs: Tensor, grad_output: Tensor) -> Tensor:
 
 
 def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         return ops.loss_map(inputs, *call) if reduction == "none" else ops.loss(inputs, *call)
 
 
 def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a transform runs the call, or something besides the logits wants a gradient."""
-    if is_transformed() or forward_ad._current_level >= 0:
+    if is_differentiated_forward():
         return True
     if torch.is_grad_enabled():
         for t in tensors:

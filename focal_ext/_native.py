@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ._torch_private import cuda_driver_version
 from ._version import __version__
 
 LIBRARY = Path(__file__).with_name("libfocal_ext.so")
@@ -90,7 +91,7 @@ def _cuda_usable() -> bool:
             stacklevel=5,
         )
         return False
-    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    driver = cuda_driver_version()
     if driver // 1000 < int(built.split(".")[0]):
         warnings.warn(
             f"focal_ext was built with CUDA {built}, the driver supports CUDA {driver // 1000}.{driver % 1000 // 10}; tensors on cuda take"

@@ -15,6 +15,7 @@ from ._arguments import Alpha, Normalizer
 from ._call import Loss, PyramidCall, check
 from ._native import ops
 from ._pyramid import anchors_of, check_call, check_ids_of, check_levels, check_overwrite, is_native_layout
+from ._torch_private import below_autograd, is_batched, keeps_graph
 
 
 def sigmoid_focal_loss_pyramid(
@@ -96,7 +97,7 @@ def has_kernels(device: torch.device) -> bool:
 
 def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
     """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
-    if torch.compiler.is_compiling() or _autograd.keeps_graph() or torch._C._functorch.is_legacy_batchedtensor(factor):  # is_grads_batched=True: many factors at once
+    if torch.compiler.is_compiling() or keeps_graph() or is_batched(factor):
         return [None if gradient is None else gradient * factor for gradient in gradients]
     if factor.device.type == "cpu" and factor.item() == 1:  # on the CPU, where reading the factor costs less than the ops
         return list(gradients)
@@ -111,7 +112,7 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: PyramidCall, *levels: Tensor) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             loss, gradients = ops.pyramid_loss_and_gradient(levels, *call)
         _save(ctx, call, levels, gradients)
         return loss
@@ -131,7 +132,7 @@ class _Recompute(torch.autograd.Function):
     def forward(ctx: Any, overwrite: bool, call: PyramidCall, *levels: Tensor) -> Tensor:
         _save(ctx, call, levels, ())
         ctx.overwrite = overwrite
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return ops.pyramid_loss(levels, *call)
 
     @staticmethod

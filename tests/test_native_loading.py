@@ -97,7 +97,7 @@ def _library() -> ctypes.CDLL:
 def test_tensors_on_cuda_take_the_kernels_that_the_driver_can_run(built: str | None, driver: int, usable: bool, said: str | None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
     monkeypatch.setattr(_native, "available", True)
     monkeypatch.setattr(_native, "_facts", lambda: {"cuda": built, "archs": [], "cpu_level": None})
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    monkeypatch.setattr(_native, "cuda_driver_version", lambda: driver)
     if said is None:
         assert _native.runs_on(torch.device("cuda"))
         assert not recwarn.list

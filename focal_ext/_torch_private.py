@@ -1,0 +1,68 @@
+# Owns: every private name of torch, and what is done with a torch that has it no more: the public way, or the reference.
+# Must not know: losses, arguments.
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def _always(*_: object) -> bool:
+    return True
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+# Whether a transform of torch.func runs. Gone: taken for granted, so that every call takes the reference.
+is_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", _always)
+# Whether this backward keeps its graph. Gone: taken for granted, so that a saved gradient is multiplied and not scaled in place.
+keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", _always)
+# Whether grad_output is many at once (is_grads_batched=True). Gone: taken for granted, with the same effect.
+is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", _always)
+# A context in which ops do without autograd's dispatch. Gone: no_grad, which costs more.
+below_autograd: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "_AutoDispatchBelowAutograd", torch.no_grad)
+# What a transform that is over left of a tensor, taken off; apply_of() needs it.
+unwrap_if_dead: Callable[[Tensor], Tensor] = getattr(torch._C._functorch, "unwrap_if_dead", _as_it_is)
+# The version of CUDA that the driver supports, as 1000 major + 10 minor. Gone: the driver is trusted.
+cuda_driver_version: Callable[[], int] = getattr(torch._C, "_cuda_getDriverVersion", lambda: 10**6)
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """function.apply without its Python frame, of which only unwrap_if_dead() is needed. Gone: function.apply."""
+    bare = getattr(super(torch.autograd.Function, function), "apply", None)
+    return function.apply if bare is None or unwrap_if_dead is _as_it_is else bare
+
+
+def _is_differentiated_forward() -> bool:
+    """Whether torch.func or forward-mode AD runs: they ask for derivatives that no kernel has."""
+    return is_transformed() or forward_ad._current_level >= 0
+
+
+# Gone: taken for granted, so that every call takes the reference.
+is_differentiated_forward = _is_differentiated_forward if hasattr(forward_ad, "_current_level") else _always
+
+if _always in (is_transformed, is_differentiated_forward):
+    warnings.warn(
+        f"focal_ext takes the plain PyTorch reference, right but slow: in torch {torch.__version__} it cannot see whether torch.func or"
+        " forward-mode AD runs; use an earlier torch, or a later focal_ext",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def owner_of(tensor: Tensor) -> Tensor:
+    """The tensor of which this is a view, or the tensor. Gone: looked for along the graph."""
+    if hasattr(tensor, "_base"):
+        return tensor if tensor._base is None else tensor._base
+    node = tensor.grad_fn
+    while node is not None and node.next_functions:
+        node = node.next_functions[0][0]
+    leaf = getattr(node, "variable", tensor)
+    return leaf if leaf.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() else tensor
