@@ -83,8 +83,8 @@ def conv_sigmoid_focal_loss(
     call = check_call(features[0], counts, targets, num_classes, alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing)
     head = Head(geometry, memory_budget)
     if torch.compiler.is_compiling():
-        # Between graphs: a graph would hold its chunks in memory side by side.
-        return torch.compiler.disable(_dispatch)(head, call, conv_weight, conv_bias, features)
+        reason = "conv_sigmoid_focal_loss runs between graphs: a graph would hold its chunks in memory side by side"
+        return torch.compiler.disable(_dispatch, reason=reason)(head, call, conv_weight, conv_bias, features)
     return _dispatch(head, call, conv_weight, conv_bias, features)
 
 
