@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from .measure import Copy, Forward, Read, Step, hush, interleaved, peak_bytes, s
 from .performance_page import spread
 
 EAGER, OURS = "eager PyTorch (torchvision)", "focal_ext"
+OVERWRITING = f"{OURS}, overwrite_inputs"
 FLOOR = "copy (read + write, the floor)"
 FORWARD_FLOOR = "sum (read, the floor)"
 
@@ -61,42 +62,50 @@ def fused(case: Case, **options: bool) -> Tensor:
     return lambda x: focal_ext.sigmoid_focal_loss(x, case.ids, gamma=case.gamma, reduction="sum", normalizer="positives", **options)
 
 
+def baseline_step(loss: baselines.Baseline, case: Case, leaf: Tensor) -> Step:
+    return (Forward if case.forward else Step)(lambda x: loss(x, case.ids, case.gamma), leaf)
+
+
+def overwriting_step(case: Case) -> Step:
+    """Its leaf is its own, and it gets its logits back before each step."""
+    overwrite = fused(case, overwrite_inputs=True)
+    buffer, own = case.logits.clone(), case.logits.clone().requires_grad_()
+    return Step(lambda x: overwrite(Layer.apply(x, buffer)), own, lambda: buffer.copy_(case.logits))
+
+
+def makers(case: Case, leaf: Tensor) -> dict[str, Callable[[], Step]]:
+    """Every implementation but other libraries', each made when it is called. They share a leaf, but for the one that overwrites."""
+    made: dict[str, Callable[[], Step]] = {EAGER: lambda: baseline_step(baselines.eager, case, leaf)}
+    for formulation in case.compiled:
+        made[f"torch.compile, {formulation}"] = lambda name=formulation: baseline_step(torch.compile(getattr(baselines, name), dynamic=False), case, leaf)
+    made[OURS] = lambda: (Forward if case.forward else Step)(fused(case), leaf)
+    if case.forward:
+        return {**made, FORWARD_FLOOR: lambda: Read(torch.sum, leaf)}
+    return {**made, OVERWRITING: lambda: overwriting_step(case), FLOOR: lambda: Copy(torch.sum, leaf)}
+
+
 def alternatives(case: Case) -> tuple[dict[str, Step], dict[str, str]]:
-    """Every implementation, and why others are not measured. They share a leaf; the one that overwrites has its own and gets its logits back before each step."""
+    """Every implementation, other libraries before ours, and why others are not measured."""
     skipped: dict[str, str] = {}
     leaf = case.logits.detach().requires_grad_()
-
-    def step(loss) -> Step:  # type: ignore[no-untyped-def]
-        return (Forward if case.forward else Step)(loss, leaf)
-
-    steps = {}
+    made = makers(case, leaf)
     if why := too_much(case):
         skipped[EAGER] = why
-    else:
-        steps[EAGER] = step(lambda x: baselines.eager(x, case.ids, case.gamma))
-    for formulation in case.compiled:
-        compiled = torch.compile(getattr(baselines, formulation), dynamic=False)
-        steps[f"torch.compile, {formulation}"] = step(lambda x, f=compiled: f(x, case.ids, case.gamma))
+        del made[EAGER]
+    theirs = [name for name in made if not name.startswith(OURS) and name not in (FLOOR, FORWARD_FLOOR)]
+    steps = {name: made.pop(name)() for name in theirs}
     for name, peer in baselines.peers(case.logits.is_cuda).items() if case.peers else ():
         if isinstance(peer, str):
             skipped[name] = peer
             continue
-        candidate = step(lambda x, f=peer: f(x, case.ids, case.gamma))
+        candidate = baseline_step(peer, case, leaf)
         try:
             candidate.once()
         except RuntimeError as error:
             skipped[name] = f"{error}".splitlines()[0]
         else:
             steps[name] = candidate
-    steps[OURS] = step(fused(case))
-    if case.forward:
-        steps[FORWARD_FLOOR] = Read(torch.sum, leaf)
-        return steps, skipped
-    overwrite = fused(case, overwrite_inputs=True)
-    buffer, own = case.logits.clone(), case.logits.clone().requires_grad_()
-    steps[f"{OURS}, overwrite_inputs"] = Step(lambda x: overwrite(Layer.apply(x, buffer)), own, lambda: buffer.copy_(case.logits))
-    steps[FLOOR] = Copy(torch.sum, leaf)
-    return steps, skipped
+    return {**steps, **{name: make() for name, make in made.items()}}, skipped
 
 
 def worst_relative_error(gradient: Tensor, case: Case, rows: int = 10_000) -> float:

@@ -83,7 +83,8 @@ def pyramid(levels: list[Tensor], ids: Tensor, classes: int, **options: bool) ->
 
 LOSSES: dict[str, Loss] = {
     "eager PyTorch (torchvision)": over_rows(baselines.eager),
-    "torch.compile": over_rows(torch.compile(baselines.masked, dynamic=False)),
+    "torch.compile, masked": over_rows(torch.compile(baselines.masked, dynamic=False)),  # permute and cat compiled too: the same time
+    "torch.compile, selected": over_rows(torch.compile(baselines.selected, dynamic=False)),
     "rows op": ours,
     "rows op, overwrite_inputs": lambda *call: ours(*call, overwrite_inputs=True),
     "pyramid op": pyramid,
@@ -137,7 +138,7 @@ def measure_memory(name: str, classes: int, images: int) -> dict[str, object]:
     """Of this process, which must be fresh: what it holds at most in a step, the scratch memory of the convolution included."""
     warm = torch.randn(1, 8, 8, 8, requires_grad=True)  # libraries and thread pools are loaded before
     F.conv2d(warm, torch.randn(8, 8, 3, 3, requires_grad=True), padding=1).sum().backward()
-    if name == "torch.compile":
+    if name.startswith("torch.compile"):
         head_step(name, classes, images).gradient()  # the compiler's own memory is not the step's
     step = head_step(name, classes, images)
     before = system_bytes("self/status", "VmRSS")
@@ -198,7 +199,7 @@ def loss_rows(settings: dict[str, Setting], seconds: float) -> list[dict[str, ob
 def head_rows(quick: bool) -> list[dict[str, object]]:
     torch._dynamo.reset()
     images = 1 if quick else 2
-    steps = {name: head_step(name, 80, images) for name in ("eager PyTorch (torchvision)", "torch.compile", "rows op", "pyramid op", FUSED)}
+    steps = {name: head_step(name, 80, images) for name in (*LOSSES, FUSED) if "overwrite" not in name}
     return timed(steps, 10 if quick else 45, 3 if quick else 4, FUSED, classes=80, images=images)
 
 

@@ -10,7 +10,7 @@ from .performance_page import read, times
 AVAILABLE = 16 * 2**30
 BATCHES = (1, 4)  # images of the straight line to the largest batch
 COLOURS = {
-    "eager PyTorch (torchvision)": "#9ca3af", "torch.compile": "#6b7280", "rows op": "#93c5fd", "rows op, overwrite_inputs": "#60a5fa",
+    "eager PyTorch (torchvision)": "#9ca3af", "torch.compile, masked": "#6b7280", "rows op": "#93c5fd", "rows op, overwrite_inputs": "#60a5fa",
     "pyramid op": "#2563eb", "pyramid op, overwrite_inputs": "#1e3a8a", "fused head": "#dc2626",
 }  # fmt: skip
 

@@ -91,7 +91,11 @@ def _quantile(values: list[float], share: float) -> float:
     return sorted(values)[round(share * (len(values) - 1))]
 
 
-def _seconds(step: Step) -> float:
+def median_and_spread(times: list[float]) -> Timing:
+    return Timing(_quantile(times, 0.5), _quantile(times, 0.2), _quantile(times, 0.8), len(times), min(times))
+
+
+def seconds_of(step: Step) -> float:
     step.ready()
     if step.logits.is_cuda:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -118,9 +122,9 @@ def interleaved(steps: dict[str, Step], seconds: float, least: int = 5, most: in
     begin, rounds = time.perf_counter(), 0
     while rounds < least or (rounds < most and time.perf_counter() - begin < seconds):
         for name, step in steps.items():
-            times[name].append(sum(_seconds(step) for _ in range(in_a_row)) / in_a_row)
+            times[name].append(sum(seconds_of(step) for _ in range(in_a_row)) / in_a_row)
         rounds += 1
-    return {name: Timing(_quantile(t, 0.5), _quantile(t, 0.2), _quantile(t, 0.8), rounds, min(t)) for name, t in times.items()}
+    return {name: median_and_spread(t) for name, t in times.items()}
 
 
 def peak_bytes(step: Step) -> int:

@@ -7,7 +7,7 @@ import sys
 import focal_ext
 import pytest
 import torch
-from bench import baselines, family, growth, head, performance_page, readme, step
+from bench import apart, baselines, family, growth, head, performance_page, readme, step
 from bench.cases import ANCHORS, STRIDE_16, STRIDE_32, Case, synthetic
 from bench.compare import FLOOR, error_of, rows_of, too_much
 from bench.measure import Forward
@@ -85,6 +85,31 @@ def test_every_point_and_size_has_its_row_in_the_csv() -> None:
     assert list(dict.fromkeys(row["layout"] for row in performance_page.read("pyramid_sizes"))) == list(head.SETTINGS)
     cases = [case.name.replace(", 1 x 80,", f", {ANCHORS:,} x 80,") for loss in family.BASELINES for case in family.cases(loss, 1, sizes=True)]
     assert list(dict.fromkeys(row["case"] for row in performance_page.read("family_sizes"))) == cases
+
+
+@pytest.mark.parametrize("setting", [apart.ROWS, apart.BF16, apart.GENERIC])
+def test_what_is_measured_apart_is_the_loss_and_its_error_is_seen(setting: str) -> None:
+    chosen = apart.SETTINGS[setting](300)
+    exact = {apart.ROWS: 1e-6, apart.BF16: 4.2e-3, apart.GENERIC: 1e-6}[setting]
+    assert {"eager PyTorch (torchvision)", "focal_ext", "focal_ext, overwrite_inputs", FLOOR} <= set(chosen.names)
+    assert chosen.error(chosen.step("eager PyTorch (torchvision)")) > 10 * exact
+    assert chosen.error(chosen.step("focal_ext")) < exact and chosen.error(chosen.step("focal_ext, overwrite_inputs")) < exact
+    assert chosen.error(chosen.step(FLOOR)) == ""
+
+
+def test_the_error_of_levels_is_that_of_their_rows() -> None:
+    assert apart.error_of_levels(head.loss_step("pyramid op", 80, head.Setting())) < 1e-6
+
+
+def test_a_worker_answers_turns_and_a_report_and_one_that_ended_is_an_error() -> None:
+    worker = apart.Worker(apart.GENERIC, "focal_ext", 100, 1)
+    assert worker.answer()["first_call_s"] > 0 and worker.ask("turn")["seconds"] > 0
+    report = worker.ask("report")
+    assert report["peak_extra_logits"] == pytest.approx(1, abs=0.1) and report["worst_relative_error"] < 1e-6
+    worker.process.stdin.close()
+    with pytest.raises(RuntimeError, match="a worker ended"):
+        worker.answer()
+    assert worker.process.wait() == 0
 
 
 def test_the_three_ways_of_a_training_step_are_one_loss() -> None:
