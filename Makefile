@@ -4,7 +4,7 @@
 
 BASE_PYTHON ?= python3
 PYTHON := .venv/bin/python
-SOURCES := setup.py pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard csrc/*.* csrc/*/*.* include/*/*.*)
+SOURCES := setup.py $(wildcard native_build/*.py) pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard csrc/*.* csrc/*/*.* include/*/*.*)
 # The build of torch that is fetched when .venv has none. A CUDA build: make demo TORCH=torch==2.14.1
 TORCH ?= torch==2.13.0
 # The date of every file in a wheel.

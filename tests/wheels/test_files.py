@@ -37,7 +37,7 @@ def dynamic(library: Path, tag: str) -> list[str]:
 
 
 def test_the_tag_promises_no_older_system_than_was_checked_and_no_newer_than_this() -> None:
-    tag = re.search(r"-cp3\d+-cp3\d+-manylinux_2_(\d+)_\w+\.whl$", built("*-manylinux*.whl").name)
+    tag = re.search(r"-py3-none-manylinux_2_(\d+)_\w+\.whl$", built("*-manylinux*.whl").name)
     assert tag and int(tag[1]) <= int(platform.libc_ver()[1].split(".")[1])
     output = run(HOME / "bin/python", "-m", "auditwheel", "show", built("*-manylinux*.whl"))
     assert f"manylinux_2_{tag[1]}_" in output
@@ -58,7 +58,7 @@ def test_the_library_is_small_and_needs_nothing_that_torch_or_the_system_does_no
     assert (unpacked / "focal_ext/libfocal_ext.so").stat().st_size < LARGEST_LIBRARY
     for library in libraries(unpacked):
         assert set(dynamic(library, "NEEDED")) <= NEEDED, library.name
-    assert dynamic(unpacked / "focal_ext/libfocal_ext.so", "RUNPATH") == ["$ORIGIN/../torch/lib"]
+        assert not dynamic(library, "RUNPATH") and not dynamic(library, "RPATH"), library.name
 
 
 def test_no_folder_of_the_builder_is_in_any_file(unpacked: Path) -> None:
