@@ -1,53 +1,81 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
+# With PYTHON=python3 a target uses that interpreter as it is: it installs and fetches nothing, and lists at once what that interpreter lacks.
 .DELETE_ON_ERROR:
 .PHONY: demo train walkthrough study test test-kernels test-sanitizers test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
-PYTHON := .venv/bin/python
 SOURCES := setup.py $(wildcard native_build/*.py) pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard csrc/*.* csrc/*/*.* include/*/*.*)
 # The build of torch that is fetched when .venv has none. A CUDA build: make demo TORCH=torch==2.14.1
 TORCH ?= torch==2.13.0
+BUILD_TOOLS := "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
+ifneq ($(origin PYTHON),command line)
+PYTHON := .venv/bin/python
+TOOLS := .venv/.tools
+NATIVE := .venv/.native
+EXAMPLES := .venv/.examples
+TESTS := .venv/.tests
+# Packages without which some tests are skipped.
+OPTIONAL := .venv/.examples .venv/.optional
+PEERS := -$(PYTHON) -m pip install -q -r bench/peers.txt
+else
+# What a target needs are the files of requirements among its prerequisites; the library is built beside its sources.
+EXAMPLES := examples/retinanet/requirements.txt bench/requirements.txt
+TESTS := tests/requirements.txt
+READY = @$(PYTHON) .ci/missing.py "torch>=2.10" $(BUILD_TOOLS) $(filter %.txt,$^) && $(MAKE) --no-print-directory focal_ext/libfocal_ext.so
+endif
+# Both cores; more than eight processes would want more memory than they save time.
+PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
 # The date of every file in a wheel.
 export SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),315532800)
 
-demo: .venv/.native .venv/.examples
+demo: $(NATIVE) $(EXAMPLES)
+	$(READY)
 	$(PYTHON) -m examples.retinanet.demo --out out/demo
 	$(PYTHON) -m bench.compare --quick --logits out/demo/logits.pt --csv out/demo/compare.csv
 
 # One training: make train ARGS="--data trees --gamma 2"; ARGS=--help lists the options.
-train: .venv/.native .venv/.examples
+train: $(NATIVE) $(EXAMPLES)
+	$(READY)
 	$(PYTHON) -m examples.retinanet $(ARGS)
 
 # The steps of docs/walkthrough.md, into its tables and figures; two networks are trained on the way.
-walkthrough: .venv/.native .venv/.examples
+walkthrough: $(NATIVE) $(EXAMPLES)
+	$(READY)
 	$(PYTHON) -m examples.retinanet.walkthrough --write
 
 # The trainings behind its tables, all anew: an hour.
-study: .venv/.native .venv/.examples
+study: $(NATIVE) $(EXAMPLES)
+	$(READY)
 	$(PYTHON) -m examples.retinanet.study --again
 
-test: .venv/.native .venv/.examples .venv/.tests
-	$(PYTHON) -m pytest
+test: $(NATIVE) $(TESTS) $(OPTIONAL)
+	$(READY)
+	$(PYTEST)
 
 # Sanitizers and planted defects over the CUDA kernels, executed on the CPU.
-test-kernels: .venv/.native .venv/.examples .venv/.tests
+test-kernels: $(NATIVE) $(TESTS) $(OPTIONAL)
+	$(READY)
 	$(PYTHON) -m pytest tests/kernels --ignore=tests/kernels/test_cpu_sanitizers.py
 
 # The CPU library under sanitizers, whole table, many threads.
-test-sanitizers: .venv/.native .venv/.examples .venv/.tests
+test-sanitizers: $(NATIVE) $(TESTS) $(OPTIONAL)
+	$(READY)
 	$(PYTHON) -m pytest tests/kernels/test_cpu_sanitizers.py
 
 # On a machine with a GPU: the suite on device cuda, then the benchmark. Without one it says so.
-gpu: .venv/.native .venv/.examples .venv/.tests
+gpu: $(NATIVE) $(TESTS) $(OPTIONAL)
+	$(READY)
 	$(PYTHON) -m bench.gpu
 
 # docs/kernels.md and docs/kernel_certificate.md from the built library.
-kernels: .venv/.native .venv/.examples .venv/.tests
+kernels: $(NATIVE) $(OPTIONAL)
+	$(READY)
 	$(PYTHON) -m bench.kernels --write
 
 # A peer that cannot be installed keeps its row in the tables, with the reason.
-bench: .venv/.native .venv/.examples
-	-$(PYTHON) -m pip install -q -r bench/peers.txt
+bench: $(NATIVE) $(EXAMPLES)
+	$(READY)
+	$(PEERS)
 	$(PYTHON) -m bench.compare --csv bench/results/cpu.csv
 	$(PYTHON) -m bench.compare --keep-memory --csv bench/results/cpu_kept_memory.csv
 	$(PYTHON) -m bench.family --csv bench/results/family.csv
@@ -62,13 +90,14 @@ bench: .venv/.native .venv/.examples
 
 # Every float32 in [-120, 120] of every loss, into docs/numerics.md: 35 minutes of two cores; ARGS=--resume goes on after an interruption,
 # ARGS="--every 257" looks at fewer.
-exhaustive: .venv/.native .venv/.tests
+exhaustive: $(NATIVE) $(TESTS) $(EXAMPLES)
+	$(READY)
 	PYTHONPATH=. $(PYTHON) tests/exhaustive.py --csv bench/results/numerics.csv $(ARGS)
 	$(PYTHON) tests/numerics_page.py --write
 
 # One wheel for this Python and every torch >= 2.10, and the source distribution. The same bytes for the same commit, whatever the folder.
 # What earlier builds left in build/lib would be packed as well. libtorch is the user's own.
-wheel: .venv/.tools .venv-wheels/.tools
+wheel: $(TOOLS) .venv-wheels/.tools
 	rm -rf build/lib* build/bdist* build/wheel dist
 	$(PYTHON) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 	PATH="$(CURDIR)/.venv-wheels/bin:$$PATH" auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
@@ -76,7 +105,7 @@ wheel: .venv/.tools .venv-wheels/.tools
 	@cd dist && sha256sum *
 
 # The wheel in fresh environments outside the source tree: old and new torch, another Python, without native code; from C++.
-test-wheels: wheel .venv-wheels/.environments .venv/.native .venv/.tests
+test-wheels: wheel .venv-wheels/.environments $(NATIVE) $(TESTS)
 	$(PYTHON) -m pytest tests/wheels
 
 # The same wheel beside the libraries of focal_ext.compat and their detectors, with another torch: 5.5 GB to download the first time.
@@ -85,11 +114,12 @@ test-integrations: wheel .venv-integrations/.tools
 	.venv-integrations/bin/pytest -c tests/integrations/pytest.ini tests/integrations
 
 # 2^31 + 17 logits: needs 12 GB of free memory.
-test-large: .venv/.native .venv/.tests
+test-large: $(NATIVE) $(TESTS)
+	$(READY)
 	$(PYTHON) -m pytest tests/large
 
 # Python by ruff, types of the package by mypy --strict, C++ by clang-format and a compiler that takes no warning (nvcc never does: CMakeLists.txt).
-lint: .venv/.tools .venv-lint/.tools
+lint: $(TOOLS) .venv-lint/.tools
 	@mkdir -p build
 	.venv-lint/bin/ruff check -q .
 	.venv-lint/bin/mypy --python-executable $(PYTHON)
@@ -99,19 +129,22 @@ lint: .venv/.tools .venv-lint/.tools
 	$(PYTHON) -m cmake --build build/lint > build/lint.log || { cat build/lint.log; exit 1; }
 
 # Lines of focal_ext that the suite runs, in this process; fails below 95 %.
-coverage: .venv/.native .venv/.examples .venv/.tests
+coverage: $(NATIVE) $(TESTS) $(OPTIONAL) tests/requirements-optional.txt
+	$(READY)
 	$(PYTHON) -m pytest --cov=focal_ext --cov-fail-under=95
 
 # Random calls against the float64 reference, for as long as one likes: make fuzz FUZZ_MINUTES=60. FUZZ_SEED repeats a run.
-fuzz: .venv/.native .venv/.examples .venv/.tests
+fuzz: $(NATIVE) $(TESTS) $(OPTIONAL)
+	$(READY)
 	PYTHONPATH=.:tests FUZZ_MINUTES=$(or $(FUZZ_MINUTES),10) $(PYTHON) tests/test_properties.py
 
 # Microseconds of a call on 64 logits, and where they go.
-overhead: .venv/.native .venv/.examples
+overhead: $(NATIVE) $(EXAMPLES)
+	$(READY)
 	$(PYTHON) -m bench.overhead
 
 # README's and docs' tables and figures from bench/results.
-readme: .venv/.examples
+readme: $(EXAMPLES)
 	$(PYTHON) -m bench.readme
 
 clean:
@@ -119,7 +152,7 @@ clean:
 
 .venv/.tools:
 	$(BASE_PYTHON) -m venv .venv
-	$(PYTHON) -m pip install -q "$(TORCH)" "setuptools>=77" wheel "cmake>=3.25" ninja "pybind11>=2.13" numpy
+	$(PYTHON) -m pip install -q "$(TORCH)" $(BUILD_TOOLS) wheel numpy
 	touch $@
 
 .venv-wheels/.tools:
@@ -144,13 +177,24 @@ clean:
 	.venv-lint/bin/python -m pip install -q -r tests/lint.txt
 	touch $@
 
+define SAY_WHAT_WAS_BUILT
+@$(PYTHON) -c "import focal_ext as f; i = f.build_info(); \
+  cuda = f\"CUDA {i['cuda']} kernels for {' '.join(i['archs'])}\" if i['cuda'] else 'no CUDA kernels'; \
+  print('built: focal_ext', i['version'], '|', i['reason'] or f\"native, CPU {i['cpu_level']}\", '|', cuda, '| torch', i['torch'])"
+endef
+
 .venv/.native: .venv/.tools $(SOURCES)
 	@echo "compiling, a few minutes with nvcc:"
 	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
-	@$(PYTHON) -c "import focal_ext as f; i = f.build_info(); \
-	  cuda = f\"CUDA {i['cuda']} kernels for {' '.join(i['archs'])}\" if i['cuda'] else 'no CUDA kernels'; \
-	  print('built: focal_ext', i['version'], '|', i['reason'] or f\"native, CPU {i['cpu_level']}\", '|', cuda, '| torch', i['torch'])"
+	$(SAY_WHAT_WAS_BUILT)
 	touch $@
+
+# For PYTHON=python3. Without a compiler there is no library, and nothing to touch.
+focal_ext/libfocal_ext.so: $(SOURCES)
+	@echo "compiling, a few minutes with nvcc:"
+	$(PYTHON) setup.py -q build_ext --inplace
+	$(SAY_WHAT_WAS_BUILT)
+	@test ! -e $@ || touch $@
 
 .venv/.examples: .venv/.tools examples/retinanet/requirements.txt bench/requirements.txt
 	$(PYTHON) -m pip install -q -r examples/retinanet/requirements.txt -r bench/requirements.txt
@@ -158,4 +202,8 @@ clean:
 
 .venv/.tests: .venv/.tools tests/requirements.txt
 	$(PYTHON) -m pip install -q -r tests/requirements.txt
+	touch $@
+
+.venv/.optional: .venv/.tools tests/requirements-optional.txt
+	$(PYTHON) -m pip install -q -r tests/requirements-optional.txt
 	touch $@

@@ -1,0 +1,46 @@
+# Owns: the list of packages that an interpreter lacks, said at once: `python3 .ci/missing.py "torch>=2.10" tests/requirements.txt`.
+# Must not know: what the packages are for. Reads what is installed; asks no network.
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+from pathlib import Path
+
+PROGRAMS = ("cmake", "ninja")  # as good from the system as from PyPI
+
+try:
+    from packaging.requirements import Requirement
+except ImportError:  # pip has a copy of its own
+    from pip._vendor.packaging.requirements import Requirement
+
+
+def lines(argument: str) -> list[str]:
+    """The requirements of a file, or the one that is written out."""
+    texts = Path(argument).read_text().splitlines() if argument.endswith(".txt") else [argument]
+    return [text for line in texts if (text := line.partition("#")[0].strip())]
+
+
+def lacks(requirement: Requirement) -> str | None:
+    """What is there instead; None where the requirement is met."""
+    if requirement.marker and not requirement.marker.evaluate():
+        return None
+    try:
+        found = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return None if requirement.name in PROGRAMS and shutil.which(requirement.name) else "not installed"
+    return None if requirement.specifier.contains(found, prereleases=True) else f"{found} is installed"
+
+
+def main() -> str | None:
+    wanted = {line: lacks(Requirement(line)) for argument in sys.argv[1:] for line in lines(argument)}
+    missing = {line: instead for line, instead in wanted.items() if instead}
+    if not missing:
+        return None
+    listed = "\n".join(f"  {line}: {instead}" for line, instead in missing.items())
+    install = " ".join(f"'{line}'" for line in missing)
+    return f"{sys.executable} lacks:\n{listed}\nInstall them: {sys.executable} -m pip install {install}\nor leave PYTHON out: make then installs what it needs into .venv"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
