@@ -7,7 +7,6 @@ BASE_PYTHON ?= python3
 SOURCES := setup.py $(wildcard native_build/*.py) pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard csrc/*.* csrc/*/*.* include/*/*.*)
 # The build of torch that is fetched when .venv has none. A CUDA build: make demo TORCH=torch==2.14.1
 TORCH ?= torch==2.13.0
-BUILD_TOOLS := "setuptools>=77" "cmake>=3.25" ninja "pybind11>=2.13"
 ifneq ($(origin PYTHON),command line)
 PYTHON := .venv/bin/python
 TOOLS := .venv/.tools
@@ -21,7 +20,7 @@ else
 # What a target needs are the files of requirements among its prerequisites; the library is built beside its sources.
 EXAMPLES := examples/retinanet/requirements.txt bench/requirements.txt
 TESTS := tests/requirements.txt
-READY = @$(PYTHON) .ci/missing.py "torch>=2.10" $(BUILD_TOOLS) $(filter %.txt,$^) && $(MAKE) --no-print-directory focal_ext/libfocal_ext.so
+READY = @$(PYTHON) .ci/missing.py "torch>=2.10" "setuptools>=64" "cmake>=3.25" ninja $(filter %.txt,$^) && $(MAKE) --no-print-directory focal_ext/libfocal_ext.so
 endif
 # Both cores; more than eight processes would want more memory than they save time.
 PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
@@ -152,7 +151,7 @@ clean:
 
 .venv/.tools:
 	$(BASE_PYTHON) -m venv .venv
-	$(PYTHON) -m pip install -q "$(TORCH)" $(BUILD_TOOLS) wheel numpy
+	$(PYTHON) -m pip install -q "$(TORCH)" "setuptools>=77" "cmake>=3.25" ninja wheel numpy
 	touch $@
 
 .venv-wheels/.tools:

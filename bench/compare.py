@@ -12,14 +12,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
 
 import focal_ext
 
@@ -190,7 +188,22 @@ def provenance(device: str, module: str = "bench.compare") -> dict[str, object]:
     }  # fmt: skip
 
 
+def with_progress(cases: list[Callable[[], Case]]) -> Iterable[Callable[[], Case]]:
+    """A GPU's machine may have no tqdm, nor tabulate: then there is no bar and no table, and the CSV is the same."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return cases
+    return tqdm(cases, desc="comparing", unit="case")
+
+
 def print_table(rows: list[dict[str, object]]) -> None:
+    try:
+        from tabulate import tabulate
+    except ImportError:
+        print("no table: pip install tabulate")
+        return
+
     def line(row: dict[str, object]) -> list[object]:
         if row.get("why_not"):
             why = str(row["why_not"])
@@ -234,14 +247,14 @@ def main() -> None:
     trained = options.logits if options.logits and options.logits.exists() else None
     cases = sizes() if options.sizes else largest() if options.largest else everyday(options.quick, trained)
     rows = []
-    for draw in tqdm(cases, desc="comparing", unit="case"):
+    for draw in with_progress(cases):
         case = draw()
         with threads(case.threads):
             rows += rows_of(case.to(options.device), options.seconds)
     origin = provenance(options.device)
     print(f"\n{origin['machine']}; torch {torch.__version__}; allocator: {origin['allocator']}; interleaved in one process; compile time not included")
-    print_table(rows)
     write(options.csv, rows, origin)
+    print_table(rows)
 
 
 if __name__ == "__main__":

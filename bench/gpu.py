@@ -37,7 +37,7 @@ def why_not(found: list[Gpu], cuda: str | None, archs: list[str], usable: bool) 
     """Why this installation cannot be tested on the GPUs that were found, with the way out; None if it can."""
     names = ", ".join(gpu.name for gpu in found)
     if not cuda:
-        return f"make gpu: there is {names}, but focal_ext was built without CUDA kernels; put nvcc on the PATH, then: rm .venv/.native; make gpu"
+        return f"make gpu: there is {names}, but focal_ext was built without CUDA kernels; put nvcc on the PATH, then: rm -f .venv/.native focal_ext/*.so; make gpu"
     if not usable:
         return f"make gpu: there is {names}, but its driver is too old for focal_ext's CUDA {cuda}; update the driver or build with an older nvcc"
     lowest = min(int(re.findall(r"\d+", arch)[0]) for arch in archs)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import focal_ext
 import torch
@@ -27,8 +28,10 @@ from conftest import REPOSITORY, why_not_under_test
 from curves import EDGES, FAMILY, OURS, PEER_CURVES, Curve, Errors, measured
 from exact.exact import Exact, why_impossible
 from torch import Tensor
-from tqdm import tqdm
 from tolerances import claim
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 CHUNK = 2**18  # a call of 100 microseconds is a twentieth of it
 LAST = 1123024896  # the bit pattern of float32 120
@@ -163,6 +166,8 @@ def run(options: argparse.Namespace, measure: Measure) -> bool:
     if options.csv:
         write(options.csv, old.values(), "w")
     logits = 2 * len(range(0, LAST + 1, options.every)) * sum(dtype == torch.float32 for _, _, dtype in todo)
+    from tqdm import tqdm  # here: the tests that import this file do without it
+
     with ThreadPoolExecutor(options.threads) as pool, tqdm(total=logits, unit="logit", unit_scale=True) as bar:
         for family, curve, dtype in todo:
             start = time.monotonic()

@@ -7,6 +7,8 @@ import sys
 import focal_ext
 import pytest
 import torch
+pytest.importorskip("tabulate")
+pytest.importorskip("tqdm")
 from bench import apart, baselines, family, growth, head, performance_page, readme, step
 from bench.cases import ANCHORS, STRIDE_16, STRIDE_32, Case, synthetic
 from bench.compare import FLOOR, error_of, rows_of, too_much

@@ -22,7 +22,7 @@ def test_without_a_gpu_it_says_so_in_one_line_and_writes_nothing() -> None:
 
 def test_an_installation_that_cannot_be_tested_is_told_the_way_out() -> None:
     assert why_not([H100, T4], "13.0", ARCHS, usable=True) is None
-    assert "rm .venv/.native" in str(why_not([H100], None, [], usable=False))
+    assert "rm -f .venv/.native focal_ext/*.so" in str(why_not([H100], None, [], usable=False))
     assert "update the driver" in str(why_not([H100], "13.0", ARCHS, usable=False))
     assert "P100" in str(why_not([H100, OLD], "13.0", ARCHS, usable=True))
 

@@ -8,6 +8,8 @@ import types
 import numpy
 import pytest
 import torch
+pytest.importorskip("tqdm")
+pytest.importorskip("faster_coco_eval")
 from drawn import NONE, scene
 
 import focal_ext

@@ -3,6 +3,9 @@
 
 import pytest
 import torch
+pytest.importorskip("tqdm")
+pytest.importorskip("faster_coco_eval")
+pytest.importorskip("matplotlib")
 from drawn import scene
 
 from examples import loss_curves

@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
-import pybind11
-
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 NAME = "focal_ext_cuda_host"
 SANITIZED = ("-g1", "-fno-omit-frame-pointer")
@@ -46,11 +44,15 @@ def cuda_headers() -> Path | None:
 def why_impossible() -> str | None:
     if compiler() is None:
         return "no g++"
+    if importlib.util.find_spec("pybind11") is None:
+        return "no pybind11"
     return None if cuda_headers() else "no cuda_runtime.h: neither a CUDA toolkit nor NVIDIA's headers from PyPI"
 
 
 def commands(flavour: str, folder: Path) -> list[list[str]]:
     """One per source file. The device itself is compiled without sanitizers: it is no part of the program under test."""
+    import pybind11  # optional: see why_impossible
+
     python = sysconfig.get_paths()
     every = [str(compiler()), "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-c"]  # unroll is nvcc's
     kernels = [*FLAVOURS[flavour], "-isystem", str(cuda_headers()), "-include", str(HERE / "cuda_host.h"), "-x", "c++"]
