@@ -54,12 +54,12 @@ test: $(NATIVE) $(TESTS) $(OPTIONAL)
 # Sanitizers and planted defects over the CUDA kernels, executed on the CPU.
 test-kernels: $(NATIVE) $(TESTS) $(OPTIONAL)
 	$(READY)
-	$(PYTHON) -m pytest tests/kernels --ignore=tests/kernels/test_cpu_sanitizers.py
+	$(PYTEST) tests/kernels --ignore=tests/kernels/test_cpu_sanitizers.py
 
 # The CPU library under sanitizers, whole table, many threads.
 test-sanitizers: $(NATIVE) $(TESTS) $(OPTIONAL)
 	$(READY)
-	$(PYTHON) -m pytest tests/kernels/test_cpu_sanitizers.py
+	$(PYTEST) tests/kernels/test_cpu_sanitizers.py
 
 # On a machine with a GPU: the suite on device cuda, then the benchmark. Without one it says so.
 gpu: $(NATIVE) $(TESTS) $(OPTIONAL)

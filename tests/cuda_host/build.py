@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+from filelock import FileLock
+
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 NAME = "focal_ext_cuda_host"
 SANITIZED = ("-g1", "-fno-omit-frame-pointer")
@@ -75,12 +77,16 @@ def run(command: list[str]) -> None:
 
 
 def build(flavour: str) -> Path:
-    """The module's file; compiled when a source or an option changed."""
+    """The module's file; compiled when a source or an option changed, by the first of the processes that want it."""
     home = ROOT / "build/cuda_host" / flavour
     library = home / f"{digest(flavour)}.so"
-    if library.exists():
-        return library
     home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "lock"):
+        return library if library.exists() else compiled(flavour, library)
+
+
+def compiled(flavour: str, library: Path) -> Path:
+    home = library.parent
     with tempfile.TemporaryDirectory(dir=home) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(run, commands(flavour, Path(folder))))
         finished = Path(folder) / library.name

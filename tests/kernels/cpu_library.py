@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from evidence import ROOT, fixed_addresses
 
 FLAGS = {
@@ -34,17 +35,20 @@ def build(flavour: str) -> Path:
     flags = " ".join((*FLAGS[flavour], "-O1", "-g1", "-fno-omit-frame-pointer"))
     configure = [f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_BUILD_TYPE=Sanitized", "-DFOCAL_EXT_CUDA=OFF"]
     configure += [f"-DFOCAL_EXT_TORCH_ROOT={Path(torch.__file__).parent}", f"-DCMAKE_MAKE_PROGRAM={NINJA}", f"-DCMAKE_INSTALL_PREFIX={home / 'site-packages'}"]
-    command(CMAKE, "-G", "Ninja", "-S", ROOT, "-B", home / "cmake", *configure)
-    command(CMAKE, "--build", home / "cmake")
-    command(CMAKE, "--install", home / "cmake", "--component", "python")
-    shutil.copytree(ROOT / "focal_ext", home / "site-packages/focal_ext", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "lock"):  # a process that comes later finds nothing to compile
+        command(CMAKE, "-G", "Ninja", "-S", ROOT, "-B", home / "cmake", *configure)
+        command(CMAKE, "--build", home / "cmake")
+        command(CMAKE, "--install", home / "cmake", "--component", "python")
+        shutil.copytree(ROOT / "focal_ext", home / "site-packages/focal_ext", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return home / "site-packages"
 
 
 @cache
 def fork_join() -> Path:
     library = ROOT / "build/sanitized/fork_join.so"
-    command("cc", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", Path(__file__).with_name("fork_join.c"), "-ldl", "-o", library)
+    with FileLock(library.with_suffix(".lock")):
+        command("cc", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", Path(__file__).with_name("fork_join.c"), "-ldl", "-o", library)
     return library
 
 

@@ -2,6 +2,9 @@
 # Must not know: what the kernels compute.
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cuda_host import build
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE, SOFTMAX = ("tests/test_cuda_host.py", "tests/test_pyramid_cuda_host.py"), ("tests/test_softmax_cuda_host.py",)
@@ -95,7 +99,21 @@ def fixed_addresses() -> list[str]:
 
 @cache
 def run(flavour: str, tests: tuple[str, ...], largest: int = 2**31, defect: str = "none", chosen: str = "") -> Run:
-    """The tests in a process of their own, whose kernels are of this flavour and have this defect."""
+    """The tests in a process of their own, whose kernels are of this flavour and have this defect.
+
+    The workers of one pytest-xdist session share a run: the first executes it, who wants it meanwhile waits.
+    """
+    what = repr((flavour, tests, largest, defect, chosen))
+    session = ROOT / "build/evidence" / os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    session.mkdir(parents=True, exist_ok=True)
+    kept = session / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
+    with FileLock(kept.with_suffix(".lock")):
+        if not kept.exists():
+            kept.write_text(json.dumps(executed(flavour, tests, largest, defect, chosen)))
+        return Run(*json.loads(kept.read_text()))
+
+
+def executed(flavour: str, tests: tuple[str, ...], largest: int, defect: str, chosen: str) -> Run:
     build.build(flavour)
     environment = {**build.environment(flavour), "CUDA_HOST_LARGEST": str(largest), "CUDA_HOST_DEFECT": defect}
     if defect != "none":  # wrong values need an unlucky order, and a barrier is missed in most but not in all: one that is
