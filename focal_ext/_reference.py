@@ -1,16 +1,17 @@
 # Owns: the textbook formulas in plain PyTorch: the oracle of every test, and the fallback wherever the fused kernels do not go.
 # Must not know: the native library, signatures.
 #
-# Written for exactness: no 1 - p of a p near 1, no x - x t, no F.softplus (its threshold of 20 costs 9e-11 in float64).
+# Written for exactness: no 1 - p of a p near 1, no x - x t, no F.softplus (its threshold of 20 costs 9e-11 in float64), no
+# second derivative by a power of what underflows.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import _arguments as arguments
 from . import _factors as factors
 from ._call import Call, Loss
+from ._power import powered
 from ._softmax_reference import row_losses
 
 # Beyond it sigmoid(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
@@ -22,15 +23,22 @@ def _bounded(x: Tensor, limit: float) -> Tensor:
     return torch.where(x > limit, limit, torch.where(x < -limit, -limit, x))
 
 
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), also known as -log sigmoid(-x). F.logsigmoid's second derivative takes 1 - y of a y near 1 and is 0 from 37 on."""
+    above = x > 0
+    return torch.where(above, x, 0.0) + torch.log1p(torch.exp(torch.where(above, -x, x)))
+
+
 def _power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
-    """u ** gamma for u = 1 - p_t. Below gamma 1 its derivative is infinite at u = 0, and at a large gamma the rounding of u near 1
-    counts: there hard targets go through log u, which is at hand."""
+    """u ** gamma for u = 1 - p_t. Of a hard target log u is at hand, and is the value's base where u is not: below gamma 1, where u
+    underflows long before its power, and at a large gamma, where u near 1 is rounded."""
     gamma = min(gamma, 1e36)
-    if 1 <= gamma <= 16 or t.requires_grad:
+    if t.requires_grad:
         return u.pow(gamma)
     hard = (t == 0) | (t == 1)
-    log_u = F.logsigmoid(torch.where(t == 1, -x, x))
-    return torch.where(hard, torch.exp(gamma * log_u), torch.where(hard, torch.ones_like(u), u).pow(gamma))
+    log_u = -_softplus(torch.where(t == 1, x, -x))
+    value = u.pow(gamma) if 1 <= gamma <= 16 else torch.exp(gamma * log_u)
+    return torch.where(hard, powered(value, log_u, gamma), torch.where(hard, 1.0, u).pow(gamma))
 
 
 def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +53,7 @@ def _cross_entropy(x: Tensor, t: Tensor, rest: Tensor | None = None) -> Tensor:
     """-t log p - rest log q, linear beyond the limit; rest is 1 - t, given where the difference would lose its digits."""
     rest = 1 - t if rest is None else rest
     bounded = _bounded(x, LIMIT)
-    ce = -(F.logsigmoid(-bounded) * rest) - F.logsigmoid(bounded) * t
+    ce = _softplus(bounded) * rest + _softplus(-bounded) * t
     above = torch.where((x > LIMIT) & (rest != 0), (x - LIMIT) * rest, 0.0)  # strictly: at the limit itself bounded has the gradient
     below = torch.where((x < -LIMIT) & (t != 0), (-x - LIMIT) * t, 0.0)
     return ce + above + below
@@ -72,7 +80,10 @@ def _sigmoid_focal(x: Tensor, t: Tensor, call: Call) -> Tensor:
 def _quality_focal(x: Tensor, t: Tensor, call: Call) -> Tensor:
     """|p - t|^beta ce (Li et al. 2020, eq. 4)."""
     p, q = _sigmoids(x)
-    return (p * (1 - t) - q * t).abs().pow(call.gamma) * _cross_entropy(x, t)
+    hard = ((t == 0) | (t == 1)) & (not t.requires_grad)
+    distance = torch.where(hard, 0.5, p * (1 - t) - q * t).abs().pow(call.gamma)  # its kink at p = t has no second derivative below beta 2
+    ends = _power(torch.where(t == 1, q, p), call.gamma, _bounded(x, LIMIT), t.detach().round())
+    return torch.where(hard, ends, distance) * _cross_entropy(x, t)
 
 
 def _varifocal(x: Tensor, t: Tensor, call: Call) -> Tensor:

@@ -9,20 +9,27 @@ import torch
 from torch import Tensor
 
 from ._call import Call
+from ._power import powered
 
 # Beyond it exp(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
 LIMIT = 800.0
 
 
-def _power(u: Tensor, p: Tensor, gamma: float) -> Tensor:
-    """u ** gamma for u = 1 - p. Near u = 0 a power below 1 has too large a derivative; near u = 1 a large one sees p that u has rounded off."""
+def _log_rest(others: Tensor) -> Tensor:
+    """log R, which is -inf where no other logit counts, with derivatives of 0 there."""
+    alone = others.isneginf().all(-1, keepdim=True)
+    return torch.where(alone, -torch.inf, torch.where(alone, 0.0, others).logsumexp(-1, keepdim=True))
+
+
+def _power(u: Tensor, p: Tensor, others: Tensor, is_top: Tensor, gamma: float) -> Tensor:
+    """u ** gamma for u = 1 - p. Of the largest logit log u is log R - log1p(R); a large gamma needs the others' log u, for their u near 1
+    has rounded it off."""
     gamma = min(gamma, 1e35)  # times a cross entropy of 800 it stays finite in float32
-    none = u == 0 if gamma >= 1 else u < torch.finfo(u.dtype).tiny
-    power = torch.where(none, u.detach().pow(gamma), torch.where(none, 1.0, u).pow(gamma))
-    if gamma <= 16:
-        return power
-    small = p < 0.5
-    return torch.where(small, torch.exp(gamma * torch.log1p(-torch.where(small, p, 0.0))), power)
+    log_rest = _log_rest(others)
+    of_top = torch.where(log_rest.isneginf(), 0.0, log_rest) - torch.log1p(torch.exp(log_rest))
+    log_u = torch.where(is_top, of_top, torch.log1p(-torch.where(is_top, 0.0, p)))
+    value = u.detach().pow(gamma)
+    return powered(torch.where(is_top, value, torch.exp(gamma * log_u)) if gamma > 16 else value, log_u, gamma)
 
 
 def row_losses(x: Tensor, t: Tensor, factor: Tensor, call: Call) -> Tensor:
@@ -33,11 +40,13 @@ def row_losses(x: Tensor, t: Tensor, factor: Tensor, call: Call) -> Tensor:
     top = x.detach().argmax(-1, keepdim=True)
     is_top = top == torch.arange(classes, device=x.device)
     largest = x.gather(-1, top)
-    # A row's largest logit is a constant for all others, unless it is infinite: then it is all that they depend on.
-    shift = torch.where(largest.isinf(), largest, largest.detach())
-    z = torch.where(is_top & largest.isinf(), 0.0, x - shift)
+    others = torch.where(is_top, -torch.inf, x - largest)
+    rest = torch.exp(others).sum(-1, keepdim=True)
+    # Where the largest p is below 1/2 its logit is a constant for all others: their derivatives by it would be 1 minus nearly 1. Above 1/2
+    # it is the constant that would cost the second derivative its digits; and an infinite one is all that they depend on.
+    shift = torch.where(largest.isinf() | (rest < 1), largest, largest.detach())
+    z = torch.where(is_top & (largest.isinf() | (rest < 1)), 0.0, x - shift)
     total = torch.exp(z).sum(-1, keepdim=True)
-    rest = torch.where(is_top, 0.0, torch.exp(torch.where(is_top, 0.0, x - largest))).sum(-1, keepdim=True)
     p = torch.exp(z) / total
     u = torch.where(is_top, rest / (1 + rest), 1 - p)
     log_total = torch.where(is_top, torch.log1p(rest), torch.log(total))
@@ -45,7 +54,7 @@ def row_losses(x: Tensor, t: Tensor, factor: Tensor, call: Call) -> Tensor:
     near = torch.where(z < -LIMIT, -LIMIT, z)
     beyond = torch.where(z < -LIMIT, -LIMIT - z, 0.0)  # there p is 0 and u^gamma 1
 
-    power = torch.ones_like(u) if call.gamma == 0 else _power(u, p, call.gamma)
+    power = torch.ones_like(u) if call.gamma == 0 else _power(u, p, others, is_top, call.gamma)
     if call.smoothing:
         # The modulating factor and alpha are those of the class id; the cross entropy is that of the smoothed target.
         power, factor = (power * t).sum(-1, keepdim=True), factor.sum(-1, keepdim=True)

@@ -86,6 +86,7 @@ DENSE_AND_IDS: dict[str, tuple[Callable[[], Tensor], str]] = {
     "apex classes": (lambda: apex.focal_loss(X, IDS, ONE, 6, 0.25, 2.0), r"num_real_classes: must be in \[0, 5\].*got 6"),
     "mmcv weight": (lambda: mmcv.sigmoid_focal_loss(X, LABELLED, 2.0, 0.25, KEPT), r"weight: must hold one value per class, shape \(5,\), got \(12,\)"),
     "effdet legacy soft": (lambda: effdet.focal_loss_legacy(X, T * 0.5, 0.25, 2.0, 1.0), "targets: must be 0 or 1, effdet's legacy loss"),
+    "monai reduction": (lambda: monai.FocalLoss(reduction="Mean"), "reduction: must be 'none', 'mean' or 'sum', got 'Mean'"),
     "monai soft": (lambda: monai.FocalLoss()(X, T * 0.5), "targets: must be 0 or 1, monai"),
     "monai softmax soft map": (lambda: monai.FocalLoss(use_softmax=True, reduction="none")(X, T * 0.5), "targets: must be 0 or 1, monai"),
     "monai softmax map of two classes": (

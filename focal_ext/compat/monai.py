@@ -56,6 +56,8 @@ class FocalLoss(nn.Module):
         self.include_background, self.to_onehot_y, self.use_softmax = include_background, to_onehot_y, use_softmax
         self.gamma, self.ignore_index = gamma, ignore_index
         self.reduction = str(getattr(reduction, "value", reduction))
+        if self.reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"reduction: must be 'none', 'mean' or 'sum', got {reduction!r}")
         self.alpha = alpha if alpha is None or isinstance(alpha, (int, float)) else torch.as_tensor(alpha)
         self.register_buffer("class_weight", None if weight is None else torch.as_tensor(weight), persistent=True)
 
