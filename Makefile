@@ -94,10 +94,10 @@ exhaustive: $(NATIVE) $(TESTS) $(EXAMPLES)
 	PYTHONPATH=. $(PYTHON) tests/exhaustive.py --csv bench/results/numerics.csv $(ARGS)
 	$(PYTHON) tests/numerics_page.py --write
 
-# One wheel for this Python and every torch >= 2.10, and the source distribution. The same bytes for the same commit, whatever the folder.
-# What earlier builds left in build/lib would be packed as well. libtorch is the user's own.
+# One wheel for every Python >= 3.10 and every torch >= 2.10, and the source distribution. The same bytes for the same commit, whatever the folder.
+# libtorch is the user's own.
 wheel: $(TOOLS) .venv-wheels/.tools
-	rm -rf build/lib* build/bdist* build/wheel dist
+	rm -rf build/wheel dist
 	$(PYTHON) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
 	PATH="$(CURDIR)/.venv-wheels/bin:$$PATH" auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
 	FOCAL_EXT_NATIVE=0 .venv-wheels/bin/python -m build -q --no-isolation --skip-dependency-check --sdist -o dist .

@@ -1,5 +1,5 @@
 # Owns: the commands of setuptools that a native build changes.
-# Must not know: how the decision for one falls (native_build/switches.py), where torch is (torch_search.py), compilers (CMakeLists.txt).
+# Must not know: when a build is native (native_build/switches.py), torch (torch_search.py), compilers (CMakeLists.txt).
 from __future__ import annotations
 
 import os
@@ -27,7 +27,9 @@ except ImportError:
     try:
         from wheel.bdist_wheel import bdist_wheel
     except ImportError as error:
-        raise stop(f"setuptools {setuptools.__version__} of {sys.executable} needs the package wheel; {WAY_OUT}") from error
+        raise stop(
+            f"setuptools {setuptools.__version__} of {sys.executable} needs the package wheel; {WAY_OUT}"
+        ) from error
 
 
 class CleanBuild(build):

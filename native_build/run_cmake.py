@@ -32,14 +32,25 @@ def build_library(prefix: Path, everything: bool) -> None:
     fresh = [] if note.exists() and note.read_text() == asked else ["--fresh"]
     BUILD.mkdir(parents=True, exist_ok=True)
     note.unlink(missing_ok=True)
-    where = ["-G", "Ninja", "-S", str(SOURCE), "-B", str(BUILD), f"-DFOCAL_EXT_TORCH_ROOT={torch}", f"-DCMAKE_INSTALL_PREFIX={prefix}"]
+    where = [
+        "-G",
+        "Ninja",
+        "-S",
+        str(SOURCE),
+        "-B",
+        str(BUILD),
+        f"-DFOCAL_EXT_TORCH_ROOT={torch}",
+        f"-DCMAKE_INSTALL_PREFIX={prefix}",
+    ]
     what = [f"-DFOCAL_EXT_CUDA={os.environ.get('FOCAL_EXT_CUDA') or 'AUTO'}", *cuda_archs()]
     # ninja is given anew each time: the kept cache may name one of an isolated environment that is gone.
     run("configuring with CMake", [cmake, *fresh, *where, *what, f"-DCMAKE_MAKE_PROGRAM={ninja}"], env)
     note.write_text(asked)
     jobs = os.environ.get("MAX_JOBS")
     run("compiling the kernels", [cmake, "--build", str(BUILD), *(["-j", jobs] if jobs else [])], env)
-    run("copying the library", [cmake, "--install", str(BUILD), *([] if everything else ["--component", "python"])], env)
+    run(
+        "copying the library", [cmake, "--install", str(BUILD), *([] if everything else ["--component", "python"])], env
+    )
 
 
 def cuda_archs() -> list[str]:
@@ -57,7 +68,9 @@ def tools(path: str) -> tuple[str, str]:
     way_out = f'pip install "cmake>={wanted}" ninja, or build without --no-build-isolation. {PURE}'
     if missing:
         raise stop(f"no {' and no '.join(missing)} on the PATH or beside {sys.executable}; {way_out}")
-    said = subprocess.run([str(found["cmake"]), "--version"], capture_output=True, text=True, env={**os.environ, "PATH": path})
+    said = subprocess.run(
+        [str(found["cmake"]), "--version"], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
     version = re.search(r"version (\d+)\.(\d+)", said.stdout)
     if not version:
         raise stop(f"{found['cmake']} does not run: {said.stderr.strip()[-300:]}; {way_out}")
@@ -67,7 +80,7 @@ def tools(path: str) -> tuple[str, str]:
 
 
 def asked_for(path: str, found: Search, environ: Mapping[str, str]) -> str:
-    """What a kept CMake cache would not notice: other compilers, flags or torch, an update of one, a moved source tree."""
+    """What a kept CMake cache would not notice: another compiler, flag or torch, an update of one, a moved source tree."""
     programs = {"C++": environ.get("CXX") or "c++", "nvcc": environ.get("CUDACXX") or "nvcc"}
     lines = [f"source {SOURCE}", f"torch {found.torch} {found.version}"]
     lines += [f"{what} {identity(shutil.which(command.split()[0], path=path))}" for what, command in programs.items()]

@@ -2,7 +2,7 @@
 # Must not know: torch's place (torch_search.py), CMake (run_cmake.py), setuptools.
 """All switches are read from the environment:
 
-FOCAL_EXT_NATIVE      0: pure-Python install; 1: fail where there is no compiler, too; unset: pure only where there is no compiler
+FOCAL_EXT_NATIVE      0: pure-Python install; 1: kernels, or an error; unset: pure only where there is no compiler
 FOCAL_EXT_CUDA        AUTO (nvcc found -> CUDA kernels), ON or OFF
 TORCH_CUDA_ARCH_LIST  architectures, as for torch extensions: "8.0;9.0+PTX" or "80;90+PTX"
 FOCAL_EXT_TORCH_ROOT  folder of the torch package to build against
@@ -29,13 +29,20 @@ def switch(name: str, values: Mapping[str, str], environ: Mapping[str, str]) -> 
     """The value of a variable, empty if it is unset; anything but the right values is an error."""
     value = environ.get(name, "")
     if value and value not in values:
-        raise stop(f"{name}: at build time it must be {', '.join(f'{v} ({what})' for v, what in values.items())} or unset, got {value!r}")
+        raise stop(
+            f"{name}: at build time it must be {', '.join(f'{v} ({what})' for v, what in values.items())} or unset,"
+            f" got {value!r}"
+        )
     return value
 
 
 def why_pure(environ: Mapping[str, str]) -> str | None:
     """Why this build is to have no kernels, or None. Raises where the environment asks for what cannot be."""
-    native, cuda, jobs = switch("FOCAL_EXT_NATIVE", NATIVE, environ), switch("FOCAL_EXT_CUDA", CUDA, environ), environ.get("MAX_JOBS", "")
+    native, cuda, jobs = (
+        switch("FOCAL_EXT_NATIVE", NATIVE, environ),
+        switch("FOCAL_EXT_CUDA", CUDA, environ),
+        environ.get("MAX_JOBS", ""),
+    )
     if not re.fullmatch(r"[1-9]\d*|", jobs):
         raise stop(f"MAX_JOBS: must be a number of compile jobs, 1 or more, got {jobs!r}")
     if native == "0" and cuda == "ON":

@@ -1,10 +1,10 @@
-# Owns: finding on disk the torch that the kernels are built against, in every environment that may have asked for the build.
+# Owns: finding on disk the torch to build against, in every environment that may have asked for the build.
 # Must not know: compilers, CMake. Never imports torch: that takes seconds.
-"""Any torch >= 2.10 will do: a library built against one loads into all others. The first one found decides; one that is too old
-is named and not stepped past, since the environment that asked for the build would go on without kernels.
+"""Any torch >= 2.10 will do: a library built against one loads into all others. The first one found decides. One that is
+too old is named and not stepped past, since the environment that asked for the build would go on without kernels.
 
-pip's and uv's build isolation hide the environment. pip runs its interpreter with changed variables, so that interpreter is asked
-again without them. uv makes an environment of its own and keeps the caller's PATH and PWD.
+pip's and uv's build isolation hide the environment. pip runs its interpreter with changed variables, so that interpreter is
+asked again without them. uv makes an environment of its own and keeps the caller's PATH and PWD.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from .switches import PURE, stop
 
 OLDEST = (2, 10)
 PARTS = ("include/torch/csrc/stable/library.h", "lib/libtorch.so", "lib/libtorch_cpu.so")
-WHERE = "import importlib.util, sys; sys.path = [p for p in sys.path if p]; s = importlib.util.find_spec('torch'); print(s.origin if s else None)"
+WHERE = (
+    "import importlib.util, sys; sys.path = [p for p in sys.path if p];"  # not the folder that it is called in
+    "spec = importlib.util.find_spec('torch'); print(spec.origin if spec else None)"
+)
 HIDING = ("PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONHOME")  # by which pip hides an environment from a build
 
 
@@ -62,7 +65,9 @@ def torch_to_build_against(found: Search) -> Path:
 
 def version_of(torch: Path) -> str:
     version = torch / "version.py"
-    found = re.search(r"^__version__ = '(\d+\.\d+[^']*)'", version.read_text(), re.MULTILINE) if version.exists() else None
+    found = (
+        re.search(r"^__version__ = '(\d+\.\d+[^']*)'", version.read_text(), re.MULTILINE) if version.exists() else None
+    )
     return found[1] if found else ""
 
 
@@ -103,7 +108,9 @@ def candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, Path | None]]:
         yield name, Path(environ[name], "bin/python") if environ.get(name) else None
     yield "the interpreter that made the environment of this build", maker()
     inside = Path(sys.executable).parent
-    others = os.pathsep.join(folder for folder in environ.get("PATH", "").split(os.pathsep) if folder and Path(folder) != inside)
+    others = os.pathsep.join(
+        folder for folder in environ.get("PATH", "").split(os.pathsep) if folder and Path(folder) != inside
+    )
     on_path = shutil.which("python3", path=others) or shutil.which("python", path=others)
     active = bool(on_path) and (Path(str(on_path)).parents[1] / "pyvenv.cfg").exists()
     first = ("the first python on the PATH", Path(on_path) if on_path else None)
@@ -111,7 +118,10 @@ def candidates(environ: Mapping[str, str]) -> Iterator[tuple[str, Path | None]]:
         yield first
     # uv uses the .venv of the folder that it is called in, or of one above, when no environment is active.
     called_in = Path(environ.get("PWD") or os.getcwd())
-    yield "the .venv where the build was called", next((p for f in (called_in, *called_in.parents) if (p := f / ".venv/bin/python").exists()), None)
+    yield (
+        "the .venv where the build was called",
+        next((p for f in (called_in, *called_in.parents) if (p := f / ".venv/bin/python").exists()), None),
+    )
     if not active:
         yield first
     base = getattr(sys, "_base_executable", None)
@@ -126,7 +136,7 @@ def maker() -> Path | None:
 
 
 def asked(python: Path, environ: Mapping[str, str]) -> Path | None:
-    """The folder of the torch that an interpreter would import: user site, .pth files and --system-site-packages included."""
+    """The folder of the torch that an interpreter would import, from the user site and the system's packages, too."""
     seen = {name: value for name, value in environ.items() if name not in HIDING}
     try:
         done = subprocess.run([str(python), "-c", WHERE], env=seen, capture_output=True, text=True, timeout=60)
