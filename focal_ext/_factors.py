@@ -8,10 +8,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._arguments import Alpha, Normalizer, accumulation_dtype, as_float, check_layout, is_number, values_are_readable
+from ._arguments import Alpha, Normalizer, accumulation_dtype, as_float, check_layout, is_number, is_plain, is_traced, values_are_readable
 
 # What the reduced loss is divided by; the numbers are those of csrc/problem.h.
 BY_VALUE, BY_TENSOR, BY_KEPT, BY_POSITIVES = range(4)
+
+
+_kept: dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor] = {}
+_captured: dict[int, Tensor] = {}  # by address, which is all that a CUDA graph knows of them
+
+
+def tensor_of(values: tuple[float, ...], dtype: torch.dtype, inputs: Tensor) -> Tensor:
+    """Copied to the device of inputs once: a copy at each call would wait for the device, and no CUDA graph could capture it."""
+    if is_traced() or not is_plain(inputs):
+        return torch.tensor(values, dtype=dtype, device=inputs.device)
+    key = values, dtype, inputs.device
+    tensor = _kept.get(key)
+    if tensor is None:
+        with torch.inference_mode(False):  # what inference mode makes cannot be kept for a later backward
+            tensor = torch.tensor(values, dtype=dtype, device=inputs.device)
+        if is_plain(tensor):
+            if len(_kept) >= 64:
+                _kept.pop(next(iter(_kept)), None)
+            _kept[key] = tensor
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        _captured[tensor.data_ptr()] = tensor
+    return tensor
 
 
 def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float, float, Tensor | None]:
@@ -28,7 +50,10 @@ def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float,
         alpha = alpha.tolist() if hasattr(alpha, "tolist") else alpha
         if isinstance(alpha, (str, bytes, bool)) or not isinstance(alpha, Sequence) or not all(map(is_number, alpha)):
             raise TypeError(f"alpha: must be None, a float, or a tensor or sequence of {classes} floats, got {type(alpha).__name__}")
-        alpha = torch.tensor([float(a) for a in alpha], dtype=dtype, device=inputs.device)
+        values = tuple(float(a) for a in alpha)
+        if not all(0 <= a <= most and a < math.inf for a in values):
+            raise ValueError(f"alpha: every value must be {rule}, got {list(values)}")
+        alpha = tensor_of(values, dtype, inputs)
     check_layout("alpha", alpha)
     if alpha.is_complex() or alpha.is_quantized or alpha.dtype is torch.bool:
         raise TypeError(f"alpha: must be real numbers, got {alpha.dtype}")

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, PUBLIC, Implementation
+from focal_ext import _factors
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 loss = focal_ext.sigmoid_focal_loss
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
@@ -138,3 +140,24 @@ def test_a_module_moves_its_tensors_checks_its_arguments_and_takes_them_per_call
     for wrong in ({"alpha": 7.0}, {"gamma": -1.0}, {"reduction": "avg"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             focal_ext.SigmoidFocalLoss(**wrong)
+
+
+def test_a_sequence_of_alphas_becomes_one_tensor_of_each_type_and_device_whatever_mode_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_factors, "_kept", {})
+    x, values = torch.randn(4, 3), [0.25, 0.5, 0.75]
+    with torch.inference_mode():
+        first = _factors.check_alpha(values, x)[2]
+    assert _factors.check_alpha(np.array(values), x.bfloat16())[2] is first and not first.is_inference()
+    assert _factors.check_alpha(values, x.double())[2].dtype == torch.float64
+    with FakeTensorMode():  # leaves nothing of its own behind
+        _factors.check_alpha([0.1, 0.2, 0.3], torch.randn(4, 3))
+    assert all(type(kept) is Tensor for kept in _factors._kept.values()) and len(_factors._kept) == 2
+    for i in range(200):
+        _factors.check_alpha([i / 200] * 3, x)
+    assert len(_factors._kept) == 64
+
+
+@pytest.mark.parametrize("alpha", [[0.1, 1.5, 0.2], (0.1, float("nan"), 0.2), np.array([-0.1, 0.0, 0.5])], ids=str)
+def test_a_sequence_of_alphas_is_checked_on_a_device_too(alpha: object) -> None:
+    with pytest.raises(ValueError, match=r"alpha: every value must be in \[0, 1\]"):
+        _factors.check_alpha(alpha, torch.empty(4, 3, device="meta"))  # type: ignore[arg-type]
