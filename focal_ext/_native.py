@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import platform
 import warnings
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from ._torch_private import cuda_driver_version
+from . import _cuda_devices as cuda_devices
+from ._torch_private import constant_to_compile, cuda_driver_version
 from ._version import __version__
 
 LIBRARY = Path(__file__).with_name("libfocal_ext.so")
@@ -64,13 +64,19 @@ if reason is not None and os.environ.get("FOCAL_EXT_NATIVE") != "0":
 
 
 def _facts() -> dict[str, Any]:
-    return {"cuda": _fact("cuda") or None, "archs": (_fact("archs") or "").split(), "cpu_level": _fact("cpu_level")}
+    cuda, archs, reason_no_cuda = map(_fact, ("cuda", "archs", "reason_no_cuda"))
+    return {
+        "cuda": cuda or None,
+        "archs": (archs or "").split(),
+        "reason_no_cuda": None if cuda else reason_no_cuda or None,
+        "cpu_level": _fact("cpu_level"),
+    }
 
 
 def build_info() -> dict[str, Any]:
     """What is in use: version, backend ("native" or "reference"), reason (why not native, else None), cuda (the toolkit's version
-    or None), archs, cpu_level (the instruction set in use) and torch."""
-    facts = _facts() if available else {"cuda": None, "archs": [], "cpu_level": None}
+    or None), archs, reason_no_cuda (why the build has no CUDA kernels, else None), cpu_level (the instruction set in use) and torch."""
+    facts = _facts() if available else {"cuda": None, "archs": [], "reason_no_cuda": reason, "cpu_level": None}
     return {
         "version": __version__,
         "backend": "native" if available else "reference",
@@ -80,32 +86,39 @@ def build_info() -> dict[str, Any]:
     }
 
 
-@functools.cache
-def _cuda_usable() -> bool:
-    """Whether the library has CUDA kernels that this driver can run; warns once when the driver is too old for them."""
-    built = _facts()["cuda"]
-    if not built:
-        warnings.warn(
-            "focal_ext was built without CUDA kernels; tensors on cuda take the plain PyTorch reference. Put nvcc on the PATH and reinstall",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-        return False
-    driver = cuda_driver_version()
-    if driver // 1000 < int(built.split(".")[0]):
-        warnings.warn(
-            f"focal_ext was built with CUDA {built}, the driver supports CUDA {driver // 1000}.{driver % 1000 // 10}; tensors on cuda take"
-            " the plain PyTorch reference. Update the driver, or rebuild with an older nvcc",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-        return False
-    return True
+_on_cuda: dict[int, bool] = {}  # by the device's index
+_said: set[str] = set()
+
+
+@constant_to_compile
+def _runs_on_cuda(index: int | None) -> bool:
+    """Whether the library has CUDA kernels that this driver and device can run; warns once and says why, if not.
+
+    Never initialises CUDA, which a process that forks later must not have done: as long as it is not initialised, tensors on
+    cuda are fake ones.
+    """
+    if index in _on_cuda:
+        return _on_cuda[index]
+    initialised = torch.cuda.is_initialized()
+    why_not = _why_not_on_cuda(torch.cuda.get_device_capability(index) if initialised else None)
+    if why_not is not None and why_not not in _said:
+        words = f"{why_not}. Tensors on cuda take the plain PyTorch reference, right but slow"
+        warnings.warn(words, RuntimeWarning, stacklevel=5)
+        _said.add(why_not)
+    if initialised and index is not None:
+        _on_cuda[index] = why_not is None
+    return why_not is None
+
+
+def _why_not_on_cuda(capability: tuple[int, int] | None) -> str | None:
+    if torch.version.hip:
+        return "focal_ext has kernels for NVIDIA GPUs only, and this torch is built for ROCm"
+    return cuda_devices.why_not(_facts(), cuda_driver_version(), capability)
 
 
 def runs_on(device: torch.device) -> bool:
     """Whether there are fused kernels for tensors of this device."""
-    return available and (device.type == "cpu" or (device.type == "cuda" and _cuda_usable()))
+    return available and (device.type == "cpu" or (device.type == "cuda" and _runs_on_cuda(device.index)))
 
 
 if available:

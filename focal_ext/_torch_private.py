@@ -34,6 +34,13 @@ unwrap_if_dead: Callable[[Tensor], Tensor] = getattr(torch._C._functorch, "unwra
 cuda_driver_version: Callable[[], int] = getattr(torch._C, "_cuda_getDriverVersion", lambda: 10**6)
 
 
+def constant_to_compile(function: Callable[[int | None], bool]) -> Callable[[int | None], bool]:
+    """Called by torch.compile while it traces, its answer a constant of the graph. torch.compiler.assume_constant_result does
+    the same after importing the compiler, which takes seconds. Gone: traced like other code, up to a graph break."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """function.apply without its Python frame, of which only unwrap_if_dead() is needed. Gone: function.apply."""
     bare = getattr(super(torch.autograd.Function, function), "apply", None)

@@ -42,7 +42,9 @@ def build_library(prefix: Path, everything: bool) -> None:
         f"-DFOCAL_EXT_TORCH_ROOT={torch}",
         f"-DCMAKE_INSTALL_PREFIX={prefix}",
     ]
-    what = [f"-DFOCAL_EXT_CUDA={os.environ.get('FOCAL_EXT_CUDA') or 'AUTO'}", *cuda_archs()]
+    asked_cuda = os.environ.get("FOCAL_EXT_CUDA") or "AUTO"
+    # The list as it is written, which cmake/architectures.cmake reads; empty for the default, whatever an earlier build was told.
+    what = [f"-DFOCAL_EXT_CUDA={asked_cuda}", f"-DFOCAL_EXT_CUDA_ARCHS={os.environ.get('TORCH_CUDA_ARCH_LIST', '')}"]
     # ninja is given anew each time: the kept cache may name one of an isolated environment that is gone.
     run("configuring with CMake", [cmake, *fresh, *where, *what, f"-DCMAKE_MAKE_PROGRAM={ninja}"], env)
     note.write_text(asked)
@@ -51,13 +53,6 @@ def build_library(prefix: Path, everything: bool) -> None:
     run(
         "copying the library", [cmake, "--install", str(BUILD), *([] if everything else ["--component", "python"])], env
     )
-
-
-def cuda_archs() -> list[str]:
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if not listed:
-        return ["-UFOCAL_EXT_CUDA_ARCHS"]  # back to the default, whatever an earlier build was told
-    return [f"-DFOCAL_EXT_CUDA_ARCHS={';'.join(re.split('[ ;,]+', listed.strip())).replace('.', '')}"]
 
 
 def tools(path: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@
 
 FOCAL_EXT_NATIVE      0: pure-Python install; 1: kernels, or an error; unset: pure only where there is no compiler
 FOCAL_EXT_CUDA        AUTO (nvcc found -> CUDA kernels), ON or OFF
-TORCH_CUDA_ARCH_LIST  architectures, as for torch extensions: "8.0;9.0+PTX" or "80;90+PTX"
+TORCH_CUDA_ARCH_LIST  architectures, as for torch extensions: "8.0;9.0+PTX", "Hopper", "native"
 FOCAL_EXT_TORCH_ROOT  folder of the torch package to build against
 MAX_JOBS              parallel compile jobs
 """

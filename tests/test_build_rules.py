@@ -34,10 +34,10 @@ RULES = {
     "no fast math": Rule(
         "-ffast-math sets flush-to-zero for the whole process and drops NaN; --use_fast_math drops subnormals",
         r"(?<!No )(?<!no )-ffast-math|-Ofast|-funsafe-math|-ffinite-math-only|--?use_fast_math|-ftz=true",
-        ("CMakeLists.txt", "setup.py", "native_build", "csrc"),
-        (*C_PLUS_PLUS, "*.py", "CMakeLists.txt"),
+        ("CMakeLists.txt", "cmake", "setup.py", "native_build", "csrc"),
+        (*C_PLUS_PLUS, "*.py", "*.cmake", "CMakeLists.txt"),
     ),
-    "no build paths in binaries": Rule("-lineinfo writes the builder's folders into the wheel", r"-lineinfo", ("CMakeLists.txt", "setup.py", "native_build"), ("*",)),
+    "no build paths in binaries": Rule("-lineinfo writes the builder's folders into the wheel", r"-lineinfo", ("CMakeLists.txt", "cmake", "setup.py", "native_build"), ("*",)),
     "no standard library in kernels per instruction set": Rule(
         "an inline function compiled for AVX-512 must not be the one the linker keeps for every machine",
         r"#include\s*<(?!stdint\.h|math\.h|string\.h|immintrin\.h)",
@@ -73,7 +73,7 @@ def test_a_rule_of_the_source_holds(name: str) -> None:
 
 
 def test_source_files_open_with_what_they_own() -> None:
-    sources = [path for folder, names in (("csrc", C_PLUS_PLUS), ("focal_ext", ("*.py",)), ("tests", ("*.py",))) for name in names for path in (ROOT / folder).rglob(name)]
+    sources = [path for folder, names in (("csrc", C_PLUS_PLUS), ("cmake", ("*.cmake", "*.cu")), ("focal_ext", ("*.py",)), ("tests", ("*.py",))) for name in names for path in (ROOT / folder).rglob(name)]
     silent = [path.relative_to(ROOT).as_posix() for path in sources if path.read_text().strip() and not re.search(r"^(//|#) Owns", path.read_text(), re.MULTILINE)]
     assert sources and not [place for place in silent if not place.endswith("__init__.py")]
 

@@ -108,9 +108,9 @@ def test_a_damaged_installation_says_why_once_and_computes_the_same(name: str, t
 
 def test_build_info_tells_all_that_is_in_use() -> None:
     info = focal_ext.build_info()
-    assert set(info) == {"version", "backend", "reason", "cuda", "archs", "cpu_level", "torch"}
+    assert set(info) == {"version", "backend", "reason", "cuda", "archs", "reason_no_cuda", "cpu_level", "torch"}
     assert info["version"] == focal_ext.__version__ and info["torch"] == torch.__version__
-    assert (info["cuda"] is None) == (info["archs"] == [])
+    assert (info["cuda"] is None) == (info["archs"] == []) == (info["reason_no_cuda"] is not None)
     assert (info["reason"] is None) == (info["backend"] == "native") == (info["cpu_level"] is not None)
 
 

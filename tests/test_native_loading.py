@@ -1,23 +1,15 @@
-# Owns: what the package finds wrong with its native library and with a CUDA driver, and says so; test_fallback.py damages whole installations.
-# Must not know: losses, other processes.
+# Owns: what the package finds wrong with its native library, and says so; test_fallback.py damages whole installations.
+# Must not know: losses, other processes, CUDA devices (test_cuda_devices.py).
 from __future__ import annotations
 
 import _ctypes
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 
 import focal_ext
 import pytest
 import torch
 from focal_ext import _native
-
-
-@pytest.fixture(autouse=True)
-def anew() -> Iterator[None]:
-    _native._cuda_usable.cache_clear()
-    yield
-    _native._cuda_usable.cache_clear()
 
 
 def test_the_environment_may_ask_for_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,40 +61,17 @@ def test_a_library_of_another_version_is_named_with_both_versions(monkeypatch: p
 def test_the_library_knows_its_facts_and_no_other_names() -> None:
     assert _native._fact("version") == focal_ext.__version__ == _library().focal_ext_version().decode()
     assert _native._fact("cpu_level") in ("baseline", "x86-64-v3", "x86-64-v4")
+    assert bool(_native._fact("cuda")) == bool(_native._fact("archs")) != bool(_native._fact("reason_no_cuda"))
     assert _native._fact("no such fact") is None
 
 
 def test_a_library_without_facts_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "LIBRARY", _ctypes.__file__)
     assert _native._fact("version") is None
-    assert _native._facts() == {"cuda": None, "archs": [], "cpu_level": None}
+    assert _native._facts() == {"cuda": None, "archs": [], "reason_no_cuda": None, "cpu_level": None}
 
 
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_native.LIBRARY))
     library.focal_ext_version.restype = ctypes.c_char_p
     return library
-
-
-@pytest.mark.parametrize(
-    "built, driver, usable, said",
-    [
-        (None, 13000, False, "built without CUDA kernels.*Put nvcc on the PATH"),
-        ("13.0", 12080, False, "built with CUDA 13.0, the driver supports CUDA 12.8.*Update the driver"),
-        ("13.0", 13000, True, None),
-        ("12.8", 13010, True, None),
-    ],
-    ids=["no kernels", "old driver", "same driver", "newer driver"],
-)
-def test_tensors_on_cuda_take_the_kernels_that_the_driver_can_run(built: str | None, driver: int, usable: bool, said: str | None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
-    monkeypatch.setattr(_native, "available", True)
-    monkeypatch.setattr(_native, "_facts", lambda: {"cuda": built, "archs": [], "cpu_level": None})
-    monkeypatch.setattr(_native, "cuda_driver_version", lambda: driver)
-    if said is None:
-        assert _native.runs_on(torch.device("cuda"))
-        assert not recwarn.list
-        return
-    with pytest.warns(RuntimeWarning, match=said):
-        assert _native.runs_on(torch.device("cuda")) is usable
-    assert _native.runs_on(torch.device("cuda")) is usable  # said once
-    assert not _native.runs_on(torch.device("meta")) and _native.runs_on(torch.device("cpu"))
