@@ -60,7 +60,7 @@ SANITIZERS = (
 )
 
 def row(case: str, grid: int) -> tuple[str, ...]:
-    return (f"tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference[{case}-{grid}-FLAVOUR]",)
+    return (f"tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference[{case}-FLAVOUR-{grid}]",)
 
 
 SPECIAL, PARTIAL = row("sigmoid_focal, shape (600, 80), reduction sum", 1), row("sigmoid_focal, reduction sum", 1)  # many tiles a warp; 7 rows of a tile of 8
