@@ -9,12 +9,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 import focal_ext
+from focal_ext import _cuda_devices
+from focal_ext._torch_private import cuda_driver_version
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,17 +36,12 @@ def gpus() -> list[Gpu]:
     return [Gpu(p.name, f"GPU-{p.uuid}", (p.major, p.minor)) for p in every]
 
 
-def why_not(found: list[Gpu], cuda: str | None, archs: list[str], usable: bool) -> str | None:
+def why_not(found: list[Gpu], facts: Mapping[str, Any], driver: int) -> str | None:
     """Why this installation cannot be tested on the GPUs that were found, with the way out; None if it can."""
-    names = ", ".join(gpu.name for gpu in found)
-    if not cuda:
-        return f"make gpu: there is {names}, but focal_ext was built without CUDA kernels; put nvcc on the PATH, then: rm -f .venv/.native focal_ext/*.so; make gpu"
-    if not usable:
-        return f"make gpu: there is {names}, but its driver is too old for focal_ext's CUDA {cuda}; update the driver or build with an older nvcc"
-    lowest = min(int(re.findall(r"\d+", arch)[0]) for arch in archs)
-    old = [gpu.name for gpu in found if 10 * gpu.capability[0] + gpu.capability[1] < lowest]
-    if old:
-        return f"make gpu: {', '.join(old)} is older than the lowest architecture in the library, {lowest}; build with TORCH_CUDA_ARCH_LIST"
+    for gpu in found:
+        reason = _cuda_devices.why_not(facts, driver, gpu.capability)
+        if reason:
+            return f"make gpu: there is {gpu.name}, but {reason}; then: rm .venv/.native; make gpu"
     return None
 
 
@@ -73,8 +71,7 @@ def main() -> int:
     if not found:
         print(f"make gpu: no CUDA GPU that torch {torch.__version__} can use; nothing was run or written")
         return 0
-    info = focal_ext.build_info()
-    reason = why_not(found, info["cuda"], info["archs"], bool(info["cuda"]) and focal_ext._native.runs_on(torch.device("cuda")))
+    reason = why_not(found, focal_ext.build_info(), cuda_driver_version())
     if reason:
         print(reason, file=sys.stderr)
         return 1

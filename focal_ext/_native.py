@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -103,11 +104,19 @@ def _runs_on_cuda(index: int | None) -> bool:
     why_not = _why_not_on_cuda(torch.cuda.get_device_capability(index) if initialised else None)
     if why_not is not None and why_not not in _said:
         words = f"{why_not}. Tensors on cuda take the plain PyTorch reference, right but slow"
-        warnings.warn(words, RuntimeWarning, stacklevel=5)
+        warnings.warn(words, RuntimeWarning, stacklevel=_callers_level())
         _said.add(why_not)
     if initialised and index is not None:
         _on_cuda[index] = why_not is None
     return why_not is None
+
+
+def _callers_level() -> int:
+    """The stacklevel of the line that called the package, from within the function that warns."""
+    inside, frame, level = (str(LIBRARY.parent), str(Path(torch.__file__).parent)), sys._getframe(2), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _why_not_on_cuda(capability: tuple[int, int] | None) -> str | None:

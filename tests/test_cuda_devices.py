@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import focal_ext
 import pytest
 import torch
 from focal_ext import _cuda_devices, _native
@@ -128,3 +129,18 @@ def test_the_answer_is_a_constant_to_a_compiled_graph(index: int, expected: floa
         warnings.simplefilter("ignore")
         assert [step(torch.tensor(2.0)).item() for _ in range(3)] == [expected] * 3
     assert asked == [index]
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("call", ["function", "module", "pyramid"])
+def test_the_warning_names_the_line_that_called(call: str, asked: list[int | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "runs_on", lambda device: _native._runs_on_cuda(2))
+    x, ids = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
+    calls: dict[str, Callable[[], torch.Tensor]] = {
+        "function": lambda: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum"),
+        "module": lambda: focal_ext.SigmoidFocalLoss(reduction="sum")(x, ids),
+        "pyramid": lambda: focal_ext.sigmoid_focal_loss_pyramid([x.view(1, 3, 2, 2)], ids.view(1, 4), 3),
+    }
+    with pytest.warns(RuntimeWarning) as said:
+        calls[call]()
+    assert said[0].filename == __file__

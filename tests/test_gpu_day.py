@@ -10,7 +10,6 @@ from bench.gpu import ROOT, Gpu, commands, csv_of, why_not
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "GPU-1", (9, 0))
 T4, OLD = Gpu("Tesla T4", "GPU-2", (7, 5)), Gpu("Tesla P100-PCIE-16GB", "GPU-3", (6, 0))
-ARCHS = ["75", "80", "120+PTX"]
 
 
 def test_without_a_gpu_it_says_so_in_one_line_and_writes_nothing() -> None:
@@ -21,10 +20,11 @@ def test_without_a_gpu_it_says_so_in_one_line_and_writes_nothing() -> None:
 
 
 def test_an_installation_that_cannot_be_tested_is_told_the_way_out() -> None:
-    assert why_not([H100, T4], "13.0", ARCHS, usable=True) is None
-    assert "rm -f .venv/.native focal_ext/*.so" in str(why_not([H100], None, [], usable=False))
-    assert "update the driver" in str(why_not([H100], "13.0", ARCHS, usable=False))
-    assert "P100" in str(why_not([H100, OLD], "13.0", ARCHS, usable=True))
+    facts = {"cuda": "13.0", "archs": ["75", "80", "90", "120+PTX"], "reason_no_cuda": None}
+    assert why_not([H100, T4], facts, 13000) is None
+    assert "rm .venv/.native" in str(why_not([H100], {"cuda": None, "archs": [], "reason_no_cuda": "no nvcc was found"}, 13000))
+    assert "Update the driver" in str(why_not([H100], facts, 12080))
+    assert "P100" in str(why_not([H100, OLD], facts, 13000))
 
 
 def test_both_tiers_of_tests_run_first_and_every_kind_of_gpu_gets_one_file() -> None:
