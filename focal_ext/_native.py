@@ -19,8 +19,9 @@ from ._version import __version__
 LIBRARY = Path(__file__).with_name("libfocal_ext.so")
 REINSTALL = (
     "install torch >= 2.10 and a C++ compiler first, then build again from the sources: "
-    "pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps ."
+    "pip install --no-cache-dir --force-reinstall --no-deps ."
 )
+OLDEST_TORCH = (2, 10)  # for the library; the package works through the reference with torch >= 2.6
 
 ops = torch.ops.focal_ext  # resolves names lazily: empty until the library is loaded
 convolution_backward = torch.ops.aten.convolution_backward  # both derivatives of a convolution without an autograd graph
@@ -42,8 +43,10 @@ def _load() -> str | None:
     """Loads the library; returns why not, with the way out, or None."""
     if os.environ.get("FOCAL_EXT_NATIVE") == "0":
         return "FOCAL_EXT_NATIVE=0 in the environment asks for the reference"
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:  # 2.10.0a0 of a vendor's build is new enough
+        return f"the fused kernels need torch >= 2.10, this is torch {torch.__version__}; update torch{'' if LIBRARY.exists() else f', and {REINSTALL}'}"
     if not LIBRARY.exists():
-        return f"this installation has no {LIBRARY.name}: it was built without a C++ compiler, without torch >= 2.10 beside it, or with FOCAL_EXT_NATIVE=0; {REINSTALL}"
+        return f"this installation has no {LIBRARY.name}: it was built without a C++ compiler, not on Linux, or with FOCAL_EXT_NATIVE=0; {REINSTALL}"
     try:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:

@@ -24,6 +24,27 @@ def test_a_missing_library_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPa
     assert "has no libfocal_ext.so" in reason and _native.REINSTALL in reason
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("version", ["2.6.0+cu124", "2.9.1"])
+@pytest.mark.parametrize("library", [True, False], ids=["library", "no library"])
+def test_a_torch_that_is_too_old_for_the_kernels_is_named(
+    version: str, library: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    if not library:
+        monkeypatch.setattr(_native, "LIBRARY", tmp_path / "libfocal_ext.so")
+    reason = str(_native._load())
+    assert f"need torch >= 2.10, this is torch {version}; update torch" in reason
+    assert (_native.REINSTALL in reason) == (not library)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("version", ["2.10.0a0+0123abc.nv25.11", "2.10.0", "10.0.0"])
+def test_a_torch_that_is_new_enough_is_taken_by_its_number(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    assert _native._load() is None
+
+
 def test_a_file_that_is_no_library_is_said_with_the_linkers_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FOCAL_EXT_NATIVE", raising=False)
     library = tmp_path / "libfocal_ext.so"

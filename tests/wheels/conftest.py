@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from environments import other_python
+from environments import SUPPORTED, pythons
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if other_python() is None:
-        terminalreporter.write_line("No second Python with headers found: wheels were tried with one version only. Name one in FOCAL_EXT_OTHER_PYTHON.")
+    missing = [f"3.{minor}" for minor in SUPPORTED if minor not in pythons()]
+    if missing:
+        terminalreporter.write_line(f"The wheel was not tried with Python {', '.join(missing)}: not on the PATH, nor among pyenv's.")

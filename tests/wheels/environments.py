@@ -14,6 +14,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 HOME, DIST = ROOT / ".venv-wheels", ROOT / "dist"
 TESTS_NEED = ("numpy", "pytest", "mpmath")
+SUPPORTED = range(10, 15)
 
 
 def clean(**changes: str) -> dict[str, str]:
@@ -29,32 +30,31 @@ def run(*command: object, folder: Path = HOME, **changes: str) -> str:
     return done.stdout
 
 
-def version_of(python: str) -> tuple[int, int] | None:
-    """Major and minor version of an interpreter that can build extensions; None when it cannot, or does not run."""
-    program = "import os, sys, sysconfig; assert os.path.exists(sysconfig.get_path('include') + '/Python.h'); print(*sys.version_info[:2])"
-    done = subprocess.run([python, "-c", program], capture_output=True, text=True, env=clean(), check=False)
-    return tuple(map(int, done.stdout.split())) if done.returncode == 0 else None  # type: ignore[return-value]
-
-
 @functools.cache
-def other_python() -> str | None:
-    """An interpreter of another version: FOCAL_EXT_OTHER_PYTHON, else the newest of python3.X on the PATH and pyenv's."""
-    named = os.environ.get("FOCAL_EXT_OTHER_PYTHON")
-    minors = [minor for minor in range(14, 9, -1) if minor != sys.version_info.minor]
+def pythons() -> dict[int, str]:
+    """An interpreter for each minor version that the package supports, if there is one: this one, on the PATH, or pyenv's."""
     pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
-    found = [shutil.which(f"python3.{minor}") for minor in minors] + [str(path) for minor in minors for path in sorted(pyenv.glob(f"3.{minor}.*/bin/python3.{minor}"))]
-    return next((python for python in ([named] if named else found) if python and version_of(python) not in (None, sys.version_info[:2])), None)
+    found = {}
+    for minor in SUPPORTED:
+        name = f"python3.{minor}"
+        places = [shutil.which(name), *sorted(map(str, pyenv.glob(f"3.{minor}.*/bin/{name}")))]
+        program = "import sys; sys.exit(sys.version_info[1])"  # a name that pyenv has no version for does not run
+        runs = (p for p in places if p and subprocess.run([p, "-c", program], capture_output=True, check=False).returncode == minor)
+        python = sys.executable if minor == sys.version_info.minor else next(runs, None)
+        if python:
+            found[minor] = python
+    return found
 
 
 class Environment(NamedTuple):
     name: str
     torch: str
     installer: str  # "pip" or "uv"
-    python: str = sys.executable
+    minor: int = sys.version_info.minor
 
     @property
     def folder(self) -> Path:
-        return HOME / f"{self.name}-{self.torch}-{''.join(map(str, version_of(self.python) or ()))}".replace(" ", "-")
+        return HOME / f"{self.name}-{self.torch}-3{self.minor}".replace(" ", "-")
 
     @property
     def executable(self) -> Path:
@@ -74,7 +74,7 @@ class Environment(NamedTuple):
         done = self.folder / "ready"
         if not done.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
-            run(self.python, "-m", "venv", self.folder)
+            run(pythons()[self.minor], "-m", "venv", self.folder)
             self.install(f"torch=={self.torch}", *TESTS_NEED)
             done.touch()
         return self
@@ -88,11 +88,18 @@ class Environment(NamedTuple):
 
 
 # pip knows local CPU builds of torch that uv does not look for.
-OLDEST = Environment("oldest torch", "2.10.0", "uv")
 CPU = Environment("CPU build", "2.13.0", "pip")
 CUDA = Environment("CUDA build", "2.14.1", "uv")
-OTHER = Environment("other Python", "2.14.1", "uv", other_python() or "")
-EVERY = (OLDEST, CPU, CUDA, *([OTHER] if other_python() else []))
+# The library serves every torch from 2.10 on and every Python; each is tried with another of the other.
+NATIVE = (
+    Environment("oldest torch", "2.10.0", "uv", min(pythons())),
+    CPU,
+    CUDA,
+    *(Environment("other Python", "2.14.1", "uv", minor) for minor in sorted({*pythons()} - {min(pythons()), CUDA.minor})),
+)
+# The oldest that pyproject.toml asks for: there is no library for it.
+REFERENCE = Environment("reference alone", "2.6.0", "uv")
+EVERY = (*NATIVE, REFERENCE)
 
 
 def built(pattern: str) -> Path:
