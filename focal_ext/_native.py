@@ -44,7 +44,7 @@ def _load() -> str | None:
     if os.environ.get("FOCAL_EXT_NATIVE") == "0":
         return "FOCAL_EXT_NATIVE=0 in the environment asks for the reference"
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:  # 2.10.0a0 of a vendor's build is new enough
-        return f"the fused kernels need torch >= 2.10, this is torch {torch.__version__}; update torch{'' if LIBRARY.exists() else f', and {REINSTALL}'}"
+        return f"the fused kernels need torch >= 2.10, this is torch {torch.__version__}; {'update torch' if LIBRARY.exists() else REINSTALL}"
     if not LIBRARY.exists():
         return f"this installation has no {LIBRARY.name}: it was built without a C++ compiler, not on Linux, or with FOCAL_EXT_NATIVE=0; {REINSTALL}"
     try:
