@@ -25,8 +25,8 @@ struct Arguments {
   double divisor_value, gamma_positive, clip;
 
   Problem problem() {
-    inputs = as_contiguous(inputs);
-    targets = as_contiguous(targets);
+    inputs = as_contiguous(inputs, "inputs");
+    targets = as_contiguous(targets, "targets");
     Problem p{};
     p.classes = inputs.size(-1);
     p.rows = 1;
@@ -34,13 +34,14 @@ struct Arguments {
     p.inputs = inputs.const_data_ptr();
     p.scalar = scalar_of(inputs);
     p.target = targets.dim() == inputs.dim() ? dense_target(inputs, targets) : id_target(targets);
-    STD_TORCH_CHECK(targets.numel() == (is_dense(p.target) ? inputs.numel() : p.rows) && targets.is_cuda() == inputs.is_cuda(),
+    STD_TORCH_CHECK(targets.numel() == (is_dense(p.target) ? inputs.numel() : p.rows) && on_device_of(targets, inputs),
         "targets: must be on the device of inputs and hold one id a row or one value a logit");
     p.targets = targets.const_data_ptr();
     p.has_ignore_index = ignore_index.has_value();
     p.ignore_index = ignore_index.value_or(0);
     STD_TORCH_CHECK(loss >= 0 && loss <= int64_t(kLastLoss), "loss: unknown");
     p.loss_parameters = {Loss(loss), gamma, gamma_positive, clip, smoothing};
+    check_numbers(p.loss_parameters, alpha_positive, alpha_negative, divisor_value);
     p.scores = checked_data(scores, inputs, p.rows, "scores");
     p.alpha_positive = alpha_positive;
     p.alpha_negative = alpha_negative;
@@ -123,12 +124,12 @@ Tensor loss_map(FOCAL_EXT_ARGUMENTS) {
 // Writes the gradient for an upstream factor (0-d, accumulation dtype) or map (the unreduced loss's shape, the logits' dtype).
 void write_gradient(Arguments& a, const Tensor& grad_output, void* to) {
   Problem p = a.problem();
-  const Tensor upstream = as_contiguous(grad_output);
+  const Tensor upstream = as_contiguous(grad_output, "grad_output");
   p.grad_output_per_element = grad_output.dim() > 0;
-  STD_TORCH_CHECK(upstream.is_cuda() == a.inputs.is_cuda() && (p.grad_output_per_element ? upstream.numel() == (has_row_losses(p) ? p.rows : numel(p)) &&
-                                                                                               upstream.scalar_type() == a.inputs.scalar_type()
-                                                                                         : upstream.scalar_type() == accumulation_type(a.inputs)),
-      "grad_output: must be 0-d of the accumulation dtype, or of the shape of the unreduced loss and the dtype of inputs");
+  STD_TORCH_CHECK(on_device_of(upstream, a.inputs) && (p.grad_output_per_element ? upstream.numel() == (has_row_losses(p) ? p.rows : numel(p)) &&
+                                                                                       upstream.scalar_type() == a.inputs.scalar_type()
+                                                                                 : upstream.scalar_type() == accumulation_type(a.inputs)),
+      "grad_output: must be 0-d of the accumulation dtype, or of the shape of the unreduced loss and the dtype of inputs, and on their device");
   p.grad_output = upstream.const_data_ptr();
   p.gradient = to;
   run(p, a.inputs);
@@ -143,14 +144,24 @@ Tensor gradient(FOCAL_EXT_ARGUMENTS, Tensor grad_output) {
 
 void gradient_(FOCAL_EXT_ARGUMENTS, Tensor grad_output) {
   STD_TORCH_CHECK(inputs.is_contiguous(), "inputs: must be contiguous to be overwritten");
+  check_allocated(inputs, "inputs");
+  const Bytes written = bytes_of(inputs);
+  check_apart(written, targets, "targets");
+  check_apart(written, scores, "scores");
+  check_apart(written, weight, "weight");
+  check_apart(written, alpha, "alpha");
+  check_apart(written, normalizer, "normalizer");
+  check_apart(written, grad_output, "grad_output");
   Arguments a = FOCAL_EXT_PASS;
   write_gradient(a, grad_output, inputs.mutable_data_ptr());
 }
 
 void scale_(Tensor gradient, Tensor factor) {
-  STD_TORCH_CHECK(
-      gradient.is_contiguous() && factor.numel() == 1 && factor.scalar_type() == accumulation_type(gradient) && factor.is_cuda() == gradient.is_cuda(),
+  STD_TORCH_CHECK(gradient.is_contiguous() && factor.numel() == 1 && factor.scalar_type() == accumulation_type(gradient) && on_device_of(factor, gradient),
       "factor: must be one number of the accumulation dtype, for a contiguous gradient on the same device");
+  check_allocated(gradient, "gradient");
+  check_allocated(factor, "factor");
+  check_apart(bytes_of(gradient), factor, "factor");
 #ifdef FOCAL_EXT_WITH_CUDA
   if (gradient.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(gradient.get_device_index());
@@ -162,8 +173,10 @@ void scale_(Tensor gradient, Tensor factor) {
   cpu::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), value, on_torch_threads);
 }
 
-int64_t first_bad_id(Tensor targets, int64_t classes, std::optional<int64_t> ignore_index, bool background) {
-  const Tensor ids = as_contiguous(targets);
+// A 0-d int64, not an int: a graph can hold it.
+Tensor first_bad_id(Tensor targets, int64_t classes, std::optional<int64_t> ignore_index, bool background) {
+  const Tensor ids = as_contiguous(targets, "targets");
+  STD_TORCH_CHECK(classes >= 0, "classes: must be at least 0, got ", classes);
   Problem p{};
   p.targets = ids.const_data_ptr();
   p.rows = ids.numel();
@@ -171,7 +184,9 @@ int64_t first_bad_id(Tensor targets, int64_t classes, std::optional<int64_t> ign
   p.has_ignore_index = ignore_index.has_value();
   p.ignore_index = ignore_index.value_or(0);
   p.target = id_target(ids);
-  return cpu::first_bad_id(p, background, on_torch_threads);
+  Tensor result = empty(ids, 0, nullptr, ScalarType::Long);
+  *static_cast<int64_t*>(result.mutable_data_ptr()) = cpu::first_bad_id(p, background, on_torch_threads);
+  return result;
 }
 
 }  // namespace
@@ -183,7 +198,7 @@ STABLE_TORCH_LIBRARY(focal_ext, m) {
   m.def("gradient(Tensor" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> Tensor");
   m.def("gradient_(Tensor(a!)" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> ()");
   m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
-  m.def("first_bad_id(Tensor targets, int classes, int? ignore_index, bool background=True) -> int");
+  m.def("first_bad_id(Tensor targets, int classes, int? ignore_index, bool background=True) -> Tensor");
 }
 
 #define FOCAL_EXT_REGISTER(m)                                 \

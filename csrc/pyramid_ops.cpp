@@ -15,8 +15,6 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-bool on_device_of(const Tensor& a, const Tensor& b) { return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(); }
-
 bool is_channels_last(const Tensor& t) {
   const int64_t expected[4] = {t.size(1) * t.size(2) * t.size(3), 1, t.size(3) * t.size(1), t.size(1)};
   for (int64_t d = 0; d < 4; ++d)
@@ -49,12 +47,13 @@ struct Arguments {
           "levels: must be [images, anchors * classes, height, width] of one dtype on one device");
       const bool planes = level.is_contiguous();
       STD_TORCH_CHECK(planes || is_channels_last(level), "levels: must be contiguous or channels_last");
+      check_allocated(level, "levels");
       plain.push_back({level.const_data_ptr(), nullptr, level.size(2) * level.size(3), !planes});
       anchors += plain.back().positions * result.anchors;
     }
     result.levels = plain.data();
     result.level_count = int64_t(plain.size());
-    targets = as_contiguous(targets);
+    targets = as_contiguous(targets, "targets");
     Problem& p = result.problem;
     p.scalar = scalar_of(first);
     p.rows = result.images * anchors;
@@ -65,6 +64,7 @@ struct Arguments {
     p.has_ignore_index = ignore_index.has_value();
     p.ignore_index = ignore_index.value_or(0);
     p.loss_parameters = {Loss::sigmoid_focal, gamma, 0, 0, smoothing};
+    check_numbers(p.loss_parameters, alpha_positive, alpha_negative, divisor_value);
     p.alpha_positive = alpha_positive;
     p.alpha_negative = alpha_negative;
     p.alpha = checked_data(alpha, first, classes, "alpha");
@@ -89,9 +89,23 @@ struct Arguments {
     return result;
   }
 
+  // That the levels, and the loss, may be written: none is another's memory, or that of what is read.
+  void check_written(const Tensor& grad_output, const OptionalTensor& loss) const {
+    for (size_t i = 0; i < levels.size(); ++i) {
+      const Bytes written = bytes_of(levels[i]);
+      for (size_t j = 0; j < i; ++j) {
+        const Bytes other = bytes_of(levels[j]);
+        STD_TORCH_CHECK(other.end <= written.begin || written.end <= other.begin, "levels: two share memory; clone one of them");
+      }
+      for (const OptionalTensor& read : {OptionalTensor(targets), weight, alpha, normalizer, OptionalTensor(grad_output), loss})
+        if (read) check_apart(written, *read, "levels");
+    }
+  }
+
   const void* upstream(const Tensor& grad_output) {
     STD_TORCH_CHECK(grad_output.numel() == 1 && grad_output.scalar_type() == accumulation_type(levels[0]) && on_device_of(grad_output, levels[0]),
         "grad_output: must be one number of the accumulation dtype, on the device of the levels");
+    check_allocated(grad_output, "grad_output");
     return grad_output.const_data_ptr();
   }
 };
@@ -151,7 +165,8 @@ void pyramid_gradient_(FOCAL_EXT_ARGUMENTS, Tensor grad_output, OptionalTensor l
   Arguments a = FOCAL_EXT_PASS;
   Pyramid p = a.pyramid();
   p.problem.grad_output = a.upstream(grad_output);
-  p.problem.loss = const_cast<void*>(checked_data(loss, levels[0], 1, "loss"));
+  a.check_written(grad_output, loss);
+  if (checked_data(loss, levels[0], 1, "loss")) p.problem.loss = loss->mutable_data_ptr();
   a.gradients(true);
   run(p, a.levels[0]);
 }

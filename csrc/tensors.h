@@ -7,7 +7,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <optional>
+#include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -58,15 +60,71 @@ inline Target dense_target(const Tensor& inputs, const Tensor& targets) {
   return Target::dense_acc;
 }
 
-inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+// Of two tensors on other devices one would be read with a pointer that is none there.
+inline bool on_device_of(const Tensor& t, const Tensor& like) {
+  int32_t device = 0, wanted = 0;
+  const bool known =
+      aoti_torch_get_device_type(t.get(), &device) == AOTI_TORCH_SUCCESS && aoti_torch_get_device_type(like.get(), &wanted) == AOTI_TORCH_SUCCESS;
+  return known && device == wanted && t.get_device_index() == like.get_device_index();
+}
 
-// A tensor of the accumulation dtype and the given number of elements, or null. `name` leads the error.
+// Whether the storage holds every element: torch lets a storage be freed or shortened under its tensors, and reads of those end the process.
+inline void check_allocated(const Tensor& t, const char* name) {
+  const int64_t numel = t.numel();
+  if (numel == 0) return;
+  int64_t bytes = 0, last = t.storage_offset();
+  if (t.is_contiguous()) last += numel - 1;
+  else
+    for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  STD_TORCH_CHECK(aoti_torch_get_storage_size(t.get(), &bytes) == AOTI_TORCH_SUCCESS && bytes / int64_t(t.element_size()) > last, name,
+      ": its data is not allocated; a storage of ", bytes, " bytes does not hold its ", numel, " elements (was it freed by untyped_storage().resize_()?)");
+}
+
+inline Tensor as_contiguous(const Tensor& t, const char* name) {
+  check_allocated(t, name);
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+// An interval of memory, for ops that write over one of their arguments.
+struct Bytes {
+  intptr_t begin, end;
+};
+
+inline Bytes bytes_of(const Tensor& t) {
+  const intptr_t begin = reinterpret_cast<intptr_t>(t.const_data_ptr());
+  return {begin, begin + t.numel() * int64_t(t.element_size())};
+}
+
+// What is written must be read nowhere else; in the same place, element by element, it may be. Of another layout `t` is copied before.
+inline void check_apart(const Bytes& written, const Tensor& t, const char* name) {
+  if (!t.is_contiguous() || t.numel() == 0) return;
+  const Bytes read = bytes_of(t);
+  STD_TORCH_CHECK(read.end <= written.begin || written.end <= read.begin || (read.begin == written.begin && read.end == written.end), name,
+      ": shares memory, at another place, with what the op writes; clone it");
+}
+
+inline void check_apart(const Bytes& written, const OptionalTensor& t, const char* name) {
+  if (t) check_apart(written, *t, name);
+}
+
+// Memory of a tensor of the accumulation dtype and the given number of elements, or null. `name` leads the error.
 inline const void* checked_data(const OptionalTensor& t, const Tensor& inputs, int64_t numel, const char* name) {
   if (!t) return nullptr;
-  STD_TORCH_CHECK(t->is_contiguous() && t->numel() == numel && t->scalar_type() == accumulation_type(inputs) &&
-                      t->get_device_index() == inputs.get_device_index() && t->is_cuda() == inputs.is_cuda(),
-      name, ": must be contiguous, of the accumulation dtype and on the device of inputs");
+  STD_TORCH_CHECK(t->is_contiguous() && t->numel() == numel && t->scalar_type() == accumulation_type(inputs) && on_device_of(*t, inputs), name,
+      ": must be contiguous, of the accumulation dtype and on the device of inputs, and hold ", numel, " elements");
+  check_allocated(*t, name);
   return t->const_data_ptr();
+}
+
+// The numbers that multiply losses; a NaN would pass as some branch of the formulas, not as NaN.
+inline void check_numbers(const LossParameters& p, double alpha_positive, double alpha_negative, double divisor_value) {
+  STD_TORCH_CHECK(0 <= p.gamma && std::isfinite(p.gamma), "gamma: must be finite and >= 0, got ", p.gamma);
+  STD_TORCH_CHECK(0 <= p.gamma_positive && std::isfinite(p.gamma_positive), "gamma_positive: must be finite and >= 0, got ", p.gamma_positive);
+  STD_TORCH_CHECK(0 <= p.clip && p.clip < 1, "clip: must be in [0, 1), got ", p.clip);
+  STD_TORCH_CHECK(0 <= p.smoothing && p.smoothing <= 1, "smoothing: must be in [0, 1], got ", p.smoothing);
+  STD_TORCH_CHECK(std::isfinite(alpha_positive) && std::isfinite(alpha_negative), "alpha_positive, alpha_negative: must be finite, got ", alpha_positive, ", ",
+      alpha_negative);
+  STD_TORCH_CHECK(std::isfinite(divisor_value), "divisor_value: must be finite, got ", divisor_value);
 }
 
 inline void on_torch_threads(int64_t n, void (*body)(void*, int64_t), void* context) {
@@ -102,7 +160,10 @@ inline Tensor empty_strided(const Tensor& like, int64_t dim, const int64_t* size
 }
 
 inline Tensor empty(const Tensor& like, int64_t dim, const int64_t* sizes, ScalarType type) {
-  int64_t strides[64], stride = 1;  // torch allows 64 dimensions
+  constexpr int64_t kFew = 8;
+  int64_t few[kFew], stride = 1;
+  std::vector<int64_t> many(dim > kFew ? dim : 0);  // torch knows no largest number of dimensions
+  int64_t* strides = dim > kFew ? many.data() : few;
   for (int64_t d = dim - 1; d >= 0; --d) strides[d] = stride, stride *= sizes[d] > 0 ? sizes[d] : 1;
   return empty_strided(like, dim, sizes, strides, type);
 }

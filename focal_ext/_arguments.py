@@ -2,16 +2,20 @@
 # Must not know: formulas, autograd, the native library, which loss takes which argument.
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from ._torch_private import is_transformed, owner_of
+from ._torch_private import is_jit_traced, is_transformed, owner_of
 
 Alpha = float | Sequence[float] | Tensor | None
 Normalizer = float | str | Tensor | None
@@ -26,13 +30,46 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def is_traced() -> bool:
-    """Whether torch.compile, torch.export or a torch.func transform runs the call."""
-    return is_compiling() or is_transformed()
+    """Whether torch.compile, torch.export, torch.jit.trace or a torch.func transform runs the call."""
+    return is_compiling() or is_transformed() or is_jit_traced()
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def quiet_under_jit_trace(function: Callable[P, R]) -> Callable[P, R]:
+    """Without torch.jit.trace's warning for each size that Python looks at: what is decided by sizes here holds for any number of rows."""
+
+    @functools.wraps(function)
+    def quiet(*args: P.args, **kwargs: P.kwargs) -> R:
+        if is_compiling() or not is_jit_traced():
+            return function(*args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            return function(*args, **kwargs)
+
+    return quiet
+
+
+def is_fx_traced() -> bool:
+    """Whether make_fx records the call, with real tensors of which it lets no value be read."""
+    return get_proxy_mode() is not None
+
+
+def is_nan(number: Tensor) -> bool:
+    """Of a number on the CPU; one that make_fx records is taken for none. Every call asks: an exception costs nothing where there is none."""
+    try:
+        return math.isnan(number.item())
+    except RuntimeError:
+        if is_fx_traced():
+            return False
+        raise
 
 
 def values_are_readable(*tensors: Tensor | None) -> bool:
-    """Whether looking at values is possible and free: not on a device, in a compiled graph, under a transform or for a subclass."""
-    if is_traced():
+    """Whether looking at values is possible and free: not on a device, in a traced graph, under a transform or for a subclass."""
+    if is_traced() or is_fx_traced():
         return False
     return all(t is None or (t.device.type == "cpu" and is_plain(t)) for t in tensors)
 
@@ -45,6 +82,20 @@ def is_plain(tensor: Tensor | None) -> bool:
 def check_layout(name: str, tensor: Tensor) -> None:
     if tensor.layout is not torch.strided or tensor.is_nested:
         raise TypeError(f"{name}: must be a dense strided tensor, got {'a nested tensor' if tensor.is_nested else tensor.layout}; use {name}.to_dense()")
+    check_allocated(name, tensor)
+
+
+def check_allocated(name: str, tensor: Tensor) -> None:
+    """Whether the storage holds every element: torch lets it be freed or shortened under its tensors, and a read of those ends the process."""
+    if is_traced() or not is_plain(tensor) or tensor.numel() == 0:
+        return
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    bytes_held = tensor.untyped_storage().nbytes()
+    if (last + 1) * tensor.element_size() > bytes_held:
+        raise RuntimeError(
+            f"{name}: its data is not allocated; a storage of {bytes_held} bytes does not hold its {tensor.numel()} elements"
+            " (was it freed by untyped_storage().resize_()?)"
+        )
 
 
 def check_inputs(inputs: Tensor, name: str = "inputs") -> None:

@@ -3,7 +3,7 @@
 #
 #   eager, plain backward            fused: the Functions below
 #   torch.compile, torch.export      fused: ops with registered formulas (focal_ext._native)
-#   torch.func, forward mode, create_graph, other devices and subclasses, and
+#   torch.func, forward mode, create_graph, torch.jit.trace, other devices and subclasses, and
 #   targets, scores, weight, alpha or normalizer that require grad     reference: right to any order, not fast
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from . import _native as native
 from . import _reference as reference
 from ._call import Call
 from ._native import ops
-from ._torch_private import apply_of, below_autograd, is_batched, is_differentiated_forward, keeps_graph, unwrap_if_dead
+from ._torch_private import (
+    apply_of,
+    below_autograd,
+    below_in_place,
+    is_batched,
+    is_differentiated_forward,
+    is_jit_traced,
+    keeps_graph,
+    unwrap_if_dead,
+)
 
 
 def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tensor) -> Tensor:
@@ -54,9 +63,10 @@ class _OnePass(torch.autograd.Function):
         # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
         if is_compiling() or keeps_graph() or is_batched(grad_output):
             return gradient * grad_output, None, None, None
-        if gradient.is_cpu and grad_output.item() == 1:  # on the CPU, where reading the factor costs less than the op
+        if gradient.is_cpu and is_one(grad_output):  # on the CPU, where reading the factor costs less than the op
             return gradient, None, None, None
-        ops.scale_(gradient, grad_output)  # decided on the device: no read, no write when the factor is 1
+        with below_in_place():
+            ops.scale_(gradient, grad_output)  # decided on the device: no read, no write when the factor is 1
         return gradient, None, None, None
 
 
@@ -95,11 +105,22 @@ class _Overwrite(torch.autograd.Function):
         target = inputs.detach()
         call, upstream = Call(*tensors, *ctx.scalars), _upstream(inputs, grad_output)
         if target.is_contiguous():
-            ops.gradient_(target, *call, upstream)
+            with below_in_place():
+                ops.gradient_(target, *call, upstream)
         else:
             target.copy_(ops.gradient(target, *call, upstream))
         torch.autograd.graph.increment_version(inputs)  # whoever else saved the logits gets autograd's error
         return target, None, None
+
+
+def is_one(factor: Tensor) -> bool:
+    """Of a number on the CPU; make_fx lets none be read of the tensors that it records."""
+    try:
+        return factor.item() == 1
+    except RuntimeError:
+        if arguments.is_fx_traced():
+            return False
+        raise
 
 
 def claim_overwrite(ctx: Any) -> None:
@@ -129,8 +150,8 @@ def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
 
 
 def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a transform runs the call, or something besides the logits wants a gradient."""
-    if is_differentiated_forward():
+    """Whether a transform or torch.jit.trace runs the call, or something besides the logits wants a gradient."""
+    if is_differentiated_forward() or (not is_compiling() and is_jit_traced()):
         return True
     if torch.is_grad_enabled():
         for t in tensors:

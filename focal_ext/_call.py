@@ -151,6 +151,7 @@ def _kind(tensor: object) -> tuple[object, ...] | None:
     return None
 
 
+@arguments.quiet_under_jit_trace
 def _check_by_rules(
     loss: Loss,
     inputs: Tensor,

@@ -2,7 +2,6 @@
 # Must not know: formulas, autograd, kernels.
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -138,7 +137,7 @@ def check_call(
 
 def check_ids_of(loss: Tensor, call: PyramidCall) -> None:
     """Names the first bad id where a value can be read for free; it makes the loss NaN."""
-    if not arguments.values_are_readable(loss, call.targets) or not math.isnan(loss.item()):  # on the CPU
+    if not arguments.values_are_readable(loss, call.targets) or not arguments.is_nan(loss):
         return
     ids = call.targets
     bad = _reference.bad_ids(_reference.widened(ids.flatten()), call.classes, call.ignore_index).nonzero()

@@ -13,6 +13,7 @@ from . import _factors as factors
 from ._call import Call, Loss
 from ._power import powered
 from ._softmax_reference import row_losses
+from ._torch_private import is_jit_traced
 
 # Beyond it sigmoid(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
 LIMIT = 800.0
@@ -80,7 +81,7 @@ def _sigmoid_focal(x: Tensor, t: Tensor, call: Call) -> Tensor:
 def _quality_focal(x: Tensor, t: Tensor, call: Call) -> Tensor:
     """|p - t|^beta ce (Li et al. 2020, eq. 4)."""
     p, q = _sigmoids(x)
-    hard = ((t == 0) | (t == 1)) & (not t.requires_grad)
+    hard = torch.zeros_like(t, dtype=torch.bool) if t.requires_grad else (t == 0) | (t == 1)
     distance = torch.where(hard, 0.5, p * (1 - t) - q * t).abs().pow(call.gamma)  # its kink at p = t has no second derivative below beta 2
     ends = _power(torch.where(t == 1, q, p), call.gamma, _bounded(x, LIMIT), t.detach().round())
     return torch.where(hard, ends, distance) * _cross_entropy(x, t)
@@ -142,6 +143,7 @@ def _element_losses(x: Tensor, t: Tensor, call: Call) -> Tensor:
     return factor * _LOSSES[Loss(call.loss)](x, t, call)
 
 
+@arguments.quiet_under_jit_trace
 def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     """The loss of checked arguments; class ids outside the range give NaN."""
     classes = inputs.shape[-1]
@@ -175,6 +177,8 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         return loss.reshape(inputs.shape[:-1] if call.is_per_row else inputs.shape).to(inputs.dtype)
     if loss.numel() == 0:
         return loss.sum()
+    if call.divisor == factors.BY_VALUE and reduction == "mean" and is_jit_traced():
+        return loss.mean()  # divisor_value is the number of losses of the example that is traced
     divisor = {
         factors.BY_VALUE: call.divisor_value,
         factors.BY_TENSOR: call.normalizer,

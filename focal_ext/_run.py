@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -30,7 +29,7 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
             _check_ids(call, classes)
         loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
         # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
-        if reduction != "none" and math.isnan(loss.item()):  # on the CPU
+        if reduction != "none" and arguments.is_nan(loss):
             _check_ids(call, classes)
         return loss
 
@@ -40,6 +39,8 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
 
 def _check_ids(call: Call, classes: int) -> None:
     background = not call.is_per_row
+    if arguments.is_fx_traced():
+        return
     native = _native.available
-    first_bad = _native.ops.first_bad_id(call.targets, classes, call.ignore_index, background) if native else _reference.first_bad_id(call, classes)
+    first_bad = int(_native.ops.first_bad_id(call.targets, classes, call.ignore_index, background)) if native else _reference.first_bad_id(call, classes)
     arguments.check_ids(first_bad, call.targets, classes, call.ignore_index, background)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +28,12 @@ keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_grap
 is_batched: Callable[[Tensor], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", _always)
 # A context in which ops do without autograd's dispatch. Gone: no_grad, which costs more.
 below_autograd: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "_AutoDispatchBelowAutograd", torch.no_grad)
+# Whether torch.jit.trace runs. Gone: the public way, which costs more.
+is_jit_traced: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
+# A context in which ops in place do without the rule for leaves and versions (focal_ext._graphs), and the dispatch keys below that rule.
+# Gone: there is no such rule for raw ops in place, which no public function needs.
+in_place_keys: torch._C.DispatchKeySet | None = getattr(torch._C, "_after_ADInplaceOrView_keyset", None)
+below_in_place: Callable[[], AbstractContextManager[None]] = getattr(torch._C, "_AutoDispatchBelowADInplaceOrView", nullcontext)
 # What a transform that is over left of a tensor, taken off; apply_of() needs it.
 unwrap_if_dead: Callable[[Tensor], Tensor] = getattr(torch._C._functorch, "unwrap_if_dead", _as_it_is)
 # The version of CUDA that the driver supports, as 1000 major + 10 minor. Gone: the driver is trusted.

@@ -21,6 +21,7 @@ from .modules import init_prior_
 MEMORY_BUDGET = 80 * 2**20
 
 
+@arguments.quiet_under_jit_trace
 def conv_sigmoid_focal_loss(
     features: Sequence[Tensor],
     conv_weight: Tensor,

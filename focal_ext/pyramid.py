@@ -15,9 +15,10 @@ from ._arguments import Alpha, Normalizer
 from ._call import Loss, PyramidCall, check
 from ._native import ops
 from ._pyramid import anchors_of, check_call, check_ids_of, check_levels, check_overwrite, is_native_layout
-from ._torch_private import below_autograd, is_batched, keeps_graph
+from ._torch_private import below_autograd, below_in_place, is_batched, keeps_graph
 
 
+@arguments.quiet_under_jit_trace
 def sigmoid_focal_loss_pyramid(
     levels: Sequence[Tensor],
     targets: Tensor | Sequence[Tensor],
@@ -99,11 +100,13 @@ def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | 
     """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
     if torch.compiler.is_compiling() or keeps_graph() or is_batched(factor):
         return [None if gradient is None else gradient * factor for gradient in gradients]
-    if factor.device.type == "cpu" and factor.item() == 1:  # on the CPU, where reading the factor costs less than the ops
+    if factor.device.type == "cpu" and _autograd.is_one(factor):  # on the CPU, where reading the factor costs less than the ops
         return list(gradients)
     for gradient in gradients:
         if gradient is not None:  # in rows where it lies in rows; decided on the device: no read, no write when the factor is 1
-            ops.scale_(gradient if gradient.is_contiguous() else gradient.permute(0, 2, 3, 1), factor)
+            rows = gradient if gradient.is_contiguous() else gradient.permute(0, 2, 3, 1)
+            with below_in_place():
+                ops.scale_(rows, factor)
     return list(gradients)
 
 
@@ -145,7 +148,8 @@ class _Recompute(torch.autograd.Function):
         _autograd.claim_overwrite(ctx)
         levels, call, _ = _saved(ctx)
         targets = [level.detach() for level in levels]
-        ops.pyramid_gradient_(targets, *call, _number(grad_output, levels), None)
+        with below_in_place():
+            ops.pyramid_gradient_(targets, *call, _number(grad_output, levels), None)
         for level in levels:
             torch.autograd.graph.increment_version(level)  # whoever else saved the logits gets autograd's error
         return None, None, *targets

@@ -12,6 +12,7 @@ from .._reference import widened
 INVALID = torch.iinfo(torch.int64).min
 
 
+@arguments.quiet_under_jit_trace
 def checked_ids(inputs: Tensor, targets: Tensor, lowest: int, highest: int, convention: str, ignored: int | None = None) -> Tensor:
     """Class ids as int64, all in [lowest, highest] or equal to `ignored`. Others raise, naming the convention; where reading values
     would stall a device they become INVALID."""
@@ -30,6 +31,7 @@ def checked_ids(inputs: Tensor, targets: Tensor, lowest: int, highest: int, conv
     return ids
 
 
+@arguments.quiet_under_jit_trace
 def check_dense(inputs: Tensor, targets: Tensor, library: str) -> None:
     arguments.check_inputs(inputs)
     if not arguments.is_dense(inputs, targets):

@@ -8,11 +8,13 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
+from .. import _arguments as arguments
 from .. import losses
 from ._conventions import as_scalar, check_dense, unless_negative
 from ._patching import replaced
 
 
+@arguments.quiet_under_jit_trace
 def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, num_boxes: float | Tensor, alpha: float = 0.25, gamma: float = 2) -> Tensor:
     """Equivalent to DETR's ``loss.mean(1).sum() / num_boxes`` of dense targets: logits (batch, queries, classes) or (masks, pixels)."""
     check_dense(inputs, targets, "DETR")
