@@ -23,7 +23,7 @@ TESTS := tests/requirements.txt
 READY = @$(PYTHON) .ci/missing.py "torch>=2.10" "setuptools>=64" "cmake>=3.25" ninja $(filter %.txt,$^) && $(MAKE) --no-print-directory focal_ext/libfocal_ext.so
 endif
 # Both cores; more than eight processes would want more memory than they save time.
-PYTEST := $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
 # The date of every file in a wheel.
 export SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),315532800)
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("tqdm")  # of the programs that are started
+pytest.importorskip("faster_coco_eval")
 from examples.retinanet import logbook
 
 
