@@ -18,7 +18,17 @@ SOURCE = Path(__file__).resolve().parents[1]
 BUILD = SOURCE / "build/cmake"  # kept: the next build compiles what changed
 OLDEST_CMAKE = (3, 25)
 # CMake reads these when it configures for the first time.
-KEPT = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDAHOSTCXX", "CUDA_HOME", "CUDA_PATH")
+KEPT = (
+    "CXX",
+    "CXXFLAGS",
+    "LDFLAGS",
+    "CUDACXX",
+    "CUDAFLAGS",
+    "CUDAHOSTCXX",
+    "NVCC_CCBIN",
+    "CUDA_HOME",
+    "CUDA_PATH",
+)
 
 
 def build_library(prefix: Path, everything: bool) -> None:
@@ -43,7 +53,7 @@ def build_library(prefix: Path, everything: bool) -> None:
         f"-DCMAKE_INSTALL_PREFIX={prefix}",
     ]
     asked_cuda = os.environ.get("FOCAL_EXT_CUDA") or "AUTO"
-    # The list as it is written, which cmake/architectures.cmake reads; empty for the default, whatever an earlier build was told.
+    # cmake/architectures.cmake reads the list; it is empty for the default, whatever an earlier build was told.
     what = [f"-DFOCAL_EXT_CUDA={asked_cuda}", f"-DFOCAL_EXT_CUDA_ARCHS={os.environ.get('TORCH_CUDA_ARCH_LIST', '')}"]
     # ninja is given anew each time: the kept cache may name one of an isolated environment that is gone.
     run("configuring with CMake", [cmake, *fresh, *where, *what, f"-DCMAKE_MAKE_PROGRAM={ninja}"], env)
@@ -75,10 +85,15 @@ def tools(path: str) -> tuple[str, str]:
 
 
 def asked_for(path: str, found: Search, environ: Mapping[str, str]) -> str:
-    """What a kept CMake cache would not notice: another compiler, flag or torch, an update of one, a moved source tree."""
+    """What a kept CMake cache would not notice: another compiler, flag or torch, an update, a moved source tree."""
     programs = {"C++": environ.get("CXX") or "c++", "nvcc": environ.get("CUDACXX") or "nvcc"}
     lines = [f"source {SOURCE}", f"torch {found.torch} {found.version}"]
-    lines += [f"{what} {identity(shutil.which(command.split()[0], path=path))}" for what, command in programs.items()]
+    # Every word, since a command may begin with a launcher: CXX="ccache g++".
+    lines += [
+        f"{what} {identity(shutil.which(word, path=path))}"
+        for what, words in programs.items()
+        for word in words.split()
+    ]
     lines += [f"{name}={value}" for name, value in sorted(environ.items()) if name in KEPT or name.startswith("CMAKE_")]
     return "\n".join(lines) + "\n"
 

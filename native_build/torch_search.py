@@ -1,10 +1,10 @@
 # Owns: finding on disk the torch to build against, in every environment that may have asked for the build.
 # Must not know: compilers, CMake. Never imports torch: that takes seconds.
-"""Any torch >= 2.10 will do: a library built against one loads into all others. The first one found decides. One that is
-too old is named and not stepped past, since the environment that asked for the build would go on without kernels.
+"""Any torch >= 2.10 will do: a library built against one loads into all others. The first one found decides. One that
+is too old is named and not stepped past, since the environment that asked for the build would go on without kernels.
 
-pip's and uv's build isolation hide the environment. pip runs its interpreter with changed variables, so that interpreter is
-asked again without them. uv makes an environment of its own and keeps the caller's PATH and PWD.
+pip's and uv's build isolation hide the environment. pip runs its interpreter with changed variables, so it is asked
+again without them. uv makes an environment of its own and keeps the caller's PATH and PWD.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def problem_of(torch: Path) -> str | None:
     """Why nothing can be built against this folder, in words that name it."""
     version = version_of(torch)
     if not version:
-        return f"{torch} is not the folder of a torch package, it has no version.py of one"
+        meant = f"; {torch / 'torch'} is one" if version_of(torch / "torch") else ""
+        return f"{torch} is not the folder of a torch package, it has no version.py of one{meant}"
     if tuple(map(int, version.split(".")[:2])) < OLDEST:
         return f"torch {version} in {torch} is too old"
     missing = [part for part in PARTS if not (torch / part).exists()]
@@ -85,7 +86,7 @@ def problem_of(torch: Path) -> str | None:
 def places(environ: Mapping[str, str]) -> Iterator[tuple[str, Path | None]]:
     named = environ.get("FOCAL_EXT_TORCH_ROOT")
     if named:
-        yield "FOCAL_EXT_TORCH_ROOT", Path(named)
+        yield "FOCAL_EXT_TORCH_ROOT", Path(named).expanduser().absolute()
         return
     spec = find_spec("torch")
     yield f"what {sys.executable} imports during this build", Path(spec.origin).parent if spec and spec.origin else None

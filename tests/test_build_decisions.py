@@ -150,6 +150,8 @@ def test_a_kept_build_folder_is_configured_anew_when_what_it_was_made_with_has_c
         lambda: monkeypatch.setenv("CUDACXX", str(tmp_path / "bin/c++")),
         lambda: monkeypatch.setenv("CMAKE_CXX_COMPILER_LAUNCHER", "env"),
         lambda: os.utime(tmp_path / "bin/g++-99", ns=(1, 1)),  # updated under its name
+        lambda: monkeypatch.setenv("CXX", "env g++-99"),
+        lambda: os.utime(tmp_path / "bin/g++-99", ns=(2, 2)),  # behind a launcher
         lambda: fake_torch(torch, "2.14.1"),
         lambda: monkeypatch.setattr(run_cmake, "SOURCE", tmp_path),  # moved
     ):

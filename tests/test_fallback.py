@@ -106,6 +106,13 @@ def test_a_damaged_installation_says_why_once_and_computes_the_same(name: str, t
     assert gradient == pytest.approx(torch.autograd.grad(want, x)[0].flatten().tolist(), rel=1e-5)
 
 
+def test_the_package_needs_no_numpy() -> None:
+    blocked = "import sys; sys.modules['numpy'] = None\n"
+    wrong = "try: focal_ext.sigmoid_focal_loss(x, torch.tensor([0, -1, 9, 3]))\nexcept ValueError as e: print(e)"
+    done = python("-W", "ignore", "-c", f"{blocked}{PROGRAM}{wrong}")
+    assert done.returncode == 0 and "class id 9 at anchor 2" in done.stdout, done.stderr
+
+
 def test_build_info_tells_all_that_is_in_use() -> None:
     info = focal_ext.build_info()
     assert set(info) == {"version", "backend", "reason", "cuda", "archs", "reason_no_cuda", "cpu_level", "torch"}

@@ -57,6 +57,12 @@ MACHINES = {
     "FOCAL_EXT_TORCH_ROOT is first": Machine(
         {"own": "2.9.0", "named": "2.13.0"}, "named", variables={"FOCAL_EXT_TORCH_ROOT": "{folder}/named/torch"}
     ),
+    "FOCAL_EXT_TORCH_ROOT names the folder above": Machine(
+        {"named": "2.13.0"},
+        None,
+        ("not the folder of a torch package", "/named/torch is one"),
+        variables={"FOCAL_EXT_TORCH_ROOT": "{folder}/named"},
+    ),
     "FOCAL_EXT_TORCH_ROOT names nothing": Machine(
         {"own": "2.13.0"},
         None,

@@ -1,4 +1,4 @@
-# Owns: the source distribution built by the tools that people use, in the environments that they have: kernels or a clear error.
+# Owns: the source distribution, built by the tools and in the environments that people have: kernels, or a clear error.
 # Must not know: losses. Decisions in which nothing is compiled: tests/test_build_decisions.py.
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TORCH = CPU.prepare().package.with_name("torch")  # of the wheel that others are
 
 
 class Site(NamedTuple):
-    """Where things are built: the source, an environment that sees a torch, one that sees it in the user's packages alone."""
+    """The source; an environment that has torch; one that sees it in the user's packages alone."""
 
     source: Path
     beside: Path
@@ -47,11 +47,37 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def pip_wheel(site: Site, environment: Path, out: Path, *options: str, **variables: str) -> str:
-    return run(environment / "bin/python", "-m", "pip", "wheel", "-q", "--no-deps", *options, "-w", out, site.source, folder=out, FOCAL_EXT_CUDA="OFF", **variables)
+    return run(
+        environment / "bin/python",
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        *options,
+        "-w",
+        out,
+        site.source,
+        folder=out,
+        FOCAL_EXT_CUDA="OFF",
+        **variables,
+    )
 
 
 def uv_build(site: Site, out: Path, *options: object, folder: Path | None = None, **variables: str) -> str:
-    return run(UV, "build", "-q", "--wheel", *options, "-o", out, site.source, folder=folder or out, FOCAL_EXT_CUDA="OFF", **variables)
+    return run(
+        UV,
+        "build",
+        "-q",
+        "--wheel",
+        *options,
+        "-o",
+        out,
+        site.source,
+        folder=folder or out,
+        FOCAL_EXT_CUDA="OFF",
+        **variables,
+    )
 
 
 def active(environment: Path) -> dict[str, str]:
@@ -67,7 +93,18 @@ def with_uv_in_a_project(site: Site, out: Path) -> None:
 
 def without_isolation(site: Site, out: Path) -> None:
     """With the setuptools that environments of Python 3.10 and 3.11 are made with."""
-    run(UV, "pip", "install", "-q", "--python", site.beside / "bin/python", "setuptools==65.5.0", "wheel", "cmake", "ninja")
+    run(
+        UV,
+        "pip",
+        "install",
+        "-q",
+        "--python",
+        site.beside / "bin/python",
+        "setuptools==65.5.0",
+        "wheel",
+        "cmake",
+        "ninja",
+    )
     pip_wheel(site, site.beside, out, "--no-build-isolation")
 
 
@@ -76,15 +113,30 @@ WAYS = {
     "pip": lambda site, out: pip_wheel(site, site.beside, out),
     "pip, torch in the user's packages": lambda site, out: pip_wheel(site, site.system, out, **site.variables),
     "pip, no isolation, old setuptools": without_isolation,
-    "uv, environment named": lambda site, out: uv_build(site, out, "--python", site.system / "bin/python", **site.variables),
+    "uv, environment named": lambda site, out: uv_build(
+        site, out, "--python", site.system / "bin/python", **site.variables
+    ),
     "uv, environment active": lambda site, out: uv_build(site, out, **active(site.beside)),
     "uv, environment of the project": with_uv_in_a_project,
-    "pypa/build": lambda site, out: run(HOME / "bin/python", "-m", "build", "-q", "-w", "-o", out, site.source, FOCAL_EXT_CUDA="OFF", **active(site.beside)),
+    "pypa/build": lambda site, out: run(
+        HOME / "bin/python",
+        "-m",
+        "build",
+        "-q",
+        "-w",
+        "-o",
+        out,
+        site.source,
+        FOCAL_EXT_CUDA="OFF",
+        **active(site.beside),
+    ),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_build_has_kernels_serves_every_python_and_tells_nothing_of_the_builder(way: str, site: Site, tmp_path: Path) -> None:
+def test_a_build_has_kernels_serves_every_python_and_tells_nothing_of_the_builder(
+    way: str, site: Site, tmp_path: Path
+) -> None:
     WAYS[way](site, tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     assert re.search(r"-py3-none-linux_\w+\.whl$", wheel.name)
@@ -92,19 +144,36 @@ def test_a_build_has_kernels_serves_every_python_and_tells_nothing_of_the_builde
         archive.extractall(tmp_path / "wheel")
         metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
         assert not any("left_behind" in name for name in archive.namelist())
-    assert re.search(r"^License(-Expression)?: BSD-3-Clause$", metadata, re.MULTILINE) and "Requires-Dist: torch>=2.6" in metadata
+    assert (
+        re.search(r"^License(-Expression)?: BSD-3-Clause$", metadata, re.MULTILINE)
+        and "Requires-Dist: torch>=2.6" in metadata
+    )
     assert re.findall("^Requires-Dist: (.*)", metadata, re.MULTILINE) == ["torch>=2.6"]
     library = tmp_path / "wheel/focal_ext/libfocal_ext.so"
     assert not dynamic(library, "RUNPATH") and not dynamic(library, "RPATH")
-    found = [path for path in (site.source, TORCH.parent, Path.home(), "/tmp/") if str(path).encode() in library.read_bytes()]
+    found = [
+        path for path in (site.source, TORCH.parent, Path.home(), "/tmp/") if str(path).encode() in library.read_bytes()
+    ]
     assert not found
 
 
 def test_what_was_built_runs_where_torch_is_in_the_users_packages(site: Site, tmp_path: Path) -> None:
     pip_wheel(site, site.system, tmp_path, **site.variables)
     python = site.system / "bin/python"
-    run(python, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", next(tmp_path.glob("*.whl")), **site.variables)
-    said = run(python, "-c", "import focal_ext; print(focal_ext.build_info()['backend'])", folder=tmp_path, **site.variables)
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--force-reinstall",
+        next(tmp_path.glob("*.whl")),
+        **site.variables,
+    )
+    said = run(
+        python, "-c", "import focal_ext; print(focal_ext.build_info()['backend'])", folder=tmp_path, **site.variables
+    )
     assert said == "native\n"  # no warning either
 
 
@@ -116,5 +185,15 @@ def test_uv_names_a_torch_that_is_too_old_and_the_ways_out(site: Site, tmp_path:
     (torch / "__init__.py").touch()
     (torch / "version.py").write_text("__version__ = '2.9.1'\n")
     command = [str(UV), "pip", "install", "--no-deps", str(site.source)]
-    done = subprocess.run(command, env=clean(**active(environment), VIRTUAL_ENV=str(environment)), stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode != 0 and f"torch 2.9.1 in {torch} is too old" in done.stderr and "uv pip install --no-build-isolation ." in done.stderr
+    done = subprocess.run(
+        command,
+        env=clean(**active(environment), VIRTUAL_ENV=str(environment)),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (
+        done.returncode != 0
+        and f"torch 2.9.1 in {torch} is too old" in done.stderr
+        and "uv pip install --no-build-isolation ." in done.stderr
+    )
