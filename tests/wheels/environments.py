@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME, DIST = ROOT / ".venv-wheels", ROOT / "dist"
-TESTS_NEED = ("numpy", "pytest", "mpmath")
+TESTS_NEED = ("numpy", "pytest", "pytest-xdist", "mpmath")
 SUPPORTED = range(10, 15)
 
 
@@ -71,12 +71,13 @@ class Environment(NamedTuple):
 
     def prepare(self) -> Environment:
         """Makes the environment with its torch unless it is there."""
-        done = self.folder / "ready"
+        done, packages = self.folder / "ready", (f"torch=={self.torch}", *TESTS_NEED)
         if not done.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             run(pythons()[self.minor], "-m", "venv", self.folder)
-            self.install(f"torch=={self.torch}", *TESTS_NEED)
-            done.touch()
+        if not done.exists() or done.read_text() != " ".join(packages):
+            self.install(*packages)
+            done.write_text(" ".join(packages))
         return self
 
     def replace_focal_ext(self, distribution: Path) -> Environment:
@@ -90,12 +91,13 @@ class Environment(NamedTuple):
 # pip knows local CPU builds of torch that uv does not look for.
 CPU = Environment("CPU build", "2.13.0", "pip")
 CUDA = Environment("CUDA build", "2.14.1", "uv")
+OTHER_PYTHONS = tuple(Environment("other Python", "2.14.1", "uv", minor) for minor in sorted({*pythons()} - {min(pythons()), CUDA.minor}))
 # The library serves every torch from 2.10 on and every Python; each is tried with another of the other.
 NATIVE = (
     Environment("oldest torch", "2.10.0", "uv", min(pythons())),
     CPU,
     CUDA,
-    *(Environment("other Python", "2.14.1", "uv", minor) for minor in sorted({*pythons()} - {min(pythons()), CUDA.minor})),
+    *OTHER_PYTHONS,
 )
 # The oldest that pyproject.toml asks for: there is no library for it.
 REFERENCE = Environment("reference alone", "2.6.0", "uv")
