@@ -21,10 +21,19 @@ def lines(argument: str) -> list[str]:
     return [text for line in texts if (text := line.partition("#")[0].strip())]
 
 
+def required(arguments: list[str]) -> list[Requirement]:
+    """Each package once, with what all lists together ask of it."""
+    found: dict[str, Requirement] = {}
+    for line in (line for argument in arguments for line in lines(argument)):
+        new = Requirement(line)
+        if new.marker is None or new.marker.evaluate():
+            new.specifier &= found.get(new.name, new).specifier
+            found[new.name] = new
+    return list(found.values())
+
+
 def lacks(requirement: Requirement) -> str | None:
     """What is there instead; None where the requirement is met."""
-    if requirement.marker and not requirement.marker.evaluate():
-        return None
     try:
         found = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
@@ -33,8 +42,7 @@ def lacks(requirement: Requirement) -> str | None:
 
 
 def main() -> str | None:
-    wanted = {line: lacks(Requirement(line)) for argument in sys.argv[1:] for line in lines(argument)}
-    missing = {line: instead for line, instead in wanted.items() if instead}
+    missing = {str(each): instead for each in required(sys.argv[1:]) if (instead := lacks(each))}
     if not missing:
         return None
     listed = "\n".join(f"  {line}: {instead}" for line, instead in missing.items())
