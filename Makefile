@@ -103,7 +103,8 @@ wheel: $(TOOLS) .venv-wheels/.tools
 	FOCAL_EXT_NATIVE=0 .venv-wheels/bin/python -m build -q --no-isolation --skip-dependency-check --sdist -o dist .
 	@cd dist && sha256sum *
 
-# The wheel in fresh environments outside the source tree: old and new torch, another Python, without native code; from C++.
+# The wheel in fresh environments outside the source tree: old and new torch, every Python, without native code; from C++. The source
+# distribution built by pip, uv and pypa/build.
 test-wheels: wheel .venv-wheels/.environments $(NATIVE) $(TESTS)
 	$(PYTHON) -m pytest tests/wheels
 
