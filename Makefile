@@ -179,7 +179,7 @@ clean:
 
 define SAY_WHAT_WAS_BUILT
 @$(PYTHON) -c "import focal_ext as f; i = f.build_info(); \
-  cuda = f\"CUDA {i['cuda']} kernels for {' '.join(i['archs'])}\" if i['cuda'] else 'no CUDA kernels'; \
+  cuda = f\"CUDA {i['cuda']} kernels for {' '.join(i['archs'])}\" if i['cuda'] else f\"no CUDA kernels ({i['reason_no_cuda']})\"; \
   print('built: focal_ext', i['version'], '|', i['reason'] or f\"native, CPU {i['cpu_level']}\", '|', cuda, '| torch', i['torch'])"
 endef
 
