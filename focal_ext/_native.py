@@ -40,14 +40,50 @@ def _fact(name: str) -> str | None:
     return None if found is None else found.decode()
 
 
+# What the environment may say, "" being nothing.
+SWITCHES = {
+    "FOCAL_EXT_NATIVE": ("0", "1"),  # 0: the reference; 1: a build without kernels fails (setup.py)
+    "FOCAL_EXT_CPU_LEVEL": ("baseline", "x86-64-v3", "x86-64-v4"),  # the highest instruction set to use (csrc/cpu/level.h)
+}
+
+
+def _check_environment() -> None:
+    for name, known in SWITCHES.items():
+        value = os.environ.get(name, "")
+        if value and value not in known:
+            raise ValueError(f"{name}: must be one of {', '.join(known)}, or not set, got {value!r}")
+
+
+def _other_copy() -> str | None:
+    """The library of another copy of this package that the process has loaded. torch allows one definition of an op, and ends the process at a second."""
+    if not hasattr(ops, OPS[0]):
+        return None
+    loaded = {str(path) for path in torch.ops.loaded_libraries if Path(path).name == LIBRARY.name}
+    try:  # the libraries that were not loaded through torch, or that an installation has replaced since
+        maps = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+        loaded |= {fields[5] for fields in (line.split(maxsplit=5) for line in maps) if len(fields) == 6 and LIBRARY.name in fields[5]}
+    except OSError:
+        pass
+    if any(os.path.exists(path) and os.path.samefile(path, LIBRARY) for path in loaded):
+        return None
+    return min(loaded, default="a library of unknown path")
+
+
 def _load() -> str | None:
     """Loads the library; returns why not, with the way out, or None."""
+    _check_environment()
     if os.environ.get("FOCAL_EXT_NATIVE") == "0":
         return "FOCAL_EXT_NATIVE=0 in the environment asks for the reference"
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:  # 2.10.0a0 of a vendor's build is new enough
         return f"the fused kernels need torch >= 2.10, this is torch {torch.__version__}; {'update torch' if LIBRARY.exists() else REINSTALL}"
     if not LIBRARY.exists():
         return f"this installation has no {LIBRARY.name}: it was built without a C++ compiler, not on Linux, or with FOCAL_EXT_NATIVE=0; {REINSTALL}"
+    other = _other_copy()
+    if other is not None:
+        raise ImportError(
+            f"focal_ext: this process has loaded {other} and cannot load {LIBRARY} too; keep one copy of the package on sys.path, and restart Python"
+            " after an installation. FOCAL_EXT_NATIVE=0 gives the plain PyTorch reference without loading anything"
+        )
     try:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:
@@ -134,5 +170,7 @@ def runs_on(device: torch.device) -> bool:
     return available and (device.type == "cpu" or (device.type == "cuda" and _runs_on_cuda(device.index)))
 
 
-if available:
+if available and not getattr(ops, "registered", False):  # the package may be imported anew, the ops stay
     from . import _graphs  # noqa: F401  registers what compiled graphs need to know of the ops
+
+    setattr(ops, "registered", True)  # noqa: B010  a namespace of ops declares no attributes

@@ -12,6 +12,25 @@ import torch
 from focal_ext import _native
 
 
+@pytest.fixture(autouse=True)
+def as_if_nothing_were_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process has loaded the library, so that any other is refused (test_second_copy.py)."""
+    monkeypatch.setattr(_native, "_other_copy", lambda: None)
+
+
+@pytest.mark.parametrize("name, value", [("FOCAL_EXT_NATIVE", "false"), ("FOCAL_EXT_NATIVE", "off"), ("FOCAL_EXT_NATIVE", " 0"), ("FOCAL_EXT_CPU_LEVEL", "avx2"), ("FOCAL_EXT_CPU_LEVEL", "X86-64-V3")])
+def test_a_misspelt_value_of_the_environment_is_an_error_with_the_right_ones(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{name}: must be one of {', '.join(_native.SWITCHES[name])}, or not set, got {value!r}"):
+        _native._load()
+
+
+@pytest.mark.parametrize("name", _native.SWITCHES)
+def test_a_variable_that_is_empty_is_not_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "")
+    _native._check_environment()
+
+
 def test_the_environment_may_ask_for_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOCAL_EXT_NATIVE", "0")
     assert "FOCAL_EXT_NATIVE=0 in the environment" in str(_native._load())
