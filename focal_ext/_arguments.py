@@ -6,6 +6,7 @@ import functools
 import math
 import numbers
 import operator
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
@@ -79,6 +80,22 @@ def is_plain(tensor: Tensor | None) -> bool:
     return tensor is None or type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
+def is_distributed(tensor: object) -> bool:
+    """Whether it is a DTensor; nobody has one whose module is not imported."""
+    if type(tensor) is Tensor:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def check_distributed(name: str, tensor: Tensor, inputs: Tensor) -> None:
+    if is_distributed(tensor) != is_distributed(inputs):
+        raise TypeError(
+            f"{name}: must be a {'DTensor' if is_distributed(inputs) else 'plain tensor'} as inputs is, got {type(tensor).__name__};"
+            " bring both to one form with torch.distributed.tensor.distribute_tensor() or .full_tensor()"
+        )
+
+
 def check_layout(name: str, tensor: Tensor) -> None:
     if tensor.layout is not torch.strided or tensor.is_nested:
         raise TypeError(f"{name}: must be a dense strided tensor, got {'a nested tensor' if tensor.is_nested else tensor.layout}; use {name}.to_dense()")
@@ -113,6 +130,7 @@ def is_dense(inputs: Tensor, targets: Targets) -> bool:
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: must be a torch.Tensor, got {type(targets).__name__}")
     check_layout("targets", targets)
+    check_distributed("targets", targets, inputs)
     if targets.device != inputs.device:
         raise ValueError(f"targets: must be on the device of inputs, {inputs.device}, got {targets.device}; use targets.to(inputs.device)")
     if targets.shape == inputs.shape:
@@ -145,6 +163,7 @@ def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | Non
             f"targets: of a pair (ids, scores) both must have shape {tuple(inputs.shape[:-1])}, got {tuple(ids.shape)} and {tuple(scores.shape)}"
         )
     check_layout("targets", scores)
+    check_distributed("targets", scores, inputs)
     if not scores.is_floating_point():
         raise TypeError(f"targets: the scores of a pair (ids, scores) must be floating point, got {scores.dtype}; use scores.float()")
     if scores.device != inputs.device:

@@ -145,7 +145,18 @@ def _element_losses(x: Tensor, t: Tensor, call: Call) -> Tensor:
 
 @arguments.quiet_under_jit_trace
 def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
-    """The loss of checked arguments; class ids outside the range give NaN."""
+    """The loss of checked arguments; class ids outside the range give NaN. Plain tensors beside DTensors are the same on all processes."""
+    if arguments.is_distributed(inputs):
+        from torch.distributed.tensor.experimental import implicit_replication
+
+        if call.is_per_row and any(placement.is_shard(inputs.dim() - 1) for placement in inputs.placements):  # type: ignore[attr-defined]
+            raise ValueError("inputs: the softmax of a row needs all its classes, got a DTensor sharded by classes; use inputs.redistribute() to shard it by rows")
+        with implicit_replication():
+            return _compute(inputs, call, reduction)
+    return _compute(inputs, call, reduction)
+
+
+def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     classes = inputs.shape[-1]
     dtype = arguments.accumulation_dtype(inputs.dtype)
     x = inputs.reshape(-1, classes) if classes else inputs.reshape(inputs.shape[:-1].numel(), 0)

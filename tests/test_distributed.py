@@ -85,6 +85,23 @@ def test_shards_of_classes_add_up_to_the_whole(found: list[dict[str, Any]]) -> N
         torch.testing.assert_close(result["classes"]["gradient"], logits.grad, **CLOSE)
 
 
+@pytest.mark.parametrize("reduction", processes.REDUCTIONS)
+@pytest.mark.parametrize("loss, placement", [(loss, p) for loss in processes.LOSSES for p in processes.PLACEMENTS if processes.is_offered(loss, p)])
+def test_dtensors_give_the_numbers_of_one_process(loss: str, reduction: str, placement: str, found: list[dict[str, Any]]) -> None:
+    want = processes.loss_and_gradient(loss, reduction, *processes.rows_of(loss, reduction))
+    for result in found:
+        for ours, plain in zip(result["DTensors"][loss, reduction, placement], want, strict=True):
+            torch.testing.assert_close(ours, plain, **CLOSE)
+
+
+def test_dtensors_that_cannot_be_taken_are_refused_with_the_way_out(found: list[dict[str, Any]]) -> None:
+    for result in found:
+        logits, ids, classes = result["refusals"]
+        assert "inputs: the softmax of a row needs all its classes, got a DTensor sharded by classes" in classes
+        assert "targets: must be a DTensor as inputs is, got Tensor; bring both to one form" in logits
+        assert "targets: must be a plain tensor as inputs is, got DTensor" in ids
+
+
 def test_the_mean_is_over_the_processes_of_the_group_and_at_least_one(found: list[dict[str, Any]]) -> None:
     for rank, result in enumerate(found):
         assert {name: mean.item() for name, mean in result["mean"].items()} == {"unequal": 5.5, "one process without": 2.5, "none anywhere": 1.0}

@@ -13,10 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 WORLD, CLASSES, FEATURES = 2, 6, 5
+LOSSES = ("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "asymmetric_loss", "softmax_focal_loss")
+SCORED = ("quality_focal_loss", "varifocal_loss")
 # Positives among the rows of each process.
 BATCHES = {"unequal": ((9, 40), (2, 30)), "one process without": ((5, 20), (0, 33)), "none anywhere": ((0, 8), (0, 9))}
 
@@ -73,6 +75,58 @@ def sharded_classes(rank: int) -> dict[str, Tensor]:
     return {"loss": whole.detach(), "gradient": logits.grad.full_tensor()}
 
 
+PLACEMENTS = {"replicated": Replicate(), "rows": Shard(0), "classes": Shard(1)}
+# Reductions of DTensors, and whether the targets are dense.
+REDUCTIONS = {"none": {"reduction": "none"}, "mean": {"reduction": "mean"}, "positives": {"reduction": "sum", "normalizer": "positives"}, "dense": {"reduction": "mean"}}
+
+
+def rows_of(loss: str, reduction: str) -> tuple[Tensor, Any]:
+    """Logits and targets, the same on every process."""
+    rng = torch.Generator().manual_seed(3)
+    logits = torch.randn(8, CLASSES, generator=rng, dtype=torch.float64)
+    if reduction == "dense":
+        return logits, torch.rand(8, CLASSES, generator=rng, dtype=torch.float64)
+    ids = torch.tensor([0, 5, 2, 1, 3, 4, -2 if loss != "softmax_focal_loss" else -100, 1])
+    return logits, (ids, torch.rand(8, generator=rng, dtype=torch.float64)) if loss in SCORED else ids
+
+
+def loss_and_gradient(loss: str, reduction: str, logits: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+    leaf = logits.detach().requires_grad_()
+    value = getattr(focal_ext, loss)(leaf, targets, **REDUCTIONS[reduction])
+    value.sum().backward()
+    return value.detach(), leaf.grad
+
+
+def of_dtensors(loss: str, reduction: str, placement: str) -> tuple[Tensor, Tensor]:
+    mesh, place = init_device_mesh("cpu", (WORLD,)), PLACEMENTS[placement]
+    logits, targets = rows_of(loss, reduction)
+
+    def distributed(t: Tensor) -> DTensor:
+        return distribute_tensor(t, mesh, [Replicate() if t.dim() == 1 and place == Shard(1) else place])
+
+    targets = tuple(map(distributed, targets)) if isinstance(targets, tuple) else distributed(targets)
+    value, gradient = loss_and_gradient(loss, reduction, distributed(logits), targets)
+    return value.full_tensor(), gradient.full_tensor()
+
+
+def is_offered(loss: str, placement: str) -> bool:
+    return loss != "softmax_focal_loss" or placement != "classes"
+
+
+def refusals() -> list[str]:
+    """What is said of a DTensor beside a plain tensor."""
+    mesh, said = init_device_mesh("cpu", (WORLD,)), []
+    logits, ids = rows_of("sigmoid_focal_loss", "mean")
+    whole = distribute_tensor(logits, mesh, [Replicate()]), distribute_tensor(ids, mesh, [Replicate()])
+    sharded = distribute_tensor(logits, mesh, [Shard(1)])
+    for loss, *pair in (("sigmoid", whole[0], ids), ("sigmoid", logits, whole[1]), ("softmax", sharded, whole[1])):
+        try:
+            getattr(focal_ext, f"{loss}_focal_loss")(*pair)
+        except (TypeError, ValueError) as error:
+            said.append(str(error))
+    return said
+
+
 def main(rank: int, store: str, result: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
@@ -82,6 +136,8 @@ def main(rank: int, store: str, result: str) -> None:
         "local": {name: data_parallel(name, rank, lambda labels: "positives") for name in BATCHES},
         "step": {name: sharded_parameters(name, rank) for name in BATCHES},
         "classes": sharded_classes(rank),
+        "DTensors": {(loss, r, p): of_dtensors(loss, r, p) for loss in LOSSES for r in REDUCTIONS for p in PLACEMENTS if is_offered(loss, p)},
+        "refusals": refusals(),
         "mean": {name: shared(batch(name, rank)[1]) for name in BATCHES},
         "own group": focal_ext.distributed.mean_positives(batch("unequal", rank)[1], CLASSES, own),
     }
