@@ -219,7 +219,7 @@ const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* fact
     const int64_t misaligned = int64_t(reinterpret_cast<uintptr_t>(gradient) % 16 / sizeof(scalar_t));
     const int64_t before = misaligned ? kVector<scalar_t> - misaligned : 0, head = before < numel ? before : numel;
     const int64_t wanted = numel / (kVector<scalar_t> * kScaleThreads) + 1;
-    const uint32_t blocks = wanted < max_blocks ? uint32_t(wanted) : max_blocks;
+    const uint32_t most = max_blocks < kMaxScaleBlocks ? max_blocks : kMaxScaleBlocks, blocks = wanted < most ? uint32_t(wanted) : most;
     return launch(
         scale_kernel<scalar_t>, blocks, kScaleThreads, stream, static_cast<scalar_t*>(gradient), head, numel, static_cast<const acc_of<scalar_t>*>(factor));
   });

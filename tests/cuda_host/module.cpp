@@ -98,6 +98,7 @@ PYBIND11_MODULE(focal_ext_cuda_host, m) {
   m.def("skip_a_shuffle", skip_a_shuffle);
   m.def("meet_at_two_places", meet_at_two_places);
   m.attr("MAX_BLOCKS") = cuda::kMaxBlocks;
+  m.attr("MAX_SCALE_BLOCKS") = cuda::kMaxScaleBlocks;
   using enum cuda_host::Defect;
   py::enum_<cuda_host::Defect>(m, "Defect")
       .value("none", none)
