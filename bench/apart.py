@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -92,6 +93,14 @@ def serve(setting: str, name: str, anchors: int) -> None:
         print(json.dumps(answer), flush=True)
 
 
+def busy_seconds(pids: list[int]) -> float:
+    """Processor time that everybody but these processes has used since the machine started; what the host took counts too."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _idle, _waiting, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+    own = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13] for pid in pids]
+    return (user + nice + system + irq + softirq + steal - sum(int(part) for parts in own for part in parts)) / ticks
+
+
 class Worker:
     """One implementation in its own process."""
 
@@ -115,22 +124,35 @@ class Worker:
         self.process.communicate()
 
 
-def rows_of(setting: str, anchors: int, seconds: float, threads: int, least: int = 5) -> list[dict[str, object]]:
-    """Rounds of one turn each, A B C A B C, until `seconds` have passed, at least `least`."""
+def calm_rounds(workers: dict[str, Worker], seconds: float, least: int = 5) -> tuple[list[dict[str, float]], int]:
+    """Rounds of one turn each, A B C A B C, until `seconds` have passed and `least` are calm, and how many were left out.
+
+    A round counts if others used less than a tenth of one core meanwhile. Where too few are, after eight times the time, all count.
+    """
+    every: list[dict[str, float]] = []
+    calm: list[dict[str, float]] = []
+    pids = [os.getpid(), *(worker.process.pid for worker in workers.values())]
+    begin = time.perf_counter()
+    while (passed := time.perf_counter() - begin) < seconds or (len(calm) < least and passed < 8 * seconds):
+        start, before, turns = time.perf_counter(), busy_seconds(pids), {}
+        for name, worker in workers.items():
+            turns[name] = worker.ask("turn")["seconds"]
+            time.sleep(PAUSE)
+        every.append(turns)
+        if busy_seconds(pids) - before < 0.1 * (time.perf_counter() - start):
+            calm.append(turns)
+    return (calm, len(every) - len(calm)) if len(calm) >= least else (every, 0)
+
+
+def rows_of(setting: str, anchors: int, seconds: float, threads: int) -> list[dict[str, object]]:
     workers = {name: Worker(setting, name, anchors, threads) for name in SETTINGS[setting](1).names}
     first = {name: worker.answer() for name, worker in workers.items()}
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    begin, rounds = time.perf_counter(), 0
-    while rounds < least or time.perf_counter() - begin < seconds:
-        for name, worker in workers.items():
-            times[name].append(worker.ask("turn")["seconds"])
-            time.sleep(PAUSE)
-        rounds += 1
+    rounds, left_out = calm_rounds(workers, seconds)
     rows: list[dict[str, object]] = []
     for name, worker in workers.items():
-        timing = median_and_spread(times[name])
+        timing = median_and_spread([turns[name] for turns in rounds])
         about = {"setting": setting, "implementation": name, "ms": timing.median * 1e3, "ms_p20": timing.p20 * 1e3, "ms_p80": timing.p80 * 1e3}
-        rows.append({**about, "rounds": timing.rounds, **worker.ask("report"), **first[name]})
+        rows.append({**about, "rounds": timing.rounds, "rounds_left_out": left_out, **worker.ask("report"), **first[name]})
         worker.end()
     return rows
 
