@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -25,9 +24,11 @@ from . import head
 from .cases import ANCHORS, Case, synthetic
 from .compare import error_of, keep_memory, makers, provenance, worst_relative_error, write
 from .head_page import BATCHES
+from .performance_page import read_rows
 from .measure import Step, hush, median_and_spread, peak_bytes, seconds_of
 
 CLASSES = 80
+DISTURBED = 0.01  # a turn whose threads waited for a core for more than this share of it says nothing of the implementation
 PAUSE = 0.05  # seconds between turns: the threads of the process before fall asleep
 ROWS, BF16, GENERIC, OUTPUTS, CONVOLUTION = "rows fp32", "rows bf16", "rows fp32, gamma 1.5", "head's outputs fp32", "last convolution and loss fp32"
 
@@ -87,18 +88,16 @@ def serve(setting: str, name: str, anchors: int) -> None:
     for line in sys.stdin:
         if line.strip() == "turn":
             step.once()  # the processor comes back to this process; not timed
-            answer = {"seconds": seconds_of(step)}
+            before = waited()
+            answer = {"seconds": seconds_of(step), "waited": waited() - before}
         else:
             answer = {"peak_extra_logits": peak_bytes(step) / bytes_of(step), "worst_relative_error": chosen.error(step)}
         print(json.dumps(answer), flush=True)
 
 
-def busy_seconds(pids: list[int]) -> float:
-    """Processor time that everybody but these processes has used since the machine started; what the host took counts too."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    user, nice, system, _idle, _waiting, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
-    own = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13] for pid in pids]
-    return (user + nice + system + irq + softirq + steal - sum(int(part) for parts in own for part in parts)) / ticks
+def waited() -> float:
+    """Seconds that this process's threads were ready to run while others had the processor, since they started."""
+    return sum(int(task.read_text().split()[1]) for task in Path("/proc/self/task").glob("*/schedstat")) / 1e9
 
 
 class Worker:
@@ -124,37 +123,44 @@ class Worker:
         self.process.communicate()
 
 
-def calm_rounds(workers: dict[str, Worker], seconds: float, least: int = 5) -> tuple[list[dict[str, float]], int]:
-    """Rounds of one turn each, A B C A B C, until `seconds` have passed and `least` are calm, and how many were left out.
+def turns(workers: dict[str, Worker], seconds: float, limit: float, least: int = 9) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Rounds of one turn each, A B C A B C: the times of undisturbed turns, and how many others each had.
 
-    A round counts if others used less than a tenth of one core meanwhile. Where too few are, after eight times the time, all count.
+    They end after `seconds`, once each has `least` undisturbed turns, or at the `limit`; below three there would be no median.
     """
-    every: list[dict[str, float]] = []
-    calm: list[dict[str, float]] = []
-    pids = [os.getpid(), *(worker.process.pid for worker in workers.values())]
-    begin = time.perf_counter()
-    while (passed := time.perf_counter() - begin) < seconds or (len(calm) < least and passed < 8 * seconds):
-        start, before, turns = time.perf_counter(), busy_seconds(pids), {}
+    calm: dict[str, list[float]] = {name: [] for name in workers}
+    rounds, begin = 0, time.perf_counter()
+    while (passed := time.perf_counter() - begin) < seconds or (min(map(len, calm.values())) < least and passed < limit):
         for name, worker in workers.items():
-            turns[name] = worker.ask("turn")["seconds"]
+            turn = worker.ask("turn")
+            if turn["waited"] < DISTURBED * turn["seconds"]:
+                calm[name].append(turn["seconds"])
             time.sleep(PAUSE)
-        every.append(turns)
-        if busy_seconds(pids) - before < 0.1 * (time.perf_counter() - start):
-            calm.append(turns)
-    return (calm, len(every) - len(calm)) if len(calm) >= least else (every, 0)
+        rounds += 1
+    if few := [name for name, times in calm.items() if len(times) < 3]:
+        raise SystemExit(f"too busy a machine: fewer than three undisturbed turns of {', '.join(few)} in {limit:.0f} seconds")
+    return calm, {name: rounds - len(times) for name, times in calm.items()}
 
 
-def rows_of(setting: str, anchors: int, seconds: float, threads: int) -> list[dict[str, object]]:
+def rows_of(setting: str, anchors: int, seconds: float, limit: float, threads: int) -> list[dict[str, object]]:
     workers = {name: Worker(setting, name, anchors, threads) for name in SETTINGS[setting](1).names}
     first = {name: worker.answer() for name, worker in workers.items()}
-    rounds, left_out = calm_rounds(workers, seconds)
+    times, disturbed = turns(workers, seconds, limit)
     rows: list[dict[str, object]] = []
     for name, worker in workers.items():
-        timing = median_and_spread([turns[name] for turns in rounds])
+        timing = median_and_spread(times[name])
         about = {"setting": setting, "implementation": name, "ms": timing.median * 1e3, "ms_p20": timing.p20 * 1e3, "ms_p80": timing.p80 * 1e3}
-        rows.append({**about, "rounds": timing.rounds, "rounds_left_out": left_out, **worker.ask("report"), **first[name]})
+        rows.append({**about, "turns": timing.rounds, "turns_disturbed": disturbed[name], **worker.ask("report"), **first[name]})
         worker.end()
     return rows
+
+
+def replace(path: Path, setting: str, rows: list[dict[str, object]], origin: dict[str, object]) -> None:
+    """Writes the rows in place of those that the file has of this setting; a row keeps the commit, date and command that it was measured with."""
+    kept = [row for row in read_rows(path) if row["setting"] != setting] if path.exists() else []
+    order = list(SETTINGS)
+    every = sorted([*kept, *({**row, **origin} for row in rows)], key=lambda row: order.index(str(row["setting"])))
+    write(path, every, {})
 
 
 def memory_rows(threads: int, most_of: int) -> list[dict[str, Any]]:
@@ -174,6 +180,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare focal_ext with eager and compiled PyTorch, each in a process of its own that keeps its memory.")
     parser.add_argument("--only", choices=("times", "memory"))
     parser.add_argument("--seconds", type=float, default=20.0, help="timed seconds of each setting, all implementations together")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a setting ends, undisturbed or not")
+    parser.add_argument("--setting", action="append", choices=tuple(SETTINGS), help="this setting alone; the CSV's other rows stay")
     parser.add_argument("--most-of", type=int, default=3, help="processes of which the one that takes the most memory counts")
     parser.add_argument("--anchors", type=int, default=ANCHORS, help="rows of logits; the head's outputs are always those of a whole image")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -185,9 +193,9 @@ def main() -> None:
         serve(*options.worker, options.anchors)
         return
     keep_memory("bench.apart")
-    if options.only != "memory":
-        rows = [row for setting in tqdm(SETTINGS, unit="setting") for row in rows_of(setting, options.anchors, options.seconds, options.threads)]
-        write(options.to / "apart.csv", rows, provenance("cpu", "bench.apart"))
+    for setting in tqdm(options.setting or SETTINGS, unit="setting") if options.only != "memory" else ():
+        rows = rows_of(setting, options.anchors, options.seconds, options.limit, options.threads)
+        replace(options.to / "apart.csv", setting, rows, provenance("cpu", "bench.apart"))
     if options.only != "times":
         write(options.to / "apart_memory.csv", memory_rows(options.threads, options.most_of), provenance("cpu", "bench.apart"))
 

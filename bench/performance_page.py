@@ -13,9 +13,13 @@ LINES = {EAGER: ("#9ca3af", "s"), OURS: ("#1e3a8a", "o"), FLOOR: ("#000000", "x"
 Row = dict[str, str]
 
 
-def read(name: str) -> list[Row]:
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
+def read_rows(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read(name: str) -> list[Row]:
+    return read_rows(RESULTS / f"{name}.csv")
 
 
 def origin(rows: list[Row]) -> str:
