@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,15 +164,16 @@ def replace(path: Path, setting: str, rows: list[dict[str, object]], origin: dic
     write(path, every, {})
 
 
-def memory_rows(threads: int, most_of: int) -> list[dict[str, Any]]:
+def memory_rows(threads: int, most_of: int, jobs: int) -> list[dict[str, Any]]:
     """The last convolution and the loss with 80 classes: of each batch the most of three processes, as bench.head does."""
     most: dict[tuple[str, int], dict[str, Any]] = {}
     ways = [name for name in (*head.LOSSES, head.FUSED) if "overwrite" not in name]
     calls = [(name, images) for _ in range(most_of) for name in ways for images in BATCHES]
-    for name, images in tqdm(calls, desc="memory", unit="process"):
-        row = head.in_fresh_process(name, CLASSES, images, threads)
-        if row["peak_extra_bytes"] > most.get((name, images), {"peak_extra_bytes": -1})["peak_extra_bytes"]:
-            most[name, images] = row
+    with ThreadPoolExecutor(jobs) as pool:
+        rows = pool.map(lambda call: head.in_fresh_process(call[0], CLASSES, call[1], threads), calls)
+        for call, row in zip(calls, tqdm(rows, desc="memory", unit="process", total=len(calls))):
+            if call not in most or row["peak_extra_bytes"] > most[call]["peak_extra_bytes"]:
+                most[call] = row
     return list(most.values())
 
 
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a setting ends, undisturbed or not")
     parser.add_argument("--setting", action="append", choices=tuple(SETTINGS), help="this setting alone; the CSV's other rows stay")
     parser.add_argument("--most-of", type=int, default=3, help="processes of which the one that takes the most memory counts")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once whose memory is measured; their times do not matter")
     parser.add_argument("--anchors", type=int, default=ANCHORS, help="rows of logits; the head's outputs are always those of a whole image")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--to", type=Path, default=head.RESULTS, help="folder of the CSV files")
@@ -197,7 +200,7 @@ def main() -> None:
         rows = rows_of(setting, options.anchors, options.seconds, options.limit, options.threads)
         replace(options.to / "apart.csv", setting, rows, provenance("cpu", "bench.apart"))
     if options.only != "times":
-        write(options.to / "apart_memory.csv", memory_rows(options.threads, options.most_of), provenance("cpu", "bench.apart"))
+        write(options.to / "apart_memory.csv", memory_rows(options.threads, options.most_of, options.jobs), provenance("cpu", "bench.apart"))
 
 
 if __name__ == "__main__":
