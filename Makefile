@@ -84,6 +84,7 @@ bench: $(NATIVE) $(EXAMPLES)
 	$(PYTHON) -m bench.head --keep-memory
 	$(PYTHON) -m bench.compare --sizes --keep-memory --csv bench/results/sizes.csv
 	$(PYTHON) -m bench.compare --largest --csv bench/results/largest.csv
+	$(PYTHON) -m bench.apart
 	$(PYTHON) -m bench.growth --csv bench/results/growth.csv
 	$(PYTHON) -m bench.step --csv bench/results/step.csv
 

@@ -9,13 +9,11 @@ from typing import NamedTuple
 from .apart import BF16, CLASSES, CONVOLUTION, OUTPUTS, ROWS
 from .cases import ANCHORS
 from .head_page import AVAILABLE, BATCHES, largest_batch, peaks
-from .performance_page import Row, ratio, read, rounded, spread
-
-EAGER = "eager PyTorch (torchvision)"
+from .performance_page import EAGER, FLOOR, RESULTS, Row, origin, ratio, read, rounded, spread
 
 
 class Way(NamedTuple):
-    """A row of the README: its words, its names among rows of logits and among ways from the head's outputs, its colour in light and dark."""
+    """A row of the README: its words, its names among rows of logits and among ways from the head's outputs, its colour."""
 
     words: str
     short: str
@@ -23,20 +21,28 @@ class Way(NamedTuple):
     of_heads: str
     colour: str
 
+    def name(self, setting: str) -> str:
+        return self.of_heads if setting in (OUTPUTS, CONVOLUTION) else self.of_rows
+
 
 WAYS = (
     Way("eager PyTorch (torchvision's formula)", "eager PyTorch", EAGER, EAGER, "#9ca3af"),
-    Way("`torch.compile` of that formula", "torch.compile", "torch.compile, masked", "torch.compile, masked", "#6b7280"),
-    Way("`torch.compile`, rewritten for it", "torch.compile,\nrewritten", "torch.compile, selected", "torch.compile, selected", "#6b7280"),
+    Way("`torch.compile` of that formula", "torch.compile", "torch.compile, masked", "torch.compile, masked", "#7c8798"),
+    Way("`torch.compile`, rewritten for it", "torch.compile,\nrewritten", "torch.compile, selected", "torch.compile, selected", "#7c8798"),
     Way("**`sigmoid_focal_loss`**", "sigmoid_focal_loss", "focal_ext", "rows op", "#2563eb"),
     Way("**`sigmoid_focal_loss_pyramid`**", "sigmoid_focal_loss\n_pyramid", "", "pyramid op", "#2563eb"),
     Way("**`FusedFocalHead`**", "FusedFocalHead", "", "fused head", "#dc2626"),
 )
-PANELS = {ROWS: "loss, fp32", BF16: "loss, bf16", OUTPUTS: "from the head's outputs, fp32"}
+PANELS = {ROWS: "rows [N, C], fp32", BF16: "rows [N, C], bf16", OUTPUTS: "the head's outputs, fp32"}
 
 
 def measured() -> dict[tuple[str, str], Row]:
     return {(row["setting"], row["implementation"]): row for row in read("apart")}
+
+
+def peaks_measured() -> list[Row]:
+    """Memory with the allocator that keeps it; until that has been measured, with the default one, in processes of their own as well."""
+    return read("apart_memory" if (RESULTS / "apart_memory.csv").exists() else "head_memory")
 
 
 def cell(rows: dict[tuple[str, str], Row], setting: str, name: str) -> str:
@@ -51,23 +57,41 @@ def cell(rows: dict[tuple[str, str], Row], setting: str, name: str) -> str:
 def logits_of(memory: list[Row], name: str) -> str:
     """Peak memory above features and parameters, in units of the logits of the largest measured batch."""
     images = max(BATCHES)
-    return f"{peaks(memory, name, images)[CLASSES] / (images * ANCHORS * CLASSES * 4):.1f}"
+    peak = peaks(memory, name, images).get(CLASSES)
+    return f"{peak / (images * ANCHORS * CLASSES * 4):.1f}" if peak else ""
+
+
+def batch_of(memory: list[Row], name: str) -> int | None:
+    """The largest batch; None where the memory was not measured."""
+    return largest_batch(memory, name) if peaks(memory, name, max(BATCHES)) else None
+
+
+def shown(rows: dict[tuple[str, str], Row]) -> dict[str, str]:
+    """The settings of the README that have been measured, with their titles."""
+    return {setting: title for setting, title in PANELS.items() if any(measured == setting for measured, _ in rows)}
 
 
 def readme() -> str:
     """A row for each way: time, memory, error and largest batch together."""
-    rows, memory = measured(), read("apart_memory")
-    lines = [
-        "| | loss of `[N, C]` rows, fp32, ms | the same in bf16, ms | from the head's outputs, fp32, ms | last convolution and loss, fp32, ms | its peak memory / logits | worst relative error of a gradient, fp32, bf16 | largest batch in 16 GiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows, memory = measured(), peaks_measured()
+    settings = shown(rows)
+    heads = [*(f"{title}, ms" for title in settings.values()), "peak memory / logits", "worst relative error of a gradient", f"largest batch in {AVAILABLE // 2**30} GiB"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for way in WAYS:
-        errors = [rows[key]["worst_relative_error"] for key in ((ROWS, way.of_rows), (BF16, way.of_rows), (OUTPUTS, way.of_heads)) if key in rows]
-        error = ", ".join(rounded(e) for e in (errors[:2] if way.of_rows else errors))
-        times = [cell(rows, ROWS, way.of_rows), cell(rows, BF16, way.of_rows), cell(rows, OUTPUTS, way.of_heads), cell(rows, CONVOLUTION, way.of_heads)]
-        lines.append("| " + " | ".join([way.words, *times, logits_of(memory, way.of_heads), error, str(largest_batch(memory, way.of_heads))]) + " |")
-    about = read("apart")[0]
-    return "\n".join(lines) + f"\n\n{about['machine']}, torch {about['torch']}, commit {about['commit']}, {about['date']}: `{about['command']}`.\n"
+        errors = {setting: rows[setting, way.name(setting)]["worst_relative_error"] for setting in settings if (setting, way.name(setting)) in rows}
+        if ROWS in errors:
+            errors.pop(OUTPUTS)  # the same formula
+        error = ", ".join(f"{rounded(e)}{' (bf16)' if setting == BF16 else ''}" for setting, e in errors.items())
+        cells = [*(cell(rows, setting, way.name(setting)) for setting in settings), logits_of(memory, way.of_heads), error, str(batch_of(memory, way.of_heads) or "")]
+        lines.append("| " + " | ".join([way.words, *cells]) + " |")
+    floors = ", ".join(f"{float(rows[setting, FLOOR]['ms']):.2g} ms in {setting.removeprefix('rows ')}" for setting in settings if (setting, FLOOR) in rows)
+    about, other = next(iter(rows.values())), memory[0]
+    commits = " and ".join(dict.fromkeys([about["commit"], other["commit"]]))
+    kept = "kept" if other["allocator"] != "default" else "not kept (the default allocator)"
+    return "\n".join(lines) + (
+        f"\n\nCopying the logits once, the floor: {floors}. {about['machine']}, torch {about['torch']}, commit {commits}, {about['date']};"
+        f" `{about['command']}`, `{other['command']}`. Times with memory kept; peaks and batches with memory {kept}.\n"
+    )
 
 
 def details() -> str:
@@ -78,9 +102,7 @@ def details() -> str:
         times = ratio(str(float(rows[setting, EAGER]["ms"]) / float(row["ms"])))
         peak = f"{float(row['peak_extra_logits']):.2f}" if setting != CONVOLUTION else ""
         lines.append("| " + " | ".join([setting, name, spread(row, "ms"), times, peak, rounded(row["worst_relative_error"])]) + " |")
-    about = next(iter(rows.values()))
-    origin = f"{about['machine']}, torch {about['torch']}, commit {about['commit']}, {about['date']}; `{about['command']}`, allocator: `{about['allocator']}`."
-    return "\n".join(lines) + f"\n\n{origin}\n"
+    return "\n".join(lines) + "\n\n" + " ".join(dict.fromkeys(origin([row]) for row in rows.values())) + "\n"
 
 
 def draw(to: Path, dark: bool) -> None:
@@ -90,37 +112,39 @@ def draw(to: Path, dark: bool) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows, memory = measured(), read("apart_memory")
+    rows, memory = measured(), peaks_measured()
+    settings = shown(rows)
     with pyplot.style.context("dark_background" if dark else "default"):
-        figure, axes = pyplot.subplots(1, 4, figsize=(11.5, 2.7), layout="constrained", sharey=True)
+        figure, axes = pyplot.subplots(1, len(settings) + 1, figsize=(2.9 * len(settings) + 2.8, 2.8), layout="constrained", sharey=True)
         if dark:
             figure.set_facecolor("#0d1117")
-        times = [float(row["ms"]) for (setting, _), row in rows.items() if setting in PANELS]
-        for axis, (setting, title) in zip(axes, PANELS.items()):
+        times = [float(row["ms"]) for (setting, name), row in rows.items() if setting in settings and "overwrite" not in name]
+        for axis, (setting, title) in zip(axes, settings.items()):
             for place, way in enumerate(WAYS):
-                row = rows.get((setting, way.of_heads if setting == OUTPUTS else way.of_rows))
-                if row is None:
-                    axis.text(min(times), place, "-", va="center", fontsize=8)
-                    continue
-                ms, low, high = (float(row[name]) for name in ("ms", "ms_p20", "ms_p80"))
-                axis.errorbar(ms, place, xerr=[[ms - low], [high - ms]], fmt="o", color=way.colour, markersize=6, capsize=2)
-                axis.text(high * 1.25, place, f"{ms:.3g}", va="center", fontsize=8)
+                if row := rows.get((setting, way.name(setting))):
+                    ms, low, high = (float(row[name]) for name in ("ms", "ms_p20", "ms_p80"))
+                    axis.errorbar(ms, place, xerr=[[ms - low], [high - ms]], fmt="o", color=way.colour, markersize=6, capsize=2)
+                    axis.text(high * 1.25, place, f"{ms:.3g}", va="center", fontsize=8)
+            floor = float(rows[ROWS if setting == OUTPUTS else setting, FLOOR]["ms"])  # the outputs have as many bytes
+            axis.axvline(floor, linestyle="--", linewidth=1, color="#9ca3af" if dark else "#374151", label=f"copy of the logits, {floor:.2g} ms")
+            axis.legend(fontsize=7, frameon=False, loc="lower right")
             axis.set_xscale("log")
-            axis.set_xlim(min(times) / 1.6, max(times) * 3)
+            axis.set_xlim(min(times) / 1.6, max(times) * 3.5)
             axis.set_xlabel("ms, forward + backward", fontsize=8)
             axis.set_title(title, fontsize=9)
-        batches = [largest_batch(memory, way.of_heads) for way in WAYS]
-        axes[3].barh(range(len(WAYS)), batches, color=[way.colour for way in WAYS], height=0.6)
+        batches = [batch_of(memory, way.of_heads) or 0 for way in WAYS]
+        axes[-1].barh(range(len(WAYS)), batches, color=[way.colour for way in WAYS], height=0.6)
         for place, batch in enumerate(batches):
-            axes[3].text(batch + max(batches) * 0.02, place, str(batch), va="center", fontsize=8)
-        axes[3].set_xlim(0, max(batches) * 1.2)
-        axes[3].set_title(f"largest batch in {AVAILABLE // 2**30} GiB", fontsize=9)
-        axes[3].set_xlabel("images", fontsize=8)
+            axes[-1].text(batch + max(batches) * 0.02, place, str(batch or "not measured"), va="center", fontsize=8)
+        axes[-1].set_xlim(0, max(batches) * 1.2)
+        axes[-1].set_title(f"largest batch in {AVAILABLE // 2**30} GiB", fontsize=9)
+        axes[-1].set_xlabel("images", fontsize=8)
         axes[0].set_yticks(range(len(WAYS)), [way.short for way in WAYS], fontsize=8)
         axes[0].invert_yaxis()
         for axis in axes:
             axis.set_facecolor("none")
             axis.tick_params(labelsize=8)
-            axis.grid(axis="x", alpha=0.25)
+            axis.set_axisbelow(True)
+            axis.grid(axis="x", alpha=0.15 if dark else 0.25)
             axis.spines[["top", "right"]].set_visible(False)
         figure.savefig(to, dpi=150, facecolor=figure.get_facecolor())

@@ -48,7 +48,7 @@ def trained_case(saved_by_demo: Path) -> Case:
 
 
 def everyday(quick: bool, trained: Path | None) -> list[Draw]:
-    """The README's table."""
+    """The long table of docs/performance.md."""
     draws = [partial(trained_case, trained)] if trained is not None else []
     draws.append(partial(synthetic, f"{ANCHORS:,} x 80 fp32", ANCHORS, 80))
     return draws if quick else [

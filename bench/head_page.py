@@ -1,4 +1,4 @@
-# Owns: what the README shows of the way from feature maps to the loss: a table and a figure from the CSV files of bench/head.py.
+# Owns: what docs/performance.md shows of the way from feature maps to the loss: a table and a figure from the CSV files of bench/head.py.
 # Must not know: how the figures were measured.
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 # Owns: the tables of measurements in README.md, docs/losses.md and docs/performance.md, and their figures, rewritten from the checked-in CSV files.
 # Must not know: how the figures were measured.
-"""python -m bench.readme [--check]: rewrites these pages and docs/{performance,memory,growth}.png, or fails when a page differs from the CSV."""
+"""python -m bench.readme [--check]: rewrites these pages and the figures of docs/, or fails when a page differs from the CSV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import head_page, performance_page
+from . import apart_page, head_page, performance_page
 from .cases import ANCHORS
 from .performance_page import ratio, read, rounded, spread
 
@@ -43,9 +43,10 @@ def section(names: Sequence[str]) -> str:
 
 # page -> what stands between <!-- name --> and <!-- /name --> in it
 PAGES = {
-    "README.md": {"performance": lambda: section(tuple(RESULTS.values())), "head": head_page.section, "step": performance_page.step_sentence},
+    "README.md": {"ways": apart_page.readme, "step": performance_page.step_sentence},
     "docs/losses.md": {"family": lambda: section(FAMILY), "family sizes": performance_page.family_sizes},
     "docs/performance.md": {
+        "apart": apart_page.details, "performance": lambda: section(tuple(RESULTS.values())), "head": head_page.section,
         "growth": performance_page.growth, "sizes": performance_page.sizes, "largest": lambda: performance_page.sizes("largest"),
         "pyramid sizes": performance_page.pyramid_sizes, "step": performance_page.step,
     },
@@ -69,6 +70,8 @@ def draw(to: Path) -> None:
     from matplotlib import pyplot
 
     cases = [c for c in dict.fromkeys(row["case"] for row in read(RESULTS["default allocator"])) if c.startswith(f"{ANCHORS:,}")]
+    every = [float(row["ns_per_logit"]) for name in RESULTS.values() for row in read(name) if row["case"] in cases and row["ns_per_logit"]]
+    limits = (min(every) / 1.5, max(every) * 3)  # the same for all, so that panels compare
     figure, axes = pyplot.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.4), layout="constrained", squeeze=False)
     for axis, case in zip(axes[0], cases):
         for (label, name), colour, offset in zip(RESULTS.items(), ("#8b95a5", "#2563eb"), (0.2, -0.2)):
@@ -79,12 +82,12 @@ def draw(to: Path) -> None:
                 axis.text(value * 1.2, -i + offset, f"{value:.3g}", va="center", fontsize=7)
         axis.set_yticks([-i for i in range(len(rows))], [row["implementation"] for row in rows], fontsize=8)
         axis.set_xscale("log")
-        axis.set_xlim(right=axis.get_xlim()[1] * 2)
+        axis.set_xlim(limits)
         axis.grid(axis="x", alpha=0.3)
         axis.set_xlabel("ns per logit, forward + backward")
         axis.set_title(case, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][-1].legend(fontsize=8, frameon=False, loc="lower right")
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     figure.savefig(to, dpi=150)
 
 
@@ -99,6 +102,8 @@ def main() -> None:
         if not check:
             (ROOT / page).write_text(wanted)
     if not check:
+        apart_page.draw(ROOT / "docs/first_screen.png", dark=False)
+        apart_page.draw(ROOT / "docs/first_screen_dark.png", dark=True)
         draw(ROOT / "docs/performance.png")
         head_page.draw(ROOT / "docs/memory.png")
         performance_page.draw_growth(ROOT / "docs/growth.png")
