@@ -9,13 +9,14 @@ import operator
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from ._symbols import SYMBOLS, holds, quoted
 from ._torch_private import is_jit_traced, is_transformed, owner_of
 
 Alpha = float | Sequence[float] | Tensor | None
@@ -187,11 +188,13 @@ def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int |
 
 
 def is_number(value: object) -> bool:
-    """A Python or NumPy number."""
-    return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
+    """A Python or NumPy number, or a symbol of a graph for one."""
+    return isinstance(value, (int, float, numbers.Real, *SYMBOLS)) and not isinstance(value, bool)
 
 
-def as_float(value: numbers.Real | float) -> float:
+def as_float(value: Any) -> float:
+    if isinstance(value, SYMBOLS):
+        return torch.sym_float(value)  # type: ignore[no-any-return]
     try:
         return float(value)
     except OverflowError:  # an integer beyond float64
@@ -201,18 +204,20 @@ def as_float(value: numbers.Real | float) -> float:
 def check_exponent(name: str, value: float, least: int = 0, hint: str = "0 is cross entropy, 2 the paper's choice") -> float:
     if not is_number(value):
         raise TypeError(f"{name}: must be a number, got {type(value).__name__}; a learnable {name} is not supported")
-    if not least <= as_float(value) < math.inf:
-        raise ValueError(f"{name}: must be finite and >= {least}, got {value}; {hint}")
-    return float(value)
+    number = as_float(value)
+    if not (holds(number >= least) and holds(number < math.inf)):
+        raise ValueError(f"{name}: must be finite and >= {least}, got {quoted(value)}; {hint}")
+    return number
 
 
 def check_fraction(name: str, value: object, below_one: bool = False) -> float:
     """A number in [0, 1], or in [0, 1)."""
     if not is_number(value):
         raise TypeError(f"{name}: must be a number, got {type(value).__name__}")
-    if not 0 <= as_float(value) <= 1 or (below_one and value == 1):  # type: ignore[arg-type]
-        raise ValueError(f"{name}: must be in [0, 1{')' if below_one else ']'}, got {value}; 0 switches it off")
-    return abs(float(value))  # type: ignore[arg-type]  # -0.0 is 0.0, to which it is equal
+    number = as_float(value)
+    if not (holds(number >= 0) and holds(number < 1 if below_one else number <= 1)):
+        raise ValueError(f"{name}: must be in [0, 1{')' if below_one else ']'}, got {quoted(value)}; 0 switches it off")
+    return number + 0.0  # -0.0 is 0.0, to which it is equal
 
 
 def check_ignore_index(ignore_index: int | None) -> int | None:

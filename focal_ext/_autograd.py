@@ -2,7 +2,7 @@
 # Must not know: formulas, argument rules.
 #
 #   eager, plain backward            fused: the Functions below
-#   torch.compile, torch.export      fused: ops with registered formulas (focal_ext._native)
+#   torch.compile, torch.export      fused: ops with registered formulas (focal_ext._graphs)
 #   torch.func, forward mode, create_graph, torch.jit.trace, other devices and subclasses, and
 #   targets, scores, weight, alpha or normalizer that require grad     reference: right to any order, not fast
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx
 from torch.compiler import is_compiling
 
 from . import _arguments as arguments
+from . import _by_tensors as by_tensors
 from . import _native as native
 from . import _reference as reference
 from ._call import Call
@@ -30,6 +31,11 @@ from ._torch_private import (
     keeps_graph,
     unwrap_if_dead,
 )
+
+if native.available and not getattr(ops, "registered", False):  # the package may be imported anew, the ops stay
+    from . import _graphs  # noqa: F401  registers what compiled graphs need to know of the ops
+
+    setattr(ops, "registered", True)  # noqa: B010  a namespace of ops declares no attributes
 
 
 def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tensor) -> Tensor:
@@ -61,7 +67,7 @@ class _OnePass(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None, None
         # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
-        if is_compiling() or keeps_graph() or is_batched(grad_output):
+        if is_compiling() or keeps_graph() or is_batched(grad_output) or not arguments.is_plain(grad_output):
             return gradient * grad_output, None, None, None
         if gradient.is_cpu and is_one(grad_output):  # on the CPU, where reading the factor costs less than the op
             return gradient, None, None, None
@@ -162,11 +168,12 @@ def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
 
 def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     """The route of torch.compile and torch.export: plain op calls that a graph can hold."""
+    constants, numbers = by_tensors.apart(call)
     if reduction == "none":
-        return ops.loss_map(inputs, *call)
+        return by_tensors.call("loss_map", numbers, inputs, *constants)
     if inputs.requires_grad and torch.is_grad_enabled() and inputs.dtype is not torch.float16:
-        return ops.loss_and_gradient(inputs, *call)[0]
-    return ops.loss(inputs, *call)
+        return by_tensors.call("loss_and_gradient", numbers, inputs, *constants)[0]
+    return by_tensors.call("loss", numbers, inputs, *constants)
 
 
 def _by_falling_stride(strides: tuple[int, ...]) -> list[int]:

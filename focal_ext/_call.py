@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from . import _arguments as arguments
 from . import _factors as factors
 from ._arguments import Alpha, Normalizer, Targets
+from ._symbols import holds, quoted
 
 
 class Loss(enum.IntEnum):
@@ -151,6 +153,30 @@ def _kind(tensor: object) -> tuple[object, ...] | None:
     return None
 
 
+def check_numbers(loss: int, gamma: float, gamma_positive: float, clip: float | None, smoothing: float) -> tuple[float, float, float, float]:
+    """The numbers of a loss in their own rules, as floats; those that it does not have pass."""
+    if loss == Loss.ASYMMETRIC:
+        gamma = arguments.check_exponent("gamma_neg", gamma)
+        gamma_positive = arguments.check_exponent("gamma_pos", gamma_positive)
+        clip = None if clip is None else arguments.check_fraction("clip", clip, below_one=True)
+    elif loss == Loss.QUALITY_FOCAL:
+        gamma = arguments.check_exponent("beta", gamma, 1, "2 is the paper's choice; below 1 the derivative is infinite where p meets the score")
+    else:
+        gamma = arguments.check_exponent("gamma", gamma)
+        smoothing = arguments.check_fraction("label_smoothing", smoothing)
+    return gamma, gamma_positive, 0.0 if clip is None else clip, smoothing
+
+
+def check_numbers_of(call: Call | PyramidCall) -> None:
+    """The rules of a call's numbers, where their values are seen for the first time when the ops run."""
+    loss = getattr(call, "loss", Loss.SIGMOID_FOCAL)
+    check_numbers(loss, call.gamma, getattr(call, "gamma_positive", 0.0), getattr(call, "clip", 0.0), call.smoothing)
+    most = math.inf if loss == Loss.SOFTMAX_FOCAL else 1.0
+    factors = (call.alpha_positive, most if loss == Loss.SOFTMAX_FOCAL else call.alpha_negative)
+    if not all(0 <= factor <= most for factor in factors) or call.alpha_positive == math.inf:
+        raise ValueError(f"alpha: must be {'in [0, 1]' if most == 1 else 'finite and >= 0'}, got a factor of positives of {call.alpha_positive}")
+
+
 @arguments.quiet_under_jit_trace
 def _check_by_rules(
     loss: Loss,
@@ -167,23 +193,15 @@ def _check_by_rules(
     clip: float | None,
     smoothing: float,
 ) -> Call:
-    if loss == Loss.ASYMMETRIC:
-        arguments.check_exponent("gamma_neg", gamma)
-        arguments.check_exponent("gamma_pos", gamma_positive)
-        clip = 0.0 if clip is None else arguments.check_fraction("clip", clip, below_one=True)
-    elif loss == Loss.QUALITY_FOCAL:
-        arguments.check_exponent("beta", gamma, 1, "2 is the paper's choice; below 1 the derivative is infinite where p meets the score")
-    else:
-        arguments.check_exponent("gamma", gamma)
-        smoothing = arguments.check_fraction("label_smoothing", smoothing)
+    gamma, gamma_positive, clip, smoothing = check_numbers(loss, gamma, gamma_positive, clip, smoothing)
     arguments.check_inputs(inputs)
     scores = None
     if loss in (Loss.QUALITY_FOCAL, Loss.VARIFOCAL):
         targets, scores = arguments.check_scored(inputs, targets)
     dense, per_row = arguments.is_dense(inputs, targets), loss == Loss.SOFTMAX_FOCAL
     assert isinstance(targets, Tensor)  # is_dense has seen to it
-    if dense and per_row and smoothing:
-        raise ValueError(f"label_smoothing: needs class ids, got dense targets and {smoothing}; smooth the dense targets instead")
+    if dense and per_row and holds(smoothing != 0):
+        raise ValueError(f"label_smoothing: needs class ids, got dense targets and {quoted(smoothing)}; smooth the dense targets instead")
     if loss == Loss.VARIFOCAL:  # the only loss whose alpha is the factor of negatives alone
         alpha_positive, alpha_negative, alpha_tensor = 1.0, arguments.check_fraction("alpha", alpha), None
     else:
@@ -205,10 +223,10 @@ def _check_by_rules(
         alpha=alpha_tensor,
         normalizer=divisor_tensor,
         loss=int(loss),
-        gamma=float(gamma),
-        gamma_positive=float(gamma_positive),
-        clip=float(clip or 0),
-        smoothing=float(smoothing),
+        gamma=gamma,
+        gamma_positive=gamma_positive,
+        clip=clip,
+        smoothing=smoothing,
         alpha_positive=alpha_positive,
         alpha_negative=alpha_negative,
         ignore_index=ignore_index,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import Alpha, Normalizer, accumulation_dtype, as_float, check_layout, is_number, is_plain, is_traced, values_are_readable
+from ._symbols import as_tensor, holds, is_constant, quoted
 
 # What the reduced loss is divided by; the numbers are those of csrc/problem.h.
 BY_VALUE, BY_TENSOR, BY_KEPT, BY_POSITIVES = range(4)
@@ -20,6 +21,8 @@ _captured: dict[int, Tensor] = {}  # by address, which is all that a CUDA graph 
 
 def tensor_of(values: tuple[float, ...], dtype: torch.dtype, inputs: Tensor) -> Tensor:
     """Copied to the device of inputs once: a copy at each call would wait for the device, and no CUDA graph could capture it."""
+    if not all(map(is_constant, values)):
+        return torch.stack([as_tensor(value, inputs, dtype) for value in values])
     if is_traced() or not is_plain(inputs):
         return torch.tensor(values, dtype=dtype, device=inputs.device)
     key = values, dtype, inputs.device
@@ -39,20 +42,21 @@ def tensor_of(values: tuple[float, ...], dtype: torch.dtype, inputs: Tensor) -> 
 def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float, float, Tensor | None]:
     """Returns the factors of positives and negatives, and the tensor of per-class alphas if there is one."""
     rule = "in [0, 1]" if most == 1 else "finite and >= 0"
-    if alpha is None or (is_number(alpha) and alpha == -1):
+    if alpha is None or (is_number(alpha) and holds(alpha == -1, unknown=False)):  # type: ignore[arg-type]
         return 1.0, 1.0, None
     if is_number(alpha):
-        if not 0 <= as_float(alpha) <= most or as_float(alpha) == math.inf:  # type: ignore[arg-type]
-            raise ValueError(f"alpha: must be {rule}, or None or -1 to switch it off, got {alpha}")
-        return abs(float(alpha)), 1.0 - float(alpha), None  # type: ignore[arg-type]  # -0.0 is 0.0, to which it is equal
+        factor = as_float(alpha)
+        if not (holds(factor >= 0) and holds(factor <= most) and holds(factor < math.inf)):
+            raise ValueError(f"alpha: must be {rule}, or None or -1 to switch it off, got {quoted(alpha)}")
+        return factor + 0.0, 1.0 - factor, None  # -0.0 is 0.0, to which it is equal
     classes, dtype = inputs.shape[-1], accumulation_dtype(inputs.dtype)
     if not isinstance(alpha, Tensor):
         alpha = alpha.tolist() if hasattr(alpha, "tolist") else alpha
         if isinstance(alpha, (str, bytes, bool)) or not isinstance(alpha, Sequence) or not all(map(is_number, alpha)):
             raise TypeError(f"alpha: must be None, a float, or a tensor or sequence of {classes} floats, got {type(alpha).__name__}")
-        values = tuple(float(a) for a in alpha)
-        if not all(0 <= a <= most and a < math.inf for a in values):
-            raise ValueError(f"alpha: every value must be {rule}, got {list(values)}")
+        values = tuple(as_float(a) for a in alpha)
+        if not all(holds(a >= 0) and holds(a <= most) and holds(a < math.inf) for a in values):
+            raise ValueError(f"alpha: every value must be {rule}, got {[quoted(a) for a in values]}")
         alpha = tensor_of(values, dtype, inputs)
     check_layout("alpha", alpha)
     if alpha.is_complex() or alpha.is_quantized or alpha.dtype is torch.bool:
@@ -109,7 +113,7 @@ def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, den
         if reduction != "mean":
             return BY_VALUE, 1.0, None
         if dense:
-            return BY_VALUE, float(max(math.prod(inputs.shape[:-1]) if per_row else inputs.numel(), 1)), None
+            return _by_value(as_float(max(math.prod(inputs.shape[:-1]) if per_row else inputs.numel(), 1)), inputs)
         return BY_POSITIVES if per_row else BY_KEPT, 1.0, None
     if reduction != "sum":
         raise ValueError(f"normalizer: goes with reduction='sum', got reduction={reduction!r}")
@@ -130,6 +134,15 @@ def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, den
         return BY_TENSOR, 1.0, normalizer.to(accumulation_dtype(inputs.dtype))
     if not is_number(normalizer):
         raise TypeError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {type(normalizer).__name__}")
-    if not 0 < as_float(normalizer) < math.inf:
-        raise ValueError(f"normalizer: must be finite and > 0, got {normalizer}; clamp a count of positives with max(n, 1)")
-    return BY_VALUE, float(normalizer), None
+    divisor = as_float(normalizer)
+    if not (holds(divisor > 0) and holds(divisor < math.inf)):
+        raise ValueError(f"normalizer: must be finite and > 0, got {quoted(normalizer)}; clamp a count of positives with max(n, 1)")
+    return _by_value(divisor, inputs)
+
+
+def _by_value(divisor: float, inputs: Tensor) -> tuple[int, float, Tensor | None]:
+    """A number, by tensor where it changes from call to call of a graph; one that no rule could be asked of and that is broken is NaN there."""
+    if is_constant(divisor):
+        return BY_VALUE, divisor, None
+    tensor = as_tensor(divisor, inputs, accumulation_dtype(inputs.dtype))
+    return BY_TENSOR, 1.0, tensor.where((tensor > 0) & (tensor < math.inf), torch.nan)

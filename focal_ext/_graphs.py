@@ -10,20 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _by_tensors as by_tensors
 from ._arguments import accumulation_dtype
 from ._call import Call, PyramidCall
+from ._formulas import no_gradients, refuse_create_graph
 from ._native import IN_PLACE_OPS, ops
 from ._torch_private import below_in_place, in_place_keys
 
 register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
-
-
-def refuse_create_graph() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "focal_ext: a compiled or exported loss is once differentiable; for create_graph=True call it outside the compiled"
-            " function, or use focal_ext.reference in it"
-        )
 
 
 def _check_devices(like: Tensor, others: Sequence[Any]) -> None:
@@ -83,36 +77,36 @@ def _(targets: Tensor, classes: int, ignore_index: int | None, background: bool 
     return targets.new_empty((), dtype=torch.int64)
 
 
-NO_GRADIENTS = [None] * len(Call._fields)
-
-
 def save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
+    ctx.rest = no_gradients(inputs[1:])
 
 
 def scale_gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
     refuse_create_graph()
-    return ctx.saved_tensors[0] * grad_loss, *NO_GRADIENTS
+    return ctx.saved_tensors[0] * grad_loss, *ctx.rest
 
 
 def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    call = Call(*inputs[1:])
-    ctx.save_for_backward(inputs[0], *call.tensors)
-    ctx.scalars = call.scalars
+    call, numbers = Call(*inputs[1 : 1 + len(Call._fields)]), by_tensors.numbers_of(inputs)
+    ctx.save_for_backward(*numbers.tensors, inputs[0], *call.tensors)
+    ctx.scalars, ctx.places, ctx.rest = call.scalars, numbers.places, no_gradients(inputs[1:])
 
 
 def recompute_gradient(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     refuse_create_graph()
-    inputs, *tensors = ctx.saved_tensors
+    numbers, (inputs, *tensors) = by_tensors.numbers_saved(ctx)
     # A number is of the accumulation dtype, also where it is the loss of a single row.
     grad_output = grad_output.contiguous() if grad_output.dim() else grad_output.to(accumulation_dtype(inputs.dtype))
-    return ops.gradient(inputs, *tensors, *ctx.scalars, grad_output), *NO_GRADIENTS
+    return by_tensors.call("gradient", numbers, inputs, *tensors, *ctx.scalars, grad_output), *ctx.rest
 
 
-register_autograd("focal_ext::loss_and_gradient", scale_gradient, setup_context=save_gradient)
-register_autograd("focal_ext::loss", recompute_gradient, setup_context=save_inputs)
-register_autograd("focal_ext::loss_map", recompute_gradient, setup_context=save_inputs)
+FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "loss_and_gradient": (scale_gradient, save_gradient),
+    "loss": (recompute_gradient, save_inputs),
+    "loss_map": (recompute_gradient, save_inputs),
+}
 
 
 # ---- pyramids: levels, then the fields of a PyramidCall -----------------------------------------------------------------------------
@@ -141,34 +135,42 @@ def _(levels: list[Tensor], *call_grad_output_and_loss: Any) -> None:
     _check_devices(levels[0], (*levels, *call_grad_output_and_loss))
 
 
-NO_PYRAMID_GRADIENTS = [None] * len(PyramidCall._fields)
-
-
 def save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     ctx.mark_non_differentiable(*output[1])
     ctx.save_for_backward(*output[1])
+    ctx.rest = no_gradients(inputs[1:])
 
 
 def scale_gradients(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
     refuse_create_graph()
-    return [gradient * grad_loss for gradient in ctx.saved_tensors], *NO_PYRAMID_GRADIENTS
+    return [gradient * grad_loss for gradient in ctx.saved_tensors], *ctx.rest
 
 
 def save_levels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    call = PyramidCall(*inputs[1:])
-    ctx.save_for_backward(*call.tensors, *inputs[0])
-    ctx.scalars = call.scalars
+    call, numbers = PyramidCall(*inputs[1 : 1 + len(PyramidCall._fields)]), by_tensors.numbers_of(inputs)
+    ctx.save_for_backward(*numbers.tensors, *call.tensors, *inputs[0])
+    ctx.scalars, ctx.places, ctx.rest = call.scalars, numbers.places, no_gradients(inputs[1:])
 
 
 def recompute_gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     refuse_create_graph()
+    numbers, saved = by_tensors.numbers_saved(ctx)
     tensors = len(PyramidCall._fields) - len(ctx.scalars)
-    call, levels = ctx.saved_tensors[:tensors], list(ctx.saved_tensors[tensors:])
-    return ops.pyramid_gradient(levels, *call, *ctx.scalars, grad_output.contiguous()), *NO_PYRAMID_GRADIENTS
+    call, levels = saved[:tensors], list(saved[tensors:])
+    return by_tensors.call("pyramid_gradient", numbers, levels, *call, *ctx.scalars, grad_output.contiguous()), *ctx.rest
 
 
-register_autograd("focal_ext::pyramid_loss_and_gradient", scale_gradients, setup_context=save_gradients)
-register_autograd("focal_ext::pyramid_loss", recompute_gradients, setup_context=save_levels)
+FORMULAS |= {
+    "pyramid_loss_and_gradient": (scale_gradients, save_gradients),
+    "pyramid_loss": (recompute_gradients, save_levels),
+}
+
+for name, (backward, setup) in FORMULAS.items():
+    register_autograd(f"focal_ext::{name}", backward, setup_context=setup)
+for name in (*FORMULAS, "gradient", "pyramid_gradient"):
+    if by_tensors.define(name) and name in FORMULAS:
+        backward, setup = FORMULAS[name]
+        register_autograd(f"focal_ext::{name}{by_tensors.SUFFIX}", backward, setup_context=setup)
 
 
 # ---- what torch's own ops in place do before they write ------------------------------------------------------------------------------

@@ -168,9 +168,3 @@ def _why_not_on_cuda(capability: tuple[int, int] | None) -> str | None:
 def runs_on(device: torch.device) -> bool:
     """Whether there are fused kernels for tensors of this device."""
     return available and (device.type == "cpu" or (device.type == "cuda" and _runs_on_cuda(device.index)))
-
-
-if available and not getattr(ops, "registered", False):  # the package may be imported anew, the ops stay
-    from . import _graphs  # noqa: F401  registers what compiled graphs need to know of the ops
-
-    setattr(ops, "registered", True)  # noqa: B010  a namespace of ops declares no attributes

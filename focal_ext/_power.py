@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def powered(value: Tensor, log_u: Tensor, gamma: float) -> Tensor:
+def powered(value: Tensor, log_u: Tensor, gamma: float | Tensor) -> Tensor:
     """`value`, which is u ** gamma, differentiated as exp(gamma log u).
 
     Where u underflows, pow's second derivative is NaN: u^(gamma - 2) is infinite there, and u' is 0.

@@ -13,6 +13,7 @@ from . import _factors as factors
 from ._call import Call, Loss
 from ._power import powered
 from ._softmax_reference import row_losses
+from ._symbols import at_most, holds, unless_constant
 from ._torch_private import is_jit_traced
 
 # Beyond it sigmoid(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
@@ -33,13 +34,13 @@ def _softplus(x: Tensor) -> Tensor:
 def _power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
     """u ** gamma for u = 1 - p_t. Of a hard target log u is at hand, and is the value's base where u is not: below gamma 1, where u
     underflows long before its power, and at a large gamma, where u near 1 is rounded."""
-    gamma = min(gamma, 1e36)
+    exponent = at_most(gamma, 1e36, u)
     if t.requires_grad:
-        return u.pow(gamma)
+        return u.pow(exponent)
     hard = (t == 0) | (t == 1)
     log_u = -_softplus(torch.where(t == 1, x, -x))
-    value = u.pow(gamma) if 1 <= gamma <= 16 else torch.exp(gamma * log_u)
-    return torch.where(hard, powered(value, log_u, gamma), torch.where(hard, 1.0, u).pow(gamma))
+    value = u.pow(exponent) if holds(gamma >= 1, unknown=False) and holds(gamma <= 16, unknown=False) else torch.exp(exponent * log_u)
+    return torch.where(hard, powered(value, log_u, exponent), torch.where(hard, 1.0, u).pow(exponent))
 
 
 def _sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,12 +64,12 @@ def _cross_entropy(x: Tensor, t: Tensor, rest: Tensor | None = None) -> Tensor:
 def _focal(x: Tensor, t: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor:
     """u^gamma ce with u = p (1-t) + q t = 1 - p_t, of logits x and targets t in [0, 1] (Lin et al. 2017, eq. 5, without alpha_t)."""
     ce = _cross_entropy(x, t * (1 - smoothing) + smoothing / 2, (1 - t) * (1 - smoothing) + smoothing / 2)
-    if gamma == 0:
+    if holds(gamma == 0, unknown=False):
         return ce
     p, q = _sigmoids(x)
     u = p * (1 - t) + q * t
     # A smoothed label's cross entropy grows on the winning side too, so there p^gamma is needed beyond the limit.
-    power = _power(u, gamma, _bounded(x, 1e30 if smoothing else LIMIT), t)
+    power = _power(u, gamma, _bounded(x, 1e30 if holds(smoothing != 0) else LIMIT), t)
     # An infinite cross entropy stays infinite where u^gamma underflows, but not where u is 0: smoothing on the winning side.
     won = ce.isinf() & (u == 0)
     return torch.where(ce.isinf() & ~won, power.clamp(min=torch.finfo(x.dtype).tiny), power) * torch.where(won, 0.0, ce)
@@ -82,7 +83,7 @@ def _quality_focal(x: Tensor, t: Tensor, call: Call) -> Tensor:
     """|p - t|^beta ce (Li et al. 2020, eq. 4)."""
     p, q = _sigmoids(x)
     hard = torch.zeros_like(t, dtype=torch.bool) if t.requires_grad else (t == 0) | (t == 1)
-    distance = torch.where(hard, 0.5, p * (1 - t) - q * t).abs().pow(call.gamma)  # its kink at p = t has no second derivative below beta 2
+    distance = torch.where(hard, 0.5, p * (1 - t) - q * t).abs().pow(unless_constant(call.gamma, x))  # its kink at p = t has no second derivative below beta 2
     ends = _power(torch.where(t == 1, q, p), call.gamma, _bounded(x, LIMIT), t.detach().round())
     return torch.where(hard, ends, distance) * _cross_entropy(x, t)
 
@@ -97,12 +98,12 @@ def _asymmetric(x: Tensor, t: Tensor, call: Call) -> Tensor:
     """t f+ + (1-t) f-, each the focal loss with its own gamma, f- of max(p - clip, 0) (Ridnik et al. 2021, eq. 7)."""
     ones = torch.ones_like(t)
     positive, negative = _focal(x, ones, call.gamma_positive), _focal(x, 0 * ones, call.gamma)
-    if call.clip > 0:
+    if holds(call.clip > 0):
         p, q = _sigmoids(x)
         u, rest = p - call.clip, q + call.clip
         counts = ~(u <= 0)  # NaN counts
         minus_log = torch.where(u < 0.5, -torch.log1p(-torch.where(u < 0.5, u, 0.0)), -torch.log(rest))
-        negative = torch.where(counts, torch.where(counts, u, 1.0).pow(call.gamma) * minus_log, 0.0)
+        negative = torch.where(counts, torch.where(counts, u, 1.0).pow(unless_constant(call.gamma, u)) * minus_log, 0.0)
     return torch.where(t == 0, 0.0, t * positive) + torch.where(t == 1, 0.0, (1 - t) * negative)
 
 
@@ -134,7 +135,7 @@ def _element_losses(x: Tensor, t: Tensor, call: Call) -> Tensor:
     """The loss of each logit, alpha included."""
     positive, negative = (call.alpha, 1 - call.alpha) if call.alpha is not None else (call.alpha_positive, call.alpha_negative)
     if call.loss == Loss.VARIFOCAL:
-        factor = torch.where(t > 0, torch.ones_like(t), negative)
+        factor = torch.where(t > 0, torch.ones_like(t), unless_constant(negative, t))
     elif call.loss == Loss.SIGMOID_FOCAL:
         factor = positive * t + negative * (1 - t)
     else:

@@ -25,11 +25,12 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
         if targets.dim() == inputs.dim() or not (inputs.is_cpu if ordinary else arguments.values_are_readable(inputs, targets)):
             return _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
         classes = inputs.shape[-1]
-        if reduction == "none" or not _native.available or classes == 0:
+        # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
+        only_then = reduction != "none" and _native.available and classes != 0 and (ordinary or all(map(arguments.is_plain, call.tensors)))
+        if not only_then:
             _check_ids(call, classes)
         loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
-        # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
-        if reduction != "none" and arguments.is_nan(loss):
+        if only_then and arguments.is_nan(loss):
             _check_ids(call, classes)
         return loss
 

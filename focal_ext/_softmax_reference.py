@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._call import Call
 from ._power import powered
+from ._symbols import at_most, holds
 
 # Beyond it exp(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
 LIMIT = 800.0
@@ -24,12 +25,12 @@ def _log_rest(others: Tensor) -> Tensor:
 def _power(u: Tensor, p: Tensor, others: Tensor, is_top: Tensor, gamma: float) -> Tensor:
     """u ** gamma for u = 1 - p. Of the largest logit log u is log R - log1p(R); a large gamma needs the others' log u, for their u near 1
     has rounded it off."""
-    gamma = min(gamma, 1e35)  # times a cross entropy of 800 it stays finite in float32
+    exponent = at_most(gamma, 1e35, u)  # times a cross entropy of 800 it stays finite in float32
     log_rest = _log_rest(others)
     of_top = torch.where(log_rest.isneginf(), 0.0, log_rest) - torch.log1p(torch.exp(log_rest))
     log_u = torch.where(is_top, of_top, torch.log1p(-torch.where(is_top, 0.0, p)))
-    value = u.detach().pow(gamma)
-    return powered(torch.where(is_top, value, torch.exp(gamma * log_u)) if gamma > 16 else value, log_u, gamma)
+    value = u.detach().pow(exponent)
+    return powered(torch.where(is_top, value, torch.exp(exponent * log_u)) if holds(gamma > 16) else value, log_u, exponent)
 
 
 def row_losses(x: Tensor, t: Tensor, factor: Tensor, call: Call) -> Tensor:
@@ -54,8 +55,8 @@ def row_losses(x: Tensor, t: Tensor, factor: Tensor, call: Call) -> Tensor:
     near = torch.where(z < -LIMIT, -LIMIT, z)
     beyond = torch.where(z < -LIMIT, -LIMIT - z, 0.0)  # there p is 0 and u^gamma 1
 
-    power = torch.ones_like(u) if call.gamma == 0 else _power(u, p, others, is_top, call.gamma)
-    if call.smoothing:
+    power = torch.ones_like(u) if holds(call.gamma == 0, unknown=False) else _power(u, p, others, is_top, call.gamma)
+    if holds(call.smoothing != 0):
         # The modulating factor and alpha are those of the class id; the cross entropy is that of the smoothed target.
         power, factor = (power * t).sum(-1, keepdim=True), factor.sum(-1, keepdim=True)
         t = t * (1 - call.smoothing) + call.smoothing / classes

@@ -79,3 +79,35 @@ def owner_of(tensor: Tensor) -> Tensor:
         node = node.next_functions[0][0]
     leaf = getattr(node, "variable", tensor)
     return leaf if leaf.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() else tensor
+
+
+# What symbols of a graph are. The module is loaded whenever there are any. Gone: they are taken for constants, and every value is compiled anew.
+
+
+def has_static_value(number: float) -> bool:
+    from torch.fx.experimental import symbolic_shapes
+
+    known = getattr(symbolic_shapes, "has_static_value", None)
+    return True if known is None else known(number)
+
+
+def guard_or(condition: bool, unknown: bool) -> bool:
+    """The condition as a bool, on which the graph is guarded; `unknown` if it is one of values that the graph reads."""
+    from torch.fx.experimental import symbolic_shapes
+
+    decide = getattr(symbolic_shapes, "guard_or_true", None) if unknown else getattr(symbolic_shapes, "guard_or_false", None)
+    return condition if decide is None else decide(condition)
+
+
+def specialized(number: float) -> float:
+    """The number as a constant of the graph."""
+    from torch.fx.experimental import symbolic_shapes
+
+    guard = getattr(symbolic_shapes, "guard_scalar", None)
+    return number if guard is None else guard(number)
+
+
+def schema_of(op: Any) -> str | None:
+    """The schema of an op that has one overload. Gone: None, and every value is compiled anew."""
+    schema = getattr(getattr(op, "default", None), "_schema", None)
+    return None if schema is None else str(schema)

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from . import _arguments as arguments
-from . import _autograd, pyramid
+from . import _autograd, _native, pyramid
 from ._arguments import Alpha, Normalizer
 from ._call import PyramidCall
 from ._head_arguments import check_convolution, check_features, in_autocast_dtype
 from ._pyramid import check_call, check_ids_of
 from ._sweep import Head, Sweep
 from .modules import init_prior_
+
+if _native.available:
+    from . import _head_op
 
 # One anchor of 1203 classes (LVIS) on the finest level of an 800 x 1344 image takes 77 MiB in float32.
 MEMORY_BUDGET = 80 * 2**20
@@ -66,9 +69,9 @@ def conv_sigmoid_focal_loss(
         TypeError: also for float16, whose gradients underflow before a GradScaler's factor reaches them.
         ValueError: as in :func:`focal_ext.sigmoid_focal_loss_pyramid`, and where shapes of features, conv_weight and conv_bias disagree.
 
-    Under autocast to bfloat16 features, weight and bias are cast as a convolution casts them. torch.compile breaks the graph here
-    (fullgraph=True is an error). Under torch.func and forward-mode AD, and where weight, alpha or normalizer want a gradient, the plain
-    convolution and loss run instead.
+    Under autocast to bfloat16 features, weight and bias are cast as a convolution casts them. torch.compile sees one op. Under torch.func
+    and forward-mode AD, where weight, alpha or normalizer want a gradient, and in graphs for devices without kernels, the plain convolution
+    and loss run instead.
 
     Example:
         >>> head, labels = torch.nn.Conv2d(16, 9 * 80, 3, padding=1), torch.full((2, 9 * (64 + 16)), -1)
@@ -83,17 +86,17 @@ def conv_sigmoid_focal_loss(
     counts = [height * width * anchors for height, width in sizes]
     call = check_call(features[0], counts, targets, num_classes, alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing)
     head = Head(geometry, memory_budget)
-    if torch.compiler.is_compiling():
-        reason = "conv_sigmoid_focal_loss runs between graphs: a graph would hold its chunks in memory side by side"
-        return torch.compiler.disable(_dispatch, reason=reason)(head, call, conv_weight, conv_bias, features)
     return _dispatch(head, call, conv_weight, conv_bias, features)
 
 
 def _dispatch(head: Head, call: PyramidCall, weight: Tensor, bias: Tensor | None, features: Sequence[Tensor]) -> Tensor:
-    given = (weight, bias, *features)
-    if _autograd.needs_graph(call.tensors) or not all(map(arguments.is_plain, (*given, *call.tensors))):
+    given, compiling = (weight, bias, *features), torch.compiler.is_compiling()
+    plain = pyramid.has_kernels(weight.device) if compiling else all(map(arguments.is_plain, (*given, *call.tensors)))
+    if _autograd.needs_graph(call.tensors) or not plain:
         maps = [torch.conv2d(x, weight, bias, head.geometry.stride, head.geometry.padding) for x in features]
         loss = pyramid.dispatch(tuple(maps), call, False)
+    elif compiling:
+        loss = _head_op.loss_of(head, call, weight, bias, features)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         loss = _Fused.apply(head, call, *given)
     else:

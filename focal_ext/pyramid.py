@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from . import _autograd, _native, _reference
+from . import _by_tensors as by_tensors
 from . import _factors as factors
 from ._arguments import Alpha, Normalizer
 from ._call import Loss, PyramidCall, check
@@ -98,7 +99,7 @@ def has_kernels(device: torch.device) -> bool:
 
 def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
     """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
-    if torch.compiler.is_compiling() or keeps_graph() or is_batched(factor):
+    if torch.compiler.is_compiling() or keeps_graph() or is_batched(factor) or not arguments.is_plain(factor):
         return [None if gradient is None else gradient * factor for gradient in gradients]
     if factor.device.type == "cpu" and _autograd.is_one(factor):  # on the CPU, where reading the factor costs less than the ops
         return list(gradients)
@@ -183,8 +184,10 @@ def dispatch(levels: tuple[Tensor, ...], call: PyramidCall, overwrite_inputs: bo
     wants_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in levels)
     plain = tuple(level if is_native_layout(level) else level.contiguous() for level in levels)
     if torch.compiler.is_compiling():
-        one_pass = wants_gradient and levels[0].dtype is not torch.float16
-        return ops.pyramid_loss_and_gradient(plain, *call)[0] if one_pass else ops.pyramid_loss(plain, *call)
+        constants, numbers = by_tensors.apart(call)
+        if wants_gradient and levels[0].dtype is not torch.float16:
+            return by_tensors.call("pyramid_loss_and_gradient", numbers, plain, *constants)[0]
+        return by_tensors.call("pyramid_loss", numbers, plain, *constants)
     if not wants_gradient:
         return ops.pyramid_loss(plain, *call)
     if overwrite_inputs or levels[0].dtype is torch.float16:

@@ -14,6 +14,7 @@ from cases import PUBLIC
 from family import MEMBERS, Member, every_loss
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 reductions = pytest.mark.parametrize("reduction", ["none", "sum"])
@@ -165,3 +166,46 @@ def test_the_profiler_sees_one_op_forward_and_at_most_a_product_backward(loss_of
     loss_of(x, IDS, reduction="sum").backward()
     seen = [name for name in recorded(lambda: loss_of(x, IDS, reduction="sum").backward()) if name.startswith("focal_ext::")]
     assert seen == ["focal_ext::loss_and_gradient"]
+
+
+class Silent(Tensor):
+    """A tensor whose value nobody may read."""
+
+    @staticmethod
+    def __new__(cls, inside: Tensor) -> Silent:
+        return Tensor._make_wrapper_subclass(cls, inside.shape, dtype=inside.dtype, device=inside.device)
+
+    def __init__(self, inside: Tensor) -> None:
+        self.inside = inside
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function.overloadpacket is not torch.ops.aten._local_scalar_dense
+        plain = tree_map(lambda a: a.inside if isinstance(a, Silent) else a, (args, kwargs or {}))
+        return tree_map(lambda a: Silent(a) if isinstance(a, Tensor) else a, function(*plain[0], **plain[1]))
+
+
+SILENT = {
+    "weight": lambda x, s: focal_ext.sigmoid_focal_loss(x, IDS, weight=s(torch.ones(5)), reduction="sum"),
+    "alpha": lambda x, s: focal_ext.softmax_focal_loss(x, IDS.clamp(0, 4), alpha=s(torch.ones(5)), reduction="mean"),
+    "normalizer": lambda x, s: focal_ext.sigmoid_focal_loss(x, IDS, normalizer=s(torch.tensor(2.0)), reduction="sum"),
+    "scores": lambda x, s: focal_ext.quality_focal_loss(x, (IDS, s(torch.ones(64))), reduction="sum"),
+    "weight of a pyramid": lambda x, s: focal_ext.sigmoid_focal_loss_pyramid([x.reshape(1, 5, 8, 8)], IDS[None], 5, weight=s(torch.ones(1, 1))),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_nothing_is_read_from_a_tensor_subclass_beside_plain_logits(name: str) -> None:
+    x = logits().detach()
+    torch.testing.assert_close(SILENT[name](x, Silent).inside, SILENT[name](x, torch.clone), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="class id 9 at anchor 3"):  # ids are plain, so they are checked as ever
+        focal_ext.sigmoid_focal_loss(x, torch.where(torch.arange(64) == 3, 9, IDS), weight=Silent(torch.ones(5)), reduction="sum")
+
+
+@pytest.mark.parametrize("name", ["rows", "unreduced", "pyramid"])
+def test_an_upstream_factor_may_be_a_tensor_subclass(name: str) -> None:
+    x = logits()
+    loss = focal_ext.sigmoid_focal_loss_pyramid([x.reshape(1, 5, 8, 8)], IDS[None], 5) if name == "pyramid" else focal_ext.sigmoid_focal_loss(x, IDS, reduction="sum" if name == "rows" else "none")
+    (want,) = torch.autograd.grad(loss, x, 2 * torch.ones_like(loss), retain_graph=True)
+    (got,) = torch.autograd.grad(loss, x, Silent(2 * torch.ones_like(loss)))
+    torch.testing.assert_close(got.inside, want, rtol=1e-6, atol=0)

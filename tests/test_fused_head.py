@@ -225,7 +225,8 @@ def test_transforms_and_aux_gradients_take_the_plain_chain() -> None:
     assert torch.allclose(torch.autograd.grad(loss, normalizer)[0], -loss / 4)
 
 
-def test_a_compiled_function_calls_it_between_two_graphs() -> None:
+@pytest.mark.native
+def test_a_compiled_function_holds_it_as_one_op() -> None:
     torch._dynamo.reset()
     given = Given()
 
@@ -235,12 +236,9 @@ def test_a_compiled_function_calls_it_between_two_graphs() -> None:
 
     want = torch.autograd.grad(function(*given.leaves), given.leaves)
     with Ops() as ops:
-        got = torch.autograd.grad(torch.compile(function, backend="aot_eager")(*given.leaves), given.leaves)
+        got = torch.autograd.grad(torch.compile(function, backend="aot_eager", fullgraph=True)(*given.leaves), given.leaves)
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(got, want))
-    assert ops.names.count("aten.convolution_backward") > len(SIZES)  # in chunks all the same
-    torch._dynamo.reset()
-    with pytest.raises(Exception, match="runs between graphs"):
-        torch.compile(function, backend="aot_eager", fullgraph=True)(*given.leaves)
+    assert ops.names.count("focal_ext.conv_loss_and_gradients") == 1
 
 
 def test_the_head_is_the_plain_convolution_in_eval_mode_and_its_loss_in_training() -> None:

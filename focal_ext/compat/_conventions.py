@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _arguments as arguments
 from .._reference import widened
+from .._symbols import holds
 
 # An id outside every range: the core makes loss and gradient of its row NaN.
 INVALID = torch.iinfo(torch.int64).min
@@ -49,7 +50,7 @@ def check_hard(inputs: Tensor, targets: Tensor, library: str) -> None:
 
 def unless_negative(alpha: float) -> float | None:
     """The alpha of libraries that switch it off by any negative number."""
-    return None if arguments.is_number(alpha) and alpha < 0 else alpha
+    return None if arguments.is_number(alpha) and holds(alpha < 0, unknown=False) else alpha
 
 
 def as_scalar(normalizer: float | Tensor) -> float | Tensor:

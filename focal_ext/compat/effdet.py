@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor
 
 from .. import _arguments as arguments
 from .. import losses
+from .._symbols import as_tensor
 from ._conventions import as_scalar, check_dense, check_hard
 from ._patching import replaced
 
@@ -20,7 +20,8 @@ def new_focal_loss(
 ) -> Tensor:
     """Equivalent to ``effdet.loss.new_focal_loss``: the loss of each logit divided by ``normalizer``; dense targets."""
     check_dense(logits, targets, "effdet")
-    weight = 1 / torch.as_tensor(as_scalar(normalizer), dtype=arguments.accumulation_dtype(logits.dtype), device=logits.device)
+    divisor, dtype = as_scalar(normalizer), arguments.accumulation_dtype(logits.dtype)
+    weight = 1 / (divisor.to(logits.device, dtype) if isinstance(divisor, Tensor) else as_tensor(divisor, logits, dtype))
     return losses.sigmoid_focal_loss(logits, targets, alpha, gamma, "none", weight=weight, label_smoothing=label_smoothing)
 
 

@@ -25,7 +25,7 @@ def sigmoid_focal_loss_star(inputs: Tensor, targets: Tensor, alpha: float = -1, 
     check_dense(inputs, targets, "fvcore")
     t = targets.to(torch.promote_types(inputs.dtype, torch.float32))
     shifted = gamma * without_half(inputs, "none") * (2 * t - 1)
-    factor = torch.ones_like(t) if alpha < 0 else alpha * t + (1 - alpha) * (1 - t)
+    factor = torch.ones_like(t) if unless_negative(alpha) is None else alpha * t + (1 - alpha) * (1 - t)
     return losses.sigmoid_focal_loss(shifted, torch.ones_like(shifted), None, 0.0, reduction, weight=factor / gamma)
 
 

@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .. import _arguments as arguments
 from .. import losses
+from .._symbols import as_tensor
 from ._conventions import check_dense, check_hard, checked_ids, without_half
 
 IGNORED = -2
@@ -101,7 +103,7 @@ class FocalLoss(nn.Module):
         weight = self.class_weight.to(logits.device)
         if weight.dim() and (logits.shape[-1] == 1 or weight.shape != logits.shape[-1:]):
             raise ValueError(f"weight: must be one number, or one for each of the {logits.shape[-1]} channels in use (more than one), got {tuple(weight.shape)}")
-        if weight.device.type == "cpu" and bool((weight < 0).any()):
+        if arguments.values_are_readable(weight) and bool((weight < 0).any()):
             raise ValueError(f"weight: must not be negative, got {weight.tolist()}")
         return weight
 
@@ -153,7 +155,8 @@ class FocalLoss(nn.Module):
             warnings.warn("`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=4)
             alpha = None
         elif alpha is not None:
-            alpha = torch.tensor([1 - alpha] + [alpha] * (classes - 1), device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            alpha = torch.stack([as_tensor(1 - alpha, logits, dtype), *[as_tensor(alpha, logits, dtype)] * (classes - 1)])
         factor = _product(alpha, self._class_weight(logits))
         return None if factor is None else factor.expand(classes).to(torch.promote_types(logits.dtype, torch.float32))
 
@@ -171,7 +174,7 @@ def _one_hot(targets: Tensor, logits: Tensor) -> Tensor:
     """1 for the class of a voxel, of the logits' shape; dense targets must name no more than one."""
     if targets.shape != logits.shape:
         return (targets[..., None] == torch.arange(logits.shape[-1], device=logits.device)).to(logits.dtype)
-    if targets.device.type == "cpu" and bool((targets.sum(-1) > 1).any()):
+    if arguments.values_are_readable(targets) and bool((targets.sum(-1) > 1).any()):
         raise ValueError('targets: with use_softmax=True and reduction="none" a voxel must be of one class at most; use reduction "mean" or "sum"')
     return targets.to(logits.dtype)
 
