@@ -62,7 +62,7 @@ def is_fx_traced() -> bool:
 def is_nan(number: Tensor) -> bool:
     """Of a number on the CPU; one that make_fx records is taken for none. Every call asks: an exception costs nothing where there is none."""
     try:
-        return math.isnan(number.item())
+        return math.isnan(number.item())  # on the CPU
     except RuntimeError:
         if is_fx_traced():
             return False

@@ -122,7 +122,7 @@ class _Overwrite(torch.autograd.Function):
 def is_one(factor: Tensor) -> bool:
     """Of a number on the CPU; make_fx lets none be read of the tensors that it records."""
     try:
-        return factor.item() == 1
+        return factor.item() == 1  # on the CPU
     except RuntimeError:
         if arguments.is_fx_traced():
             return False

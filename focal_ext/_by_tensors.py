@@ -29,7 +29,7 @@ _defined = {"loss"} if hasattr(ops, f"loss{SUFFIX}") else set()  # the package m
 def define(name: str) -> bool:
     """Defines the op `name` again with numbers by tensors behind its arguments, if torch tells the schema; returns whether it did.
 
-    It reads their values on the host, which on the CPU costs nothing; a tensor of a device waits for it, as the `.item()` would have.
+    It reads their values on the host. They are on the CPU, unless the graph itself read a number from a device, and would have waited then.
     """
     op, schema = getattr(ops, name), schema_of(getattr(ops, name))
     if schema is None:

@@ -1,8 +1,9 @@
 # Owns: numbers whose value a graph may not know (torch.SymFloat, SymInt): which they are, comparing them, making tensors of them.
 # Must not know: arguments, losses.
 #
-# torch.compile makes a float that changed a symbol, and `.item()` one without a value (capture_scalar_outputs). A comparison of the first
-# kind guards the graph, of the second it is an error; an op's own float makes either a constant, so that every value is compiled anew.
+# torch.compile makes a symbol of a float that changed, and one without a value of what the graph reads from a tensor
+# (capture_scalar_outputs). A comparison of the first kind guards the graph, of the second it is an error. An op's own float makes the first
+# a constant, so that every value is compiled anew, and refuses the second.
 from __future__ import annotations
 
 import torch

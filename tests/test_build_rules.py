@@ -30,7 +30,7 @@ RULES = {
     "stable ABI only": Rule("one library serves every later torch", r'#include\s*[<"](ATen/|c10/|torch/(extension|library|types)\.h|torch/torch\.h)', ("csrc",), C_PLUS_PLUS),
     "one launch helper": Rule("stream, error check and grid are in one place", r"<<<", ("csrc",), C_PLUS_PLUS, ("csrc/cuda/launch.cuh",)),
     "one door to the ops": Rule("the rest of the package works without the library", r"torch\.ops\b", ("focal_ext",), ("*.py",), ("focal_ext/_native.py",)),
-    "private names of torch": Rule("each with what is done when it is gone", r"torch\._(?!_version__)|_functorch|forward_ad\._|\._is_view|\._base\b", ("focal_ext",), ("*.py",), ("focal_ext/_torch_private.py",)),
+    "private names of torch": Rule("each with what is done when it is gone", r"torch\._[a-zA-Z]|_functorch|forward_ad\._|\._is_view|\._base\b", ("focal_ext",), ("*.py",), ("focal_ext/_torch_private.py",)),
     "no fast math": Rule(
         "-ffast-math sets flush-to-zero for the whole process and drops NaN; --use_fast_math drops subnormals",
         r"(?<!No )(?<!no )-ffast-math|-Ofast|-funsafe-math|-ffinite-math-only|--?use_fast_math|-ftz=true",
