@@ -24,7 +24,7 @@ FIELDS = len(PyramidCall._fields)
 SCHEMA = (
     "(Tensor[] features, Tensor conv_weight, Tensor? conv_bias, Tensor targets, Tensor? weight, Tensor? alpha, Tensor? normalizer, "
     "int classes, float gamma, float smoothing, float alpha_positive, float alpha_negative, int? ignore_index, int divisor, "
-    "float divisor_value, int[] geometry, int memory_budget, bool[] wanted, Tensor[] numbers, int[] places) -> (Tensor, Tensor[])",
+    "float divisor_value, int[] geometry, int memory_budget, bool[] wanted, Tensor[] numbers, int[] places) -> (Tensor, Tensor[])"
 )
 
 
