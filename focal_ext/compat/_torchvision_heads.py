@@ -4,8 +4,10 @@
 # The one file that imports a library it stands in for: its classes are subclasses. focal_ext.compat.torchvision imports it when a head is named.
 from __future__ import annotations
 
+import copy
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.models.detection import fcos, retinanet  # type: ignore[import-not-found]
 
@@ -25,6 +27,14 @@ def _class_ids(logits: Tensor, targets: list[dict[str, Tensor]], matched_idxs: l
     return checked_ids(logits, ids, -2, classes - 1, f"torchvision labels: 0..{classes - 1}; build the model with num_classes above the largest label")
 
 
+def _as(kind: type[nn.Module], head: nn.Module) -> nn.Module:
+    """The same weights under torchvision's own class, which is what torch.jit.script compiles: its loss has the same value. torch.jit.script
+    leaves that head in the detector it was given, too: take the fused one again afterwards."""
+    plain = copy.copy(head)
+    plain.__class__ = kind
+    return plain
+
+
 class RetinaNetClassificationHead(retinanet.RetinaNetClassificationHead):  # type: ignore[misc]
     """torchvision's head whose loss has no one-hot, no boolean indexing and no loop over images' logits."""
 
@@ -34,6 +44,9 @@ class RetinaNetClassificationHead(retinanet.RetinaNetClassificationHead):  # typ
         positives = (ids >= 0).sum(1).clamp(min=1).to(accumulation_dtype(logits.dtype))
         weight = 1 / (positives * len(targets))[:, None, None]  # the mean over images of each image's own mean
         return losses.sigmoid_focal_loss(logits, ids, reduction="sum", weight=weight)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return _as(retinanet.RetinaNetClassificationHead, self)
 
 
 class FCOSHead(fcos.FCOSHead):  # type: ignore[misc]
@@ -48,3 +61,6 @@ class FCOSHead(fcos.FCOSHead):  # type: ignore[misc]
         found = super().compute_loss(one_class, {**head_outputs, "cls_logits": logits[..., :1].detach()}, anchors, matched_idxs)
         ids = _class_ids(logits, targets, matched_idxs)
         return {**found, "classification": losses.sigmoid_focal_loss(logits, ids, reduction="sum", normalizer="positives")}
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return _as(fcos.FCOSHead, self)

@@ -116,6 +116,17 @@ def test_a_label_that_the_model_has_no_class_for_is_named(kind: type[nn.Module])
         with_head(model(kind))(images, targets)
 
 
+@pytest.mark.parametrize("kind", [RetinaNet, FCOS])
+def test_a_detector_that_took_the_head_scripts_and_gives_torchvisions_losses_and_detections(kind: type[nn.Module], assert_close: Callable[..., None]) -> None:
+    net = with_head(model(kind))
+    scripted = torch.jit.script(net)
+    losses, _ = scripted(*batch(0))
+    for name, want in model(kind)(*batch(0)).items():
+        assert_close(f"torchvision {kind.__name__}, scripted", losses[name], want, TOLERANCE)
+    _, detections = scripted.eval()(batch(0)[0])
+    assert torch.equal(detections[0]["scores"], net.eval()(batch(0)[0])[0]["scores"])
+
+
 def test_patched_restores_both_modules_also_after_an_exception() -> None:
     originals = retinanet.sigmoid_focal_loss, fcos.sigmoid_focal_loss
     with pytest.raises(KeyError), compat.torchvision.patched():
