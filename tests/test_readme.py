@@ -2,6 +2,8 @@
 # Must not know: the figures.
 from __future__ import annotations
 
+import re
+
 import pytest
 from bench import readme
 
@@ -10,3 +12,11 @@ from bench import readme
 def test_the_tables_are_what_the_csv_files_say(page: str) -> None:
     assert readme.rewritten(page) == (readme.ROOT / page).read_text(), "make readme"
     assert all(len(made()) > 200 for made in readme.PAGES[page].values())  # there is a table, or a sentence, to compare
+
+
+def test_the_first_screen_stays_one_and_its_pages_exist() -> None:
+    text = (readme.ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    pages = [(page, link) for page in ("README.md", "docs/README.md") for link in re.findall(r"\]\(([^)#:]+)", (readme.ROOT / page).read_text())]
+    assert len(pages) > 20 and all(((readme.ROOT / page).parent / link).exists() for page, link in pages)
+    assert {path.name for path in (readme.ROOT / "docs").glob("*.md")} - {"README.md"} <= {link for page, link in pages if page == "docs/README.md"}
