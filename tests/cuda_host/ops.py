@@ -38,6 +38,14 @@ class HostOps:
     def __init__(self, module: ModuleType, max_blocks: int | None = None) -> None:
         self.module, self.max_blocks = module, max_blocks or module.MAX_BLOCKS
 
+    def launch(self, fields: dict[str, Any], levels: Sequence[dict[str, Any]] | None = None) -> None:
+        """One call. Keys are the fields of Problem, and of each Level of a Pyramid; tensors are its memory, what is missing is null."""
+        plain = [{name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in each.items()} for each in (fields, *(levels or ()))]
+        if levels is None:
+            self.module.run(plain[0], self.max_blocks)
+        else:
+            self.module.run_pyramid(plain[0], plain[1:], self.max_blocks)
+
     def run(self, inputs: Tensor, call: tuple[Any, ...], grad_output: Tensor | None = None, **results: Tensor) -> None:
         call = Call(*call)
         targets, weight = call.targets, call.weight
@@ -45,7 +53,7 @@ class HostOps:
         tensors = {"inputs": logits, "targets": targets, "scores": call.scores, "weight": weight, "alpha": call.alpha, "divisor_tensor": call.normalizer, "grad_output": upstream, **results}
         assert all(t is None or t.is_contiguous() for t in tensors.values())
         assert upstream is None or upstream.dtype == (logits.dtype if upstream.dim() else accumulation(logits))
-        fields = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
+        fields: dict[str, Any] = {name: t for name, t in tensors.items() if t is not None}
         rows, classes = logits.shape[:-1].numel(), logits.shape[-1]
         strides = (0, 0) if weight is None else (0 if weight.shape[0] == 1 else weight.shape[1], int(weight.shape[1] != 1))
         fields |= {"scalar": SCALARS.index(logits.dtype), "rows": rows, "classes": classes, "target": target_kind(logits, targets)}
@@ -53,7 +61,7 @@ class HostOps:
         fields |= {name: value for name, value in zip(Call._fields[6:], call[6:]) if name != "ignore_index"}
         fields |= {"weight_row_stride": strides[0], "weight_class_stride": strides[1]}
         fields |= {"grad_output_per_element": upstream is not None and upstream.dim() > 0}
-        self.module.run(fields, self.max_blocks)
+        self.launch(fields)
 
     def loss(self, inputs: Tensor, *call: Any) -> Tensor:
         loss = unwritten((), accumulation(inputs))
@@ -91,7 +99,7 @@ class HostOps:
         assert upstream is None or (upstream.numel() == 1 and upstream.dtype == accumulation(levels[0]))
         tensors = {"targets": call.targets, "weight": call.weight, "alpha": call.alpha, "divisor_tensor": call.normalizer, "grad_output": upstream, "loss": loss}
         assert all(t is None or t.is_contiguous() for t in tensors.values())
-        fields = {name: t.data_ptr() for name, t in tensors.items() if t is not None}
+        fields: dict[str, Any] = {name: t for name, t in tensors.items() if t is not None}
         fields |= {"scalar": SCALARS.index(levels[0].dtype), "rows": call.targets.numel(), "target": IDS.index(call.targets.dtype)}
         fields |= {"has_ignore_index": call.ignore_index is not None, "ignore_index": call.ignore_index or 0, "loss_id": Loss.SIGMOID_FOCAL}
         fields |= {name: getattr(call, name) for name in ("classes", "gamma", "smoothing", "alpha_positive", "alpha_negative", "divisor", "divisor_value")}
@@ -101,11 +109,11 @@ class HostOps:
         for i, level in enumerate(levels):
             planes = level.is_contiguous()
             assert planes or level.is_contiguous(memory_format=torch.channels_last)
-            plain.append({"inputs": level.data_ptr(), "positions": level.shape[2] * level.shape[3], "channels_last": not planes})
+            plain.append({"inputs": level, "positions": level.shape[2] * level.shape[3], "channels_last": not planes})
             if gradients is not None:
                 assert gradients[i].stride() == level.stride()
-                plain[-1]["gradient"] = gradients[i].data_ptr()
-        self.module.run_pyramid(fields, plain, self.max_blocks)
+                plain[-1]["gradient"] = gradients[i]
+        self.launch(fields, plain)
 
     def pyramid_loss(self, levels: Sequence[Tensor], *call: Any) -> Tensor:
         loss = unwritten((), accumulation(levels[0]))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
 import torch
+from built_package import ROOT, build_package, command
+from evidence import fixed_addresses
 from filelock import FileLock
-from evidence import ROOT, fixed_addresses
 
 FLAGS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
@@ -19,13 +19,6 @@ FLAGS = {
 }
 RUNTIME = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", "TSAN_OPTIONS": "halt_on_error=1"}
-CMAKE, NINJA = (shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}") for name in ("cmake", "ninja"))
-
-
-def command(*arguments: object) -> str:
-    done = subprocess.run([*map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
 
 
 @cache
@@ -33,15 +26,7 @@ def build(flavour: str) -> Path:
     """The folder to put on sys.path. Levels and flags are the product's own; what changes is -O1, the sanitizer and that symbols stay."""
     home = ROOT / "build/sanitized" / flavour
     flags = " ".join((*FLAGS[flavour], "-O1", "-g1", "-fno-omit-frame-pointer"))
-    configure = [f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_BUILD_TYPE=Sanitized", "-DFOCAL_EXT_CUDA=OFF"]
-    configure += [f"-DFOCAL_EXT_TORCH_ROOT={Path(torch.__file__).parent}", f"-DCMAKE_MAKE_PROGRAM={NINJA}", f"-DCMAKE_INSTALL_PREFIX={home / 'site-packages'}"]
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / "lock"):  # a process that comes later finds nothing to compile
-        command(CMAKE, "-G", "Ninja", "-S", ROOT, "-B", home / "cmake", *configure)
-        command(CMAKE, "--build", home / "cmake")
-        command(CMAKE, "--install", home / "cmake", "--component", "python")
-        shutil.copytree(ROOT / "focal_ext", home / "site-packages/focal_ext", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    return home / "site-packages"
+    return build_package(home, Path(torch.__file__).parent, flags)
 
 
 @cache
