@@ -92,9 +92,10 @@ class Environment(NamedTuple):
 CPU = Environment("CPU build", "2.13.0", "pip")
 CUDA = Environment("CUDA build", "2.14.1", "uv")
 OTHER_PYTHONS = tuple(Environment("other Python", "2.14.1", "uv", minor) for minor in sorted({*pythons()} - {min(pythons()), CUDA.minor}))
+OLDEST = Environment("oldest torch", "2.10.0", "uv", min(pythons()))
 # The library serves every torch from 2.10 on and every Python; each is tried with another of the other.
 NATIVE = (
-    Environment("oldest torch", "2.10.0", "uv", min(pythons())),
+    OLDEST,
     CPU,
     CUDA,
     *OTHER_PYTHONS,

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from environments import CPU, NATIVE, OTHER_PYTHONS, REFERENCE, ROOT, Environment, built, run
+from built_package import build_package
+from environments import CPU, CUDA, HOME, NATIVE, OLDEST, OTHER_PYTHONS, REFERENCE, ROOT, Environment, built, run
 
 SUITE = ("test_values", "test_constants", "test_errors", "test_empty", "test_overwrite", "test_fallback")
 # focal_ext.reference by name computes the same with every Python, and where the reference is in use both names are it.
@@ -46,6 +47,14 @@ def test_a_torch_older_than_the_library_is_left_alone_and_said_once(tmp_path: Pa
     assert f"need torch >= 2.10, this is torch {info['torch']}; update torch" in str(info["reason"])
     said = run(REFERENCE.executable, "-c", "import focal_ext; focal_ext.sigmoid_focal_loss", folder=tmp_path)
     assert said.count("RuntimeWarning") == 1 and "right but slow: the fused kernels need torch >= 2.10" in said
+
+
+@pytest.mark.parametrize("headers, environment", [(OLDEST, CPU), (OLDEST, CUDA), (CUDA, OLDEST)], ids=lambda e: e.name)
+def test_a_library_built_with_the_headers_of_one_torch_works_in_another(headers: Environment, environment: Environment, tmp_path: Path) -> None:
+    packages = build_package(HOME / "built" / headers.torch, headers.prepare().package.parent / "torch", "-O1", HOME / "built/cmake")
+    place, info = json.loads(run(environment.prepare().executable, "-W", "error::RuntimeWarning", "-c", FACTS, folder=tmp_path, PYTHONPATH=str(packages)))
+    assert packages in Path(place).parents and info["backend"] == "native" and info["torch"].startswith(environment.torch)
+    run(environment.executable, "-m", "focal_ext", folder=tmp_path, PYTHONPATH=str(packages))  # every loss and dtype against float64
 
 
 def test_the_pure_wheel_works_through_the_reference(tmp_path: Path) -> None:
