@@ -156,8 +156,8 @@ def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
 
 
 def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a transform or torch.jit.trace runs the call, or something besides the logits wants a gradient."""
-    if is_differentiated_forward() or (not is_compiling() and is_jit_traced()):
+    """Whether a transform, torch.jit.trace or torch.onnx.export runs the call, or something besides the logits wants a gradient."""
+    if is_differentiated_forward() or (torch.onnx.is_in_onnx_export() if is_compiling() else is_jit_traced()):
         return True
     if torch.is_grad_enabled():
         for t in tensors:

@@ -1,10 +1,11 @@
-# Owns: what records a call with example tensors: make_fx in all modes, torch.jit.trace, saved and loaded again.
+# Owns: what records a call with example tensors: make_fx in all modes, torch.jit.trace, saved and loaded again, torch.onnx.export.
 # Must not know: values (test_values.py); torch.compile and torch.export, which have files of their own.
 from __future__ import annotations
 
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import focal_ext
@@ -180,3 +181,20 @@ def test_a_bad_class_id_makes_a_traced_loss_nan(loss_of: Member) -> None:
     network = Network(lambda x, t: loss_of(x, t, reduction="sum"))
     graph, *_ = traced(network, randn(3, 8), torch.tensor([0, 1, 2]))
     assert graph(randn(3, 8), torch.tensor([0, 1, 9])).isnan()
+
+
+# ---- torch.onnx.export --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["by tracing", "by torch.export"])
+def test_onnx_holds_a_network_with_its_loss(dynamo: bool, tmp_path: Path) -> None:
+    onnx_reference = pytest.importorskip("onnx.reference", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    network = Network(lambda x, t: LOSSES["sigmoid focal"](x, t, **options("positives"))).float()
+    path, given = tmp_path / "network.onnx", (torch.randn(6, 8), batch(6)[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, given, str(path), dynamo=dynamo)
+    session = onnx_reference.ReferenceEvaluator(str(path))
+    got = session.run(None, dict(zip(session.input_names, (t.numpy() for t in given))))[0]
+    assert float(got) == pytest.approx(network(*given).item(), rel=1e-5)  # float32
