@@ -34,6 +34,7 @@ def why_impossible() -> str | None:
 @cache
 def library() -> Path:
     """libfocal_ext.so for aarch64 as CMakeLists.txt builds it, against the headers of the torch that is installed."""
+    assert why_impossible() is None, f"the kernels of aarch64 cannot be built here: {why_impossible()}"
     torch_root, headers = HOME / "torch", Path(torch.__file__).parent / "include"
     torch_root.mkdir(parents=True, exist_ok=True)
     if not (torch_root / "include").exists():
