@@ -37,7 +37,7 @@ SCRIPT = """
 import functools, importlib.util, os, sys, traceback, warnings
 import torch
 
-def core_table():
+def core_table(hidden):
     import focal_ext
     from focal_ext import reference
     from torch.func import grad, vmap
@@ -74,7 +74,7 @@ def core_table():
                 same(loss_and_gradient(torch.compile(ours, backend="aot_eager", fullgraph=True), x), want)
                 step = lambda x, n, home=focal_ext: loss(home, x, gamma=n, alpha=n / 4, reduction="sum", normalizer=n)
                 compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-                for n in (1.5, 2.5, 3.5):
+                for n in (1.5, 2.5, 3.5) if hidden in ("nothing", "has_static_value", "guard_or_true", "guard_or_false", "guard_scalar", "_schema") else ():
                     same(loss_and_gradient(lambda x: compiled(x, n), x), loss_and_gradient(lambda x: step(x, n, reference), x))
             same([grad(lambda x: 3 * ours(x).sum())(x)], want[1:])
             rows = lambda x, ids: focal_ext.sigmoid_focal_loss(x, ids, reduction=reduction)
@@ -119,7 +119,7 @@ def without(name):
         spec.loader.exec_module(module)
         import focal_ext
     assert focal_ext._autograd.keeps_graph is module.keeps_graph
-    core_table()
+    core_table(name)
     return "; ".join(str(w.message) for w in said)
 
 torch.compile(lambda x: x + 1, backend="aot_eager")(torch.ones(1))  # what it imports
