@@ -109,5 +109,6 @@ def specialized(number: float) -> float:
 
 def schema_of(op: Any) -> str | None:
     """The schema of an op that has one overload. Gone: None, and every value is compiled anew."""
-    schema = getattr(getattr(op, "default", None), "_schema", None)
+    overload = getattr(op, "default", None)
+    schema = getattr(overload, "_schema", None)
     return None if schema is None else str(schema)
