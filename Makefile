@@ -4,7 +4,7 @@
 .PHONY: demo train walkthrough study test test-kernels test-sanitizers test-headers test-aarch64 aarch64-tools test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
-SOURCES := setup.py $(wildcard native_build/*.py) pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard cmake/*.* csrc/*.* csrc/*/*.* include/*/*.*)
+SOURCES := setup.py pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* include/*/*.*)
 # The build of torch that is fetched when .venv has none. A CUDA build: make demo TORCH=torch==2.14.1
 TORCH ?= torch==2.13.0
 ifneq ($(origin PYTHON),command line)

@@ -1,5 +1,5 @@
 # Owns: the commands of setuptools that a native build changes.
-# Must not know: when a build is native (native_build/switches.py), torch (torch_search.py), compilers (CMakeLists.txt).
+# Must not know: when a build is native (csrc/configure/native_build/switches.py), torch (torch_search.py), compilers (CMakeLists.txt).
 from __future__ import annotations
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import setuptools
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE / "csrc/configure"))
 from native_build.switches import stop, why_pure  # noqa: E402
 
 VERSION = tuple(map(int, setuptools.__version__.split(".")[:2]))

@@ -175,7 +175,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CMakeLists.txt"):
         shutil.copy(ROOT / name, folder)
-    for name in ("native_build", "focal_ext"):
+    for name in ("csrc/configure", "focal_ext"):
         shutil.copytree(
             ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "include", "share")
         )

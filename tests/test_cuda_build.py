@@ -103,7 +103,7 @@ MACHINES = {
 
 
 def decide(machine: Machine, folder: Path) -> str:
-    """What cmake/cuda.cmake prints: "built ...", a warning with the reason and "none ...", or an error."""
+    """What csrc/configure/cuda.cmake prints: "built ...", a warning with the reason and "none ...", or an error."""
     tools = folder / "tools"
     tools.mkdir()
     if machine.nvcc:
@@ -112,7 +112,7 @@ def decide(machine: Machine, folder: Path) -> str:
     script.write_text(f"""cmake_minimum_required(VERSION 3.25)
 set(CMAKE_SYSTEM_PROCESSOR {machine.processor})
 set(CMAKE_CXX_COMPILER {machine.cxx})
-include({ROOT}/cmake/cuda.cmake)
+include({ROOT}/csrc/configure/cuda.cmake)
 set(usual_toolkit /no/cuda)
 choose_cuda("${{wanted}}" "${{listed}}")
 if(with_cuda)
@@ -172,7 +172,7 @@ def test_the_words_of_a_real_nvcc_that_refuses_its_host_compiler_are_quoted(tmp_
     gxx.write_text('#!/bin/sh\nexec g++ -U__GNUC__ -D__GNUC__=99 "$@"\n')
     gxx.chmod(0o755)
     script = tmp_path / "decide.cmake"
-    script.write_text(f'cmake_minimum_required(VERSION 3.25)\ninclude({ROOT}/cmake/cuda.cmake)\nchoose_cuda(AUTO "")\nmessage("none: ${{reason_no_cuda}}")\n')
+    script.write_text(f'cmake_minimum_required(VERSION 3.25)\ninclude({ROOT}/csrc/configure/cuda.cmake)\nchoose_cuda(AUTO "")\nmessage("none: ${{reason_no_cuda}}")\n')
     done = subprocess.run([CMAKE, "-P", script], cwd=tmp_path, env={**os.environ, "CUDAHOSTCXX": str(gxx)}, capture_output=True, text=True)
     assert re.search(r"none: nvcc [\d.]+ failed with the g\+\+-99 host compiler: unsupported GNU version! gcc versions later than \d+ are not supported!$", done.stderr.strip())
 
