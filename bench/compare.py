@@ -177,10 +177,17 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
 
 
+def commit_of(git: str) -> str:
+    """The commit that is measured; results written meanwhile do not make it another."""
+    describe, status = ([git, "describe", "--always"], [git, "status", "--porcelain", "-uno", "--", ".", ":!bench/results"])
+    commit, changed = (subprocess.run(c, capture_output=True, text=True, check=False).stdout.strip() for c in (describe, status))
+    return f"{commit}-dirty" if changed else commit
+
+
 def provenance(device: str, module: str = "bench.compare") -> dict[str, object]:
     cpu = f"{processor()}, {torch.get_num_threads()} threads, {focal_ext.build_info()['cpu_level']}"
     git = shutil.which("git")
-    commit = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip() if git else ""
+    commit = commit_of(git) if git else ""
     return {
         "machine": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if device == "cuda" else cpu, "torch": torch.__version__,
         "allocator": os.environ.get("GLIBC_TUNABLES", "default"), "focal_ext": focal_ext.__version__, "commit": commit,
