@@ -105,14 +105,15 @@ def check_layout(name: str, tensor: Tensor) -> None:
 
 def check_allocated(name: str, tensor: Tensor) -> None:
     """Whether the storage holds every element: torch lets it be freed or shortened under its tensors, and a read of those ends the process."""
-    if is_traced() or not is_plain(tensor) or tensor.numel() == 0:
+    if (type(tensor) is not Tensor and not is_plain(tensor)) or is_traced():
         return
-    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    numel = tensor.numel()
+    reach = numel if numel == 0 or tensor.is_contiguous() else 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
     try:
         bytes_held = tensor.untyped_storage().nbytes()
     except NotImplementedError:  # what a finished torch.func transform left is no memory itself, and torch 2.10 says so
         return
-    if (last + 1) * tensor.element_size() > bytes_held:
+    if (tensor.storage_offset() + reach) * tensor.element_size() > bytes_held and numel:
         raise RuntimeError(
             f"{name}: its data is not allocated; a storage of {bytes_held} bytes does not hold its {tensor.numel()} elements"
             " (was it freed by untyped_storage().resize_()?)"
