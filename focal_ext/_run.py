@@ -19,6 +19,7 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
     """The loss function whose arguments `request` checks, computed by the fastest implementation that is right for them."""
 
     @functools.wraps(request)
+    @arguments.outside_old_graphs
     def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         inputs, call, reduction, overwrite_inputs, ordinary = request(*args, **kwargs)
         targets = call.targets

@@ -24,6 +24,7 @@ if _native.available:
 MEMORY_BUDGET = 80 * 2**20
 
 
+@arguments.outside_old_graphs
 @arguments.quiet_under_jit_trace
 def conv_sigmoid_focal_loss(
     features: Sequence[Tensor],

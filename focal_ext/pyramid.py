@@ -19,6 +19,7 @@ from ._pyramid import anchors_of, check_call, check_ids_of, check_levels, check_
 from ._torch_private import below_autograd, below_in_place, is_batched, keeps_graph
 
 
+@arguments.outside_old_graphs
 @arguments.quiet_under_jit_trace
 def sigmoid_focal_loss_pyramid(
     levels: Sequence[Tensor],
@@ -99,7 +100,8 @@ def has_kernels(device: torch.device) -> bool:
 
 def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
     """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
-    if torch.compiler.is_compiling() or keeps_graph() or is_batched(factor) or not arguments.is_plain(factor):
+    can_scale = arguments.is_plain(factor) and has_kernels(factor.device)
+    if torch.compiler.is_compiling() or keeps_graph() or is_batched(factor) or not can_scale:
         return [None if gradient is None else gradient * factor for gradient in gradients]
     if factor.device.type == "cpu" and _autograd.is_one(factor):  # on the CPU, where reading the factor costs less than the ops
         return list(gradients)

@@ -13,6 +13,7 @@ from typing import ParamSpec
 
 from torch import Tensor
 
+from . import _arguments as arguments
 from . import _reference, losses
 
 P = ParamSpec("P")
@@ -22,6 +23,7 @@ def _plain(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     request = function.__wrapped__  # type: ignore[attr-defined]
 
     @functools.wraps(function)
+    @arguments.outside_old_graphs
     def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         inputs, call, reduction, *_ = request(*args, **kwargs)
         return _reference.checked(inputs, call, reduction)
