@@ -24,7 +24,7 @@ BUDGET |= {(arch, dtype): budget for dtype in ("bf16", "fp16") for arch, budget 
 PYRAMID_BUDGET = {("sm_80", "bf16"): 24, ("sm_90", "bf16"): 24}
 MUFU = {"0 or 1": 2, "2": 2, "4": 2, "any": 3}
 MUFU_OF_CLIP = 2  # one reciprocal and one logarithm more
-HOT, CAREFUL = "loss and gradient", "careful path"  # tiles with positives, ignored rows, weights or a tail, about one in twenty
+HOT, CAREFUL = "loss and gradient", "careful path"  # what no stream takes: weights, alphas of classes, dense targets that are not 0, unaligned views, a tail
 REGISTERS, KERNELS, LIBRARY_BYTES = 64, 200, 8_000_000
 
 
@@ -89,7 +89,7 @@ def flow_of(loop: Loop) -> str | None:
     if loop.count("VOTE"):
         return None
     if not loop.vector_loads:
-        return CAREFUL if loop.finds_rows else None
+        return CAREFUL if loop.finds_rows and not loop.count("STS") else None  # the rescue keeps a positive's logit in shared memory
     if loop.vector_stores == 0:
         return "loss alone"
     if loop.vector_loads == 2 * loop.vector_stores:
