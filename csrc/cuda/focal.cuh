@@ -138,11 +138,12 @@ __device__ acc_of<scalar_t> one_tile(const Arguments<scalar_t>& a, const Targets
 }
 
 // Blocks that registers must let a multiprocessor hold. 4 of 8 warps with 64 bytes each in flight cover the memory's latency and
-// leave 64 registers a thread, 3 leave 80. Bound by arithmetic are fp64, and any power of a smoothed label, which spills at 80.
+// leave 64 registers a thread, 3 leave 80. Bound by arithmetic are fp64, and any powers of smoothed labels and of a clip, which spill at 80.
 template <class scalar_t, class Targets, class Loss>
 constexpr int resident_blocks() {
   constexpr bool is_ids = std::is_same_v<Targets, IdTargets<float>>;
-  if (sizeof(scalar_t) == 8 || std::is_same_v<Loss, SmoothedSigmoidFocal<AnyModulator>>) return 2;
+  constexpr bool is_long = std::is_same_v<Loss, SmoothedSigmoidFocal<AnyModulator>> || std::is_same_v<Loss, Asymmetric<AnyModulator, AnyModulator, true>>;
+  if (sizeof(scalar_t) == 8 || is_long) return 2;
   return !Loss::mirrors || (has_any_power<Loss> && !is_ids) ? 3 : 4;
 }
 
