@@ -24,7 +24,10 @@ BUDGET |= {(arch, dtype): budget for dtype in ("bf16", "fp16") for arch, budget 
 PYRAMID_BUDGET = {("sm_80", "bf16"): 24, ("sm_90", "bf16"): 24}
 MUFU = {"0 or 1": 2, "2": 2, "4": 2, "any": 3}
 MUFU_OF_CLIP = 2  # one reciprocal and one logarithm more
-HOT, CAREFUL = "loss and gradient", "careful path"  # tiles with positives, ignored rows, weights or a tail, about one in twenty
+HOT, CAREFUL = "loss and gradient", "careful path"  # what no stream takes: a weight a logit, dense targets that are not 0, unaligned views, a tail
+# Beside a stream that takes factors from shared memory: of rows, where a vector lies in one row and where not, and of classes.
+PER_ROW, PER_ROWS, PER_CLASS = f"{HOT}, weight per row", f"{HOT}, weight per row, any number of classes", f"{HOT}, per class"
+FACTOR_BUDGET = {PER_ROW: {}, PER_ROWS: {}, PER_CLASS: {}}
 REGISTERS, KERNELS, LIBRARY_BYTES = 64, 200, 8_000_000
 
 
@@ -89,7 +92,9 @@ def flow_of(loop: Loop) -> str | None:
     if loop.count("VOTE"):
         return None
     if not loop.vector_loads:
-        return CAREFUL if loop.finds_rows else None
+        return CAREFUL if loop.finds_rows and not loop.count("STS") else None  # the rescue keeps a positive's logit in shared memory
+    if loop.count("LDS"):
+        return PER_CLASS if loop.count("LDS.128") else PER_ROW if loop.count("LDS") == loop.vector_loads else PER_ROWS
     if loop.vector_stores == 0:
         return "loss alone"
     if loop.vector_loads == 2 * loop.vector_stores:

@@ -22,6 +22,9 @@ const char* run(const Problem& problem, void* workspace, void* stream, uint32_t 
 size_t workspace_bytes(const Pyramid& pyramid);
 const char* run(const Pyramid& pyramid, void* workspace, void* stream, uint32_t max_blocks = kMaxBlocks);
 
+// Of `scale`: enough to reach the memory's bandwidth, and few to start for nothing, which is the usual case.
+constexpr uint32_t kMaxScaleBlocks = 1024;
+
 // gradient[i] *= *factor unless *factor is 1, decided on the device. `factor` is one acc_t.
 const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, void* stream, uint32_t max_blocks = kMaxBlocks);
 

@@ -28,8 +28,10 @@ namespace {
 constexpr size_t kCountsBytes = kScanBlocks * sizeof(uint32_t);
 static_assert(kScanBlocks == 128 && kCountsBytes % 256 == 0);
 
-// An index inside a tile has 32 bits, of which the smallest tile may use 30; so has a tile's index, plus one step of the grid.
-constexpr int64_t kMaxClasses = int64_t(1) << 27, kMaxTiles = (int64_t(1) << 32) - kMaxBlocks * kWarps;
+// Of one tile 32 bits hold the sum of a class and an index, and of all the index of a tile, plus one step of the grid.
+constexpr int64_t kMaxClasses = (int64_t(1) << 31) - 1, kMaxTiles = (int64_t(1) << 32) - kMaxBlocks * kWarps;
+// Tiles of a pyramid have 8 rows or more, and a softmax row has one reader.
+constexpr int64_t kMaxClassesInRows = int64_t(1) << 27;
 
 template <class F>
 const char* with_scalar(Scalar scalar, F&& f) {
@@ -41,28 +43,25 @@ const char* with_scalar(Scalar scalar, F&& f) {
   }
 }
 
-// Small enough to feed every warp of a large chip when there are few rows, and to even out slow tiles when classes are many.
-uint32_t choose_tile_rows(int64_t rows, int64_t classes) {
-  constexpr int64_t kElements = 4096, kTiles = 4096;
-  uint32_t tile_rows = kMaxTileRows;
-  while (tile_rows > kMinTileRows && (tile_rows * classes > kElements || rows / tile_rows < kTiles)) tile_rows /= 2;
-  return tile_rows;
-}
-
-int64_t tiles_of(const Problem& p) {
-  const uint32_t tile_rows = choose_tile_rows(p.rows, p.classes);
-  return (p.rows + tile_rows - 1) / tile_rows;
-}
+// Weights or alphas of classes, which the stream takes from shared memory.
+bool is_per_class(const Problem& p) { return p.alpha || (p.weight && p.weight_class_stride != 0); }
 
 Flow choose_flow(const Problem& p) {
   const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) && (!is_dense(p.target) || is_aligned(p.targets)) &&
                        (!p.grad_output_per_element || is_aligned(p.grad_output));
-  const bool plain = !p.weight && !p.alpha && p.alpha_negative != 0 && !(p.gradient && p.loss_map);
-  if (!aligned || !plain || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
+  const bool weight_per_element = p.weight && p.weight_row_stride != 0 && p.weight_class_stride != 0;
+  const bool plain = !weight_per_element && (p.alpha || p.alpha_negative != 0) && !(p.gradient && p.loss_map);
+  const bool has_loop = !is_per_class(p) || (fits_class_slots(p.classes) && !p.loss_map && !p.grad_output_per_element);
+  if (!aligned || !plain || !has_loop || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
   if (!p.gradient) return Flow::loss;
   return p.grad_output_per_element ? Flow::chain : Flow::gradient;
 }
+
+// Whether anything comes by the row; else the logits are a flat array, of which rows and classes mean nothing.
+bool reads_rows(const Problem& p) { return !is_dense(p.target) || p.weight || p.alpha; }
+
+Cut cut_of(const Problem& p) { return cut(p.rows, p.classes, reads_rows(p)); }
 
 bool needs_counts(const Problem& p) { return p.divisor == Divisor::kept || p.divisor == Divisor::positives; }
 
@@ -84,14 +83,18 @@ Arguments<scalar_t> arguments_of(const Problem& p, const uint32_t* counts, acc_o
   a.gradient = static_cast<scalar_t*>(p.gradient);
   a.loss_map = static_cast<scalar_t*>(p.loss_map);
   a.partials = p.loss ? partials : nullptr;
-  a.rows = p.rows;
-  a.tile_rows = choose_tile_rows(p.rows, p.classes);
-  a.tiles = uint32_t(tiles_of(p));
-  a.classes = uint32_t(p.classes);
+  const Cut tiles = cut_of(p);
+  a.numel = numel(p);
+  a.tile_rows = reads_rows(p) ? tiles.tile_rows : 0;
+  a.tile_elements = tiles.elements;
+  a.tiles = uint32_t(tiles.tiles);
+  a.classes = reads_rows(p) ? uint32_t(p.classes) : kMaxTileElements;
   a.classes_reciprocal = 0xffffffffu / a.classes;
+  a.classes_wide_reciprocal = ~uint64_t(0) / a.classes;
   a.flow = choose_flow(p);
+  a.per_class = a.flow != Flow::careful && is_per_class(p);
   a.alpha_positive = acc_t(p.alpha_positive);
-  a.alpha_negative = acc_t(p.alpha_negative);
+  a.alpha_negative = p.alpha ? acc_t(1) : acc_t(p.alpha_negative);
   a.alpha = static_cast<const acc_t*>(p.alpha);
   a.weight = static_cast<const acc_t*>(p.weight);
   a.weight_row_stride = p.weight_row_stride;
@@ -164,7 +167,7 @@ const char* run_as(const Pyramid& pyramid, void* workspace, void* stream, uint32
   if (needs_counts(p))
     if (const char* error = count_rows(p, counts, stream)) return error;
   PyramidArguments<scalar_t> a = arguments_of<scalar_t>(pyramid, counts);
-  const uint32_t tile_rows = choose_tile_rows(p.rows, p.classes);
+  const uint32_t chosen = choose_tile_rows(p.rows, p.classes), tile_rows = chosen ? chosen : kTileUnit;
   uint32_t blocks = 0;
   int64_t first_row = 0, tiles = 0;
   for (int64_t i = 0; i < pyramid.level_count; ++i) {
@@ -200,14 +203,15 @@ size_t workspace_bytes(const Problem&) { return kCountsBytes + kMaxBlocks * size
 size_t workspace_bytes(const Pyramid& p) { return kCountsBytes + (p.level_count + kMaxLevels - 1) / kMaxLevels * kMaxBlocks * sizeof(double); }
 
 const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_blocks) {
-  if (p.classes > kMaxClasses) return "focal_ext: more than 2^27 classes";
-  if (tiles_of(p) > kMaxTiles) return "focal_ext: more than 2^39 rows";
+  if (has_row_losses(p) && p.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
+  if (!has_row_losses(p) && reads_rows(p) && p.classes > kMaxClasses) return "focal_ext: 2^31 classes or more";
+  if (!has_row_losses(p) && numel(p) > 0 && cut_of(p).tiles > kMaxTiles) return "focal_ext: more than 2^38 rows";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   return with_scalar(p.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
 }
 
 const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_blocks) {
-  if (p.problem.classes > kMaxClasses) return "focal_ext: more than 2^27 classes";
+  if (p.problem.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
 }
@@ -219,7 +223,7 @@ const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* fact
     const int64_t misaligned = int64_t(reinterpret_cast<uintptr_t>(gradient) % 16 / sizeof(scalar_t));
     const int64_t before = misaligned ? kVector<scalar_t> - misaligned : 0, head = before < numel ? before : numel;
     const int64_t wanted = numel / (kVector<scalar_t> * kScaleThreads) + 1;
-    const uint32_t blocks = wanted < max_blocks ? uint32_t(wanted) : max_blocks;
+    const uint32_t most = max_blocks < kMaxScaleBlocks ? max_blocks : kMaxScaleBlocks, blocks = wanted < most ? uint32_t(wanted) : most;
     return launch(
         scale_kernel<scalar_t>, blocks, kScaleThreads, stream, static_cast<scalar_t*>(gradient), head, numel, static_cast<const acc_of<scalar_t>*>(factor));
   });

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/launch.h"
+#include "../../csrc/cuda/plan.h"
 #include "device.h"
 
 namespace py = pybind11;
@@ -93,11 +94,16 @@ PYBIND11_MODULE(focal_ext_cuda_host, m) {
   m.def("run", run, py::arg("fields"), py::arg("max_blocks"));
   m.def("run_pyramid", run_pyramid, py::arg("fields"), py::arg("levels"), py::arg("max_blocks"));
   m.def("scale", scale, py::arg("gradient"), py::arg("scalar"), py::arg("numel"), py::arg("factor"), py::arg("max_blocks"));
+  m.def("cut", [](int64_t rows, int64_t classes, bool reads_rows) {
+    const cuda::Cut c = cuda::cut(rows, classes, reads_rows);
+    return py::make_tuple(c.elements, c.tile_rows, c.tiles);
+  });
   m.def("set_seed", cuda_host::set_seed);
   m.def("set_only_blocks", cuda_host::set_only_blocks);
   m.def("skip_a_shuffle", skip_a_shuffle);
   m.def("meet_at_two_places", meet_at_two_places);
   m.attr("MAX_BLOCKS") = cuda::kMaxBlocks;
+  m.attr("MAX_SCALE_BLOCKS") = cuda::kMaxScaleBlocks;
   using enum cuda_host::Defect;
   py::enum_<cuda_host::Defect>(m, "Defect")
       .value("none", none)

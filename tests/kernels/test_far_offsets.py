@@ -105,7 +105,8 @@ def test_more_rows_than_32_bits_can_count(ops: HostOps) -> None:
 @SIZES
 def test_scale_reaches_the_end(numel: int, ops: HostOps) -> None:
     vector, threads = 8, 256
-    step, last = threads * vector * ops.module.MAX_BLOCKS, (numel - 1) % (threads * vector * ops.module.MAX_BLOCKS) // (threads * vector)
+    step = threads * vector * ops.module.MAX_SCALE_BLOCKS
+    last = (numel - 1) % step // (threads * vector)
     ops.module.set_only_blocks([0, last])
     starts = sorted(block * threads * vector + step * turn for block in (0, last) for turn in range(-(-numel // step)))
     parts = [slice(start, min(start + threads * vector, numel)) for start in starts if start < numel]
