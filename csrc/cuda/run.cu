@@ -148,6 +148,7 @@ PyramidArguments<scalar_t> arguments_of(const Pyramid& pyramid, const uint32_t* 
   if (pyramid.weight_per_image) p.weight = nullptr;  // a factor of a whole tile
   PyramidArguments<scalar_t> a = {};
   a.common = arguments_of<scalar_t>(p, counts, nullptr);
+  if (p.weight || p.alpha) a.common.flow = Flow::careful;  // its streams know one factor a tile
   a.common.weight = static_cast<const acc_of<scalar_t>*>(pyramid.problem.weight);
   a.ids = ids_of(p);
   a.image_rows = p.rows / pyramid.images;
