@@ -1,5 +1,6 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
 # With PYTHON=python3 a target uses that interpreter as it is: it installs and fetches nothing, and lists at once what that interpreter lacks.
+# lint, wheel, test-wheels, test-headers and test-integrations make environments of their own, whatever PYTHON is.
 .DELETE_ON_ERROR:
 .PHONY: demo train walkthrough study test test-kernels test-sanitizers test-headers test-aarch64 aarch64-tools test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
@@ -140,7 +141,7 @@ lint: $(TOOLS) .venv-lint/.tools
 	.venv-lint/bin/mypy --python-executable $(PYTHON)
 	find csrc include tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv-lint/bin/clang-format --dry-run -Werror
 	$(PYTHON) -m cmake -G Ninja -S . -B build/lint -DFOCAL_EXT_CUDA=OFF -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
-	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja -DFOCAL_EXT_TORCH_ROOT=$$($(PYTHON) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])") > build/lint.log || { cat build/lint.log; exit 1; }
+	  -DCMAKE_MAKE_PROGRAM=$$(PATH="$(CURDIR)/.venv/bin:$$PATH" command -v ninja) -DFOCAL_EXT_TORCH_ROOT=$$($(PYTHON) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])") > build/lint.log || { cat build/lint.log; exit 1; }
 	$(PYTHON) -m cmake --build build/lint > build/lint.log || { cat build/lint.log; exit 1; }
 
 # Lines of focal_ext that the suite runs, in this process; fails below 95 %.
@@ -167,7 +168,7 @@ clean:
 
 .venv/.tools:
 	$(BASE_PYTHON) -m venv .venv
-	$(PYTHON) -m pip install -q "$(TORCH)" "setuptools>=77" "cmake>=3.25" ninja wheel numpy
+	.venv/bin/python -m pip install -q "$(TORCH)" "setuptools>=77" "cmake>=3.25" ninja wheel numpy
 	touch $@
 
 .venv-wheels/.tools:
@@ -182,7 +183,7 @@ clean:
 
 # All that test-wheels downloads.
 .venv-wheels/.environments: .venv-wheels/.tools .venv/.tools tests/wheels/environments.py
-	$(PYTHON) tests/wheels/environments.py
+	.venv/bin/python tests/wheels/environments.py
 	touch $@
 
 # By uv, whose store of torch 2.14.1 and its CUDA libraries the environments of test-wheels share: fetched once, kept once.
@@ -205,7 +206,7 @@ endef
 
 .venv/.native: .venv/.tools $(SOURCES)
 	@echo "compiling, a few minutes with nvcc:"
-	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+	.venv/bin/python -m pip install -q --no-build-isolation --no-deps -e .
 	$(SAY_WHAT_WAS_BUILT)
 	touch $@
 
@@ -217,13 +218,13 @@ focal_ext/libfocal_ext.so: $(SOURCES)
 	@test ! -e $@ || touch $@
 
 .venv/.examples: .venv/.tools examples/retinanet/requirements.txt bench/requirements.txt
-	$(PYTHON) -m pip install -q -r examples/retinanet/requirements.txt -r bench/requirements.txt
+	.venv/bin/python -m pip install -q -r examples/retinanet/requirements.txt -r bench/requirements.txt
 	touch $@
 
 .venv/.tests: .venv/.tools tests/requirements.txt
-	$(PYTHON) -m pip install -q -r tests/requirements.txt
+	.venv/bin/python -m pip install -q -r tests/requirements.txt
 	touch $@
 
 .venv/.optional: .venv/.tools tests/requirements-optional.txt
-	$(PYTHON) -m pip install -q -r tests/requirements-optional.txt
+	.venv/bin/python -m pip install -q -r tests/requirements-optional.txt
 	touch $@

@@ -11,8 +11,13 @@ PROGRAMS = ("cmake", "ninja")  # as good from the system as from PyPI
 
 try:
     from packaging.requirements import Requirement
+    from packaging.version import Version
 except ImportError:  # pip has a copy of its own
-    from pip._vendor.packaging.requirements import Requirement
+    try:
+        from pip._vendor.packaging.requirements import Requirement
+        from pip._vendor.packaging.version import Version
+    except ImportError:
+        sys.exit(f"{sys.executable} has neither packaging nor pip, one of which says what else it lacks; install packaging into it")
 
 
 def lines(argument: str) -> list[str]:
@@ -38,7 +43,8 @@ def lacks(requirement: Requirement) -> str | None:
         found = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
         return None if requirement.name in PROGRAMS and shutil.which(requirement.name) else "not installed"
-    return None if requirement.specifier.contains(found, prereleases=True) else f"{found} is installed"
+    release = Version(found).base_version  # 2.10.0a0 of a vendor's build is new enough
+    return None if requirement.specifier.contains(release, prereleases=True) else f"{found} is installed"
 
 
 def main() -> str | None:

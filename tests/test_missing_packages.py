@@ -30,3 +30,12 @@ def test_every_missing_package_is_in_one_message_with_the_command_that_installs_
 
 def test_an_interpreter_that_has_everything_is_told_nothing() -> None:
     assert said("torch>=2.10", "pytest") == ""
+
+
+def test_a_vendors_build_before_a_release_is_that_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = tmp_path / "vendors_torch-2.10.0a0+5d0.nv25.dist-info/METADATA"
+    facts.parent.mkdir()
+    facts.write_text("Metadata-Version: 2.1\nName: vendors-torch\nVersion: 2.10.0a0+5d0.nv25\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert said("vendors-torch>=2.10") == ""
+    assert "2.10.0a0+5d0.nv25 is installed" in said("vendors-torch>=2.11")
