@@ -35,7 +35,10 @@ def timing(device: torch.device, wanted: int) -> str:
     anchors = self_check.fitting(wanted, CLASSES, installation.free_bytes(device))
     if not anchors:
         return "  no time measured: too little memory is free"
-    timed = self_check.compare(device, anchors, CLASSES)
+    try:
+        timed = self_check.compare(device, anchors, CLASSES)
+    except Exception as error:  # what failed is said above already; the rest of the report is still to come
+        return f"  no time measured: {type(error).__name__}: {error}"
     rounds = f"medians of {timed.rounds}" if timed.rounds > 1 else "one each"
     less = "" if anchors == wanted else f" (of {wanted:,}: memory is short)"
     return (
@@ -46,7 +49,7 @@ def timing(device: torch.device, wanted: int) -> str:
 
 
 def report(device: torch.device, anchors: int) -> int:
-    """Prints what was found on a device; returns how many losses are wrong there."""
+    """Prints what was found on a device; returns how many of its values are wrong, one a loss and dtype."""
     kernels = "fused kernels" if runs_on(device) else "plain PyTorch"
     name = f" {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     print(f"\nOn {device}{name}, {kernels}; largest relative error of the sum and of a gradient, against float64:")

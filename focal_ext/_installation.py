@@ -102,7 +102,7 @@ def advice() -> list[str]:
         for device in devices():
             _native.runs_on(device)
     found += [str(warning.message) for warning in caught]
-    if torch.version.cuda and not torch.cuda.is_available():
+    if NVIDIA.exists() and torch.version.cuda and not torch.cuda.is_available():
         found.append(
             "torch is built for CUDA but finds no GPU that it can use:"
             " look at nvidia-smi, CUDA_VISIBLE_DEVICES and the driver's version."

@@ -104,6 +104,8 @@ def test_what_is_missing_comes_with_what_to_do(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(_native, "available", True)
     monkeypatch.setattr(_installation, "NVIDIA", tmp_path / "none")
     assert _installation.advice() == []
+    monkeypatch.setattr(torch.version, "cuda", "12.8")  # what PyPI serves to machines without a GPU as well
+    assert _installation.advice() == []
     driver = tmp_path / "version"
     driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15\nGCC version\n")
     monkeypatch.setattr(_installation, "NVIDIA", driver)
@@ -168,3 +170,11 @@ def test_importing_the_package_after_torch_imports_nothing_else() -> None:
         "focal_ext.compat",
         "focal_ext.distributed",
     } & set(imported)
+
+
+def test_a_timed_call_that_fails_does_not_end_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(_self_check, "compare", fail)
+    assert program.timing(torch.device("cpu"), 10) == "  no time measured: RuntimeError: no kernel image"
