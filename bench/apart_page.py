@@ -78,19 +78,19 @@ def readme() -> str:
     heads = [*(f"{title}, ms" for title in settings.values()), "peak memory / logits", "worst relative error of a gradient", f"largest batch in {AVAILABLE // 2**30} GiB"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for way in WAYS:
-        errors = {setting: rows[setting, way.name(setting)]["worst_relative_error"] for setting in settings if (setting, way.name(setting)) in rows}
-        if ROWS in errors:
-            errors.pop(OUTPUTS)  # the same formula
-        error = ", ".join(f"{rounded(e)}{' (bf16)' if setting == BF16 else ''}" for setting, e in errors.items())
+        found = [(setting == BF16, float(rows[setting, way.name(setting)]["worst_relative_error"])) for setting in settings if (setting, way.name(setting)) in rows]
+        worst = {half: max(error for of_half, error in found if of_half == half) for half in dict.fromkeys(half for half, _ in found)}
+        error = ", ".join(f"{rounded(str(e))}{' (bf16)' if half else ''}" for half, e in worst.items())
         cells = [*(cell(rows, setting, way.name(setting)) for setting in settings), logits_of(memory, way.of_heads), error, str(batch_of(memory, way.of_heads) or "")]
-        lines.append("| " + " | ".join([way.words, *cells]) + " |")
+        lines.append("| " + " | ".join([way.words, *(cell or "-" for cell in cells)]) + " |")
     floors = ", ".join(f"{float(rows[setting, FLOOR]['ms']):.2g} ms in {setting.removeprefix('rows ')}" for setting in settings if (setting, FLOOR) in rows)
     about, other = next(iter(rows.values())), memory[0]
-    commits = " and ".join(dict.fromkeys([about["commit"], other["commit"]]))
+    commits = " and ".join(dict.fromkeys(f"{row['commit']} of {row['date']}" for row in (about, other)))
     kept = "kept" if other["allocator"] != "default" else "not kept (the default allocator)"
     return "\n".join(lines) + (
-        f"\n\nCopying the logits once, the floor: {floors}. {about['machine']}, torch {about['torch']}, commit {commits}, {about['date']};"
-        f" `{about['command']}`, `{other['command']}`. Times with memory kept; peaks and batches with memory {kept}.\n"
+        f"\n\nCopying the logits once, the floor: {floors}. {about['machine']}, torch {about['torch']}, commit {commits};"
+        f" `{about['command']}`, `{other['command']}`. Times with memory kept; peaks and batches with memory {kept}."
+        " -: another implementation's case, or not measured; FusedFocalHead has no logits to be timed apart.\n"
     )
 
 

@@ -41,7 +41,7 @@ def why_not(found: list[Gpu], facts: Mapping[str, Any], driver: int) -> str | No
     for gpu in found:
         reason = _cuda_devices.why_not(facts, driver, gpu.capability)
         if reason:
-            return f"make gpu: there is {gpu.name}, but {reason}; then: rm .venv/.native; make gpu"
+            return f"make gpu: there is {gpu.name}, but {reason}; then: rm -f .venv/.native focal_ext/libfocal_ext.so; make gpu"
     return None
 
 

@@ -89,7 +89,7 @@ struct Arguments {
     return result;
   }
 
-  // That the levels, and the loss, may be written: none is another's memory, or that of what is read.
+  // That the levels may be written: none is another's memory, or that of what is read.
   void check_written(const Tensor& grad_output, const OptionalTensor& loss) const {
     for (size_t i = 0; i < levels.size(); ++i) {
       const Bytes written = bytes_of(levels[i]);

@@ -54,12 +54,6 @@ def quiet_under_jit_trace(function: Callable[P, R]) -> Callable[P, R]:
     return quiet
 
 
-def outside_old_graphs(function: Callable[P, R], version: str = torch.__version__) -> Callable[P, R]:
-    """The function, at which torch.compile breaks its graph before torch 2.10: it cannot trace there what checks a call."""
-    is_old = tuple(int(part) for part in version.split(".")[:2]) < (2, 10)
-    return torch.compiler.disable(function) if is_old else function
-
-
 def is_fx_traced() -> bool:
     """Whether make_fx records the call, with real tensors of which it lets no value be read."""
     return get_proxy_mode() is not None

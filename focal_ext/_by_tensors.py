@@ -66,7 +66,7 @@ def apart(call: Call | PyramidCall, first: int = 1) -> tuple[Any, Numbers]:
     if not names or not _defined:
         return call, NONE
     tensors = [as_tensor(getattr(call, name), torch.ones(()), torch.float64) for name in names]
-    constants: dict[str, Any] = dict.fromkeys(names, 0.5)  # legal for every rule, and never read
+    constants: dict[str, Any] = dict.fromkeys(names, 0.5)  # never read
     return call._replace(**constants), Numbers(tensors, [first + call._fields.index(name) for name in names])
 
 

@@ -174,7 +174,7 @@ def check_numbers_of(call: Call | PyramidCall) -> None:
     most = math.inf if loss == Loss.SOFTMAX_FOCAL else 1.0
     factors = (call.alpha_positive, most if loss == Loss.SOFTMAX_FOCAL else call.alpha_negative)
     if not all(0 <= factor <= most for factor in factors) or call.alpha_positive == math.inf:
-        raise ValueError(f"alpha: must be {'in [0, 1]' if most == 1 else 'finite and >= 0'}, got a factor of positives of {call.alpha_positive}")
+        raise ValueError(f"alpha: must be {'in [0, 1]' if most == 1 else 'finite and >= 0'}, got {call.alpha_positive if loss != Loss.VARIFOCAL else call.alpha_negative}")
 
 
 @arguments.quiet_under_jit_trace

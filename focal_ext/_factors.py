@@ -32,7 +32,7 @@ def tensor_of(values: tuple[float, ...], dtype: torch.dtype, inputs: Tensor) -> 
             tensor = torch.tensor(values, dtype=dtype, device=inputs.device)
         if is_plain(tensor):
             if len(_kept) >= 64:
-                _kept.pop(next(iter(_kept)), None)
+                _kept.clear()
             _kept[key] = tensor
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
         _captured[tensor.data_ptr()] = tensor

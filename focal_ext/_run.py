@@ -11,6 +11,7 @@ from torch import Tensor
 from . import _arguments as arguments
 from . import _autograd, _native, _reference
 from ._call import Call, Request
+from ._torch_private import outside_old_graphs
 
 P = ParamSpec("P")
 
@@ -19,7 +20,7 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
     """The loss function whose arguments `request` checks, computed by the fastest implementation that is right for them."""
 
     @functools.wraps(request)
-    @arguments.outside_old_graphs
+    @outside_old_graphs
     def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         inputs, call, reduction, overwrite_inputs, ordinary = request(*args, **kwargs)
         targets = call.targets

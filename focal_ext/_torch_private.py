@@ -2,14 +2,19 @@
 # Must not know: losses, arguments.
 from __future__ import annotations
 
+import functools
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _always(*_: object) -> bool:
@@ -112,3 +117,18 @@ def schema_of(op: Any) -> str | None:
     overload = getattr(op, "default", None)
     schema = getattr(overload, "_schema", None)
     return None if schema is None else str(schema)
+
+
+def outside_old_graphs(function: Callable[P, R], version: str = torch.__version__) -> Callable[P, R]:
+    """The function, at which torch.compile breaks its graph before torch 2.10: it cannot trace there what checks a call."""
+    if tuple(int(part) for part in version.split(".")[:2]) >= (2, 10):
+        return function
+
+    @functools.wraps(function)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> R:
+        # torch.compiler.disable imports the compiler, which takes seconds: only where somebody has imported it.
+        compiles = "torch._dynamo" in sys.modules
+        return (torch.compiler.disable(function) if compiles else function)(*args, **kwargs)
+
+    setattr(outside, "_torchdynamo_disable", True)  # noqa: B010  what torch.compiler.disable sets. Gone: the graph breaks inside
+    return outside

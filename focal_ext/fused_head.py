@@ -15,6 +15,7 @@ from ._call import PyramidCall
 from ._head_arguments import check_convolution, check_features, in_autocast_dtype
 from ._pyramid import check_call, check_ids_of
 from ._sweep import Head, Sweep
+from ._torch_private import outside_old_graphs
 from .modules import init_prior_
 
 if _native.available:
@@ -24,7 +25,7 @@ if _native.available:
 MEMORY_BUDGET = 80 * 2**20
 
 
-@arguments.outside_old_graphs
+@outside_old_graphs
 @arguments.quiet_under_jit_trace
 def conv_sigmoid_focal_loss(
     features: Sequence[Tensor],

@@ -16,10 +16,10 @@ from ._arguments import Alpha, Normalizer
 from ._call import Loss, PyramidCall, check
 from ._native import ops
 from ._pyramid import anchors_of, check_call, check_ids_of, check_levels, check_overwrite, is_native_layout
-from ._torch_private import below_autograd, below_in_place, is_batched, keeps_graph
+from ._torch_private import below_autograd, below_in_place, is_batched, keeps_graph, outside_old_graphs
 
 
-@arguments.outside_old_graphs
+@outside_old_graphs
 @arguments.quiet_under_jit_trace
 def sigmoid_focal_loss_pyramid(
     levels: Sequence[Tensor],

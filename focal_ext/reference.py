@@ -13,8 +13,8 @@ from typing import ParamSpec
 
 from torch import Tensor
 
-from . import _arguments as arguments
 from . import _reference, losses
+from ._torch_private import outside_old_graphs
 
 P = ParamSpec("P")
 
@@ -23,7 +23,7 @@ def _plain(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     request = function.__wrapped__  # type: ignore[attr-defined]
 
     @functools.wraps(function)
-    @arguments.outside_old_graphs
+    @outside_old_graphs
     def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         inputs, call, reduction, *_ = request(*args, **kwargs)
         return _reference.checked(inputs, call, reduction)

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from cases import LAYOUTS, PUBLIC
-from focal_ext import _arguments as arguments
+from focal_ext._torch_private import outside_old_graphs
 from tolerances import units
 from family import EVERYDAY, MEMBERS, Member, every_member
 from torch import Tensor
@@ -133,9 +133,9 @@ def test_a_bad_id_in_a_compiled_graph_makes_its_row_nan_and_no_other() -> None:
 
 def test_before_torch_2_10_the_graph_breaks_at_the_loss() -> None:
     ids, x = torch.randint(-1, 5, (7,)), torch.randn(7, 5)
-    outside = arguments.outside_old_graphs(loss_of, "2.9.1+cpu")
+    outside = outside_old_graphs(loss_of, "2.9.1+cpu")
     compiled = torch.compile(lambda x: 3 * outside(x * 2, ids, reduction="sum"), backend="eager")
     assert torch.equal(compiled(x), 3 * loss_of(x * 2, ids, reduction="sum"))
     with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(lambda x: outside(x, ids), backend="eager", fullgraph=True)(x)
-    assert arguments.outside_old_graphs(loss_of, "2.10.0a0") is loss_of
+    assert outside_old_graphs(loss_of, "2.10.0a0") is loss_of

@@ -154,7 +154,7 @@ def test_a_sequence_of_alphas_becomes_one_tensor_of_each_type_and_device_whateve
     assert all(type(kept) is Tensor for kept in _factors._kept.values()) and len(_factors._kept) == 2
     for i in range(200):
         _factors.check_alpha([i / 200] * 3, x)
-    assert len(_factors._kept) == 64
+    assert 0 < len(_factors._kept) <= 64
 
 
 @pytest.mark.parametrize("alpha", [[0.1, 1.5, 0.2], (0.1, float("nan"), 0.2), np.array([-0.1, 0.0, 0.5])], ids=str)

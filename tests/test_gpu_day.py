@@ -22,7 +22,7 @@ def test_without_a_gpu_it_says_so_in_one_line_and_writes_nothing() -> None:
 def test_an_installation_that_cannot_be_tested_is_told_the_way_out() -> None:
     facts = {"cuda": "13.0", "archs": ["75", "80", "90", "120+PTX"], "reason_no_cuda": None}
     assert why_not([H100, T4], facts, 13000) is None
-    assert "rm .venv/.native" in str(why_not([H100], {"cuda": None, "archs": [], "reason_no_cuda": "no nvcc was found"}, 13000))
+    assert "rm -f .venv/.native" in str(why_not([H100], {"cuda": None, "archs": [], "reason_no_cuda": "no nvcc was found"}, 13000))
     assert "Update the driver" in str(why_not([H100], facts, 12080))
     assert "P100" in str(why_not([H100, OLD], facts, 13000))
 
