@@ -1,8 +1,9 @@
-# Owns: the README's figures: every implementation in a process of its own, with its memory kept, timed in turn; the memory of heads likewise.
+# Owns: the README's figures: every implementation in a process of its own, with its memory kept, timed in turn.
 # Must not know: how any of them works, how figures are drawn.
-"""python -m bench.apart [--only times | memory] [--to bench/results]: writes apart.csv and apart_memory.csv.
+"""python -m bench.apart [--to bench/results]: writes apart.csv.
 
 In one process the pages that one implementation frees are faulted in again by the next, which then looks slow. Here each keeps its own.
+Peaks of whole heads are bench.head's, with the default allocator: pages that are kept hide what a step uses anew from the process's size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,6 @@ from tqdm import tqdm
 from . import head
 from .cases import ANCHORS, Case, synthetic
 from .compare import error_of, keep_memory, makers, provenance, worst_relative_error, write
-from .head_page import BATCHES
 from .performance_page import read_rows
 from .measure import Step, hush, median_and_spread, peak_bytes, seconds_of
 
@@ -164,28 +163,12 @@ def replace(path: Path, setting: str, rows: list[dict[str, object]], origin: dic
     write(path, every, {})
 
 
-def memory_rows(threads: int, most_of: int, jobs: int) -> list[dict[str, Any]]:
-    """The last convolution and the loss with 80 classes: of each batch the most of three processes, as bench.head does."""
-    most: dict[tuple[str, int], dict[str, Any]] = {}
-    ways = [name for name in (*head.LOSSES, head.FUSED) if "overwrite" not in name]
-    calls = [(name, images) for _ in range(most_of) for name in ways for images in BATCHES]
-    with ThreadPoolExecutor(jobs) as pool:
-        rows = pool.map(lambda call: head.in_fresh_process(call[0], CLASSES, call[1], threads), calls)
-        for call, row in zip(calls, tqdm(rows, desc="memory", unit="process", total=len(calls))):
-            if call not in most or row["peak_extra_bytes"] > most[call]["peak_extra_bytes"]:
-                most[call] = row
-    return list(most.values())
-
-
 def main() -> None:
     hush()
     parser = argparse.ArgumentParser(description="Compare focal_ext with eager and compiled PyTorch, each in a process of its own that keeps its memory.")
-    parser.add_argument("--only", choices=("times", "memory"))
     parser.add_argument("--seconds", type=float, default=20.0, help="timed seconds of each setting, all implementations together")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a setting ends, undisturbed or not")
     parser.add_argument("--setting", action="append", choices=tuple(SETTINGS), help="this setting alone; the CSV's other rows stay")
-    parser.add_argument("--most-of", type=int, default=3, help="processes of which the one that takes the most memory counts")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at once whose memory is measured; their times do not matter")
     parser.add_argument("--anchors", type=int, default=ANCHORS, help="rows of logits; the head's outputs are always those of a whole image")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--to", type=Path, default=head.RESULTS, help="folder of the CSV files")
@@ -196,11 +179,9 @@ def main() -> None:
         serve(*options.worker, options.anchors)
         return
     keep_memory("bench.apart")
-    for setting in tqdm(options.setting or SETTINGS, unit="setting") if options.only != "memory" else ():
+    for setting in tqdm(options.setting or SETTINGS, unit="setting"):
         rows = rows_of(setting, options.anchors, options.seconds, options.limit, options.threads)
         replace(options.to / "apart.csv", setting, rows, provenance("cpu", "bench.apart"))
-    if options.only != "times":
-        write(options.to / "apart_memory.csv", memory_rows(options.threads, options.most_of, options.jobs), provenance("cpu", "bench.apart"))
 
 
 if __name__ == "__main__":

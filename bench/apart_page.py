@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .apart import BF16, CLASSES, CONVOLUTION, OUTPUTS, ROWS
 from .cases import ANCHORS
 from .head_page import AVAILABLE, BATCHES, largest_batch, peaks
-from .performance_page import EAGER, FLOOR, RESULTS, Row, origin, ratio, read, rounded, spread
+from .performance_page import EAGER, FLOOR, Row, origin, ratio, read, rounded, spread
 
 
 class Way(NamedTuple):
@@ -41,8 +41,8 @@ def measured() -> dict[tuple[str, str], Row]:
 
 
 def peaks_measured() -> list[Row]:
-    """Memory with the allocator that keeps it; until that has been measured, with the default one, in processes of their own as well."""
-    return read("apart_memory" if (RESULTS / "apart_memory.csv").exists() else "head_memory")
+    """Memory of whole heads, in processes of their own as well."""
+    return read("head_memory")
 
 
 def cell(rows: dict[tuple[str, str], Row], setting: str, name: str) -> str:
@@ -86,10 +86,9 @@ def readme() -> str:
     floors = ", ".join(f"{float(rows[setting, FLOOR]['ms']):.2g} ms in {setting.removeprefix('rows ')}" for setting in settings if (setting, FLOOR) in rows)
     about, other = next(iter(rows.values())), memory[0]
     commits = " and ".join(dict.fromkeys(f"{row['commit']} of {row['date']}" for row in (about, other)))
-    kept = "kept" if other["allocator"] != "default" else "not kept (the default allocator)"
     return "\n".join(lines) + (
         f"\n\nCopying the logits once, the floor: {floors}. {about['machine']}, torch {about['torch']}, commit {commits};"
-        f" `{about['command']}`, `{other['command']}`. Times with memory kept; peaks and batches with memory {kept}."
+        f" `{about['command']}`, `{other['command']}`. Times with memory kept; peaks and batches with the default allocator, as pages that are kept hide what a step uses anew."
         " -: another implementation's case, or not measured; FusedFocalHead has no logits to be timed apart.\n"
     )
 
