@@ -14,7 +14,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ._symbols import SYMBOLS, holds, quoted
 from ._torch_private import is_jit_traced, is_transformed, owner_of
@@ -56,7 +55,8 @@ def quiet_under_jit_trace(function: Callable[P, R]) -> Callable[P, R]:
 
 def is_fx_traced() -> bool:
     """Whether make_fx records the call, with real tensors of which it lets no value be read."""
-    return get_proxy_mode() is not None
+    module = sys.modules.get("torch.fx.experimental.proxy_tensor")  # nobody traces by it who has not imported it
+    return module is not None and module.get_proxy_mode() is not None
 
 
 def is_nan(number: Tensor) -> bool:
