@@ -121,7 +121,7 @@ def test_a_detector_that_took_the_head_scripts_and_gives_torchvisions_losses_and
     net = with_head(model(kind))
     scripted = torch.jit.script(net)
     losses, _ = scripted(*batch(0))
-    for name, want in model(kind)(*batch(0)).items():
+    for name, want in torch.jit.script(model(kind))(*batch(0))[0].items():  # scripting itself moves torchvision's FCOS by 1e-10
         assert_close(f"torchvision {kind.__name__}, scripted", losses[name], want, TOLERANCE)
     _, detections = scripted.eval()(batch(0)[0])
     assert torch.equal(detections[0]["scores"], net.eval()(batch(0)[0])[0]["scores"])
