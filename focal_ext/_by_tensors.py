@@ -11,7 +11,7 @@ from torch import Tensor
 from ._call import Call, PyramidCall, check_numbers_of
 from ._native import ops
 from ._symbols import as_tensor, is_constant
-from ._torch_private import schema_of
+from ._torch_private import register_fake, schema_of
 
 SUFFIX = "_by_tensors"
 
@@ -26,7 +26,7 @@ FLOATS, PYRAMID_FLOATS = (tuple(name for name, kind in fields.__annotations__.it
 _defined = {"loss"} if hasattr(ops, f"loss{SUFFIX}") else set()  # the package may be imported anew, the ops stay
 
 
-def define(name: str) -> bool:
+def define(name: str, registrations: torch.library.Library) -> bool:
     """Defines the op `name` again with numbers by tensors behind its arguments, if torch tells the schema; returns whether it did.
 
     It reads their values on the host. They are on the CPU, unless the graph itself read a number from a device, and would have waited then.
@@ -36,7 +36,6 @@ def define(name: str) -> bool:
         return False
     arguments, results = schema.rsplit(" -> ", 1)
     arguments = ", ".join(argument.split("=")[0] for argument in arguments[arguments.index("(") + 1 : -1].split(", "))
-    qualified = f"focal_ext::{name}{SUFFIX}"
 
     def run(*given: Any) -> Any:
         plain = filled(given[:-2], *given[-2:])
@@ -44,9 +43,9 @@ def define(name: str) -> bool:
         check_numbers_of(fields(*plain[1 : 1 + len(fields._fields)]))
         return op(*plain)
 
-    torch.library.define(qualified, f"({arguments}, Tensor[] numbers, int[] places) -> {results}")
-    torch.library.impl(qualified, "default")(run)
-    torch.library.register_fake(qualified)(lambda *given: op(*given[:-2]))
+    registrations.define(f"{name}{SUFFIX}({arguments}, Tensor[] numbers, int[] places) -> {results}")
+    registrations.impl(f"{name}{SUFFIX}", run, "CompositeExplicitAutograd")
+    register_fake(f"focal_ext::{name}{SUFFIX}", lambda *given: op(*given[:-2]), registrations)
     _defined.add(name)
     return True
 

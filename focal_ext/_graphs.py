@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,10 +14,18 @@ from . import _by_tensors as by_tensors
 from ._arguments import accumulation_dtype
 from ._call import Call, PyramidCall
 from ._formulas import no_gradients, refuse_create_graph
-from ._native import IN_PLACE_OPS, ops
-from ._torch_private import below_in_place, in_place_keys
+from ._native import IN_PLACE_OPS, ops, registrations
+from ._torch_private import below_in_place, in_place_keys, register_autograd, register_fake
 
-register_fake, register_autograd = torch.library.register_fake, torch.library.register_autograd
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def fake_of(name: str) -> Callable[[F], F]:
+    def register(fake: F) -> F:
+        register_fake(f"focal_ext::{name}", fake, registrations)
+        return fake
+
+    return register
 
 
 def _check_devices(like: Tensor, others: Sequence[Any]) -> None:
@@ -38,41 +46,41 @@ def _like_logits(inputs: Tensor) -> Tensor:
     return torch.empty_like(inputs, memory_format=torch.contiguous_format)
 
 
-@register_fake("focal_ext::loss")
+@fake_of("loss")
 def _(inputs: Tensor, *call: Any) -> Tensor:
     _check_devices(inputs, call)
     return _number(inputs)
 
 
-@register_fake("focal_ext::loss_and_gradient")
+@fake_of("loss_and_gradient")
 def _(inputs: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     _check_devices(inputs, call)
     return _number(inputs), _like_logits(inputs)
 
 
-@register_fake("focal_ext::loss_map")
+@fake_of("loss_map")
 def _(inputs: Tensor, *call: Any) -> Tensor:
     _check_devices(inputs, call)
     return inputs.new_empty(inputs.shape[:-1]) if Call(*call).is_per_row else _like_logits(inputs)
 
 
-@register_fake("focal_ext::gradient")
+@fake_of("gradient")
 def _(inputs: Tensor, *call_and_grad_output: Any) -> Tensor:
     _check_devices(inputs, call_and_grad_output)
     return _like_logits(inputs)
 
 
-@register_fake("focal_ext::gradient_")
+@fake_of("gradient_")
 def _(inputs: Tensor, *call_and_grad_output: Any) -> None:
     _check_devices(inputs, call_and_grad_output)
 
 
-@register_fake("focal_ext::scale_")
+@fake_of("scale_")
 def _(gradient: Tensor, factor: Tensor) -> None:
     _check_devices(gradient, (factor,))
 
 
-@register_fake("focal_ext::first_bad_id")
+@fake_of("first_bad_id")
 def _(targets: Tensor, classes: int, ignore_index: int | None, background: bool = True) -> Tensor:
     return targets.new_empty((), dtype=torch.int64)
 
@@ -102,35 +110,44 @@ def recompute_gradient(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     return by_tensors.call("gradient", numbers, inputs, *tensors, *ctx.scalars, grad_output), *ctx.rest
 
 
+def save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+def refuse(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("focal_ext: a gradient has no derivative of its own; for second derivatives use focal_ext.reference with create_graph=True")
+
+
 FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "loss_and_gradient": (scale_gradient, save_gradient),
     "loss": (recompute_gradient, save_inputs),
     "loss_map": (recompute_gradient, save_inputs),
+    "gradient": (refuse, save_nothing),
 }
 
 
 # ---- pyramids: levels, then the fields of a PyramidCall -----------------------------------------------------------------------------
 
 
-@register_fake("focal_ext::pyramid_loss")
+@fake_of("pyramid_loss")
 def _(levels: list[Tensor], *call: Any) -> Tensor:
     _check_devices(levels[0], (*levels, *call))
     return _number(levels[0])
 
 
-@register_fake("focal_ext::pyramid_loss_and_gradient")
+@fake_of("pyramid_loss_and_gradient")
 def _(levels: list[Tensor], *call: Any) -> tuple[Tensor, list[Tensor]]:
     _check_devices(levels[0], (*levels, *call))
     return _number(levels[0]), [torch.empty_like(level) for level in levels]
 
 
-@register_fake("focal_ext::pyramid_gradient")
+@fake_of("pyramid_gradient")
 def _(levels: list[Tensor], *call_and_grad_output: Any) -> list[Tensor]:
     _check_devices(levels[0], (*levels, *call_and_grad_output))
     return [torch.empty_like(level) for level in levels]
 
 
-@register_fake("focal_ext::pyramid_gradient_")
+@fake_of("pyramid_gradient_")
 def _(levels: list[Tensor], *call_grad_output_and_loss: Any) -> None:
     _check_devices(levels[0], (*levels, *call_grad_output_and_loss))
 
@@ -163,14 +180,13 @@ def recompute_gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 FORMULAS |= {
     "pyramid_loss_and_gradient": (scale_gradients, save_gradients),
     "pyramid_loss": (recompute_gradients, save_levels),
+    "pyramid_gradient": (refuse, save_nothing),
 }
 
-for name, (backward, setup) in FORMULAS.items():
-    register_autograd(f"focal_ext::{name}", backward, setup_context=setup)
-for name in (*FORMULAS, "gradient", "pyramid_gradient"):
-    if by_tensors.define(name) and name in FORMULAS:
-        backward, setup = FORMULAS[name]
-        register_autograd(f"focal_ext::{name}{by_tensors.SUFFIX}", backward, setup_context=setup)
+for name, formula in FORMULAS.items():
+    register_autograd(getattr(ops, name).default, *formula, registrations)
+    if by_tensors.define(name, registrations):
+        register_autograd(getattr(ops, name + by_tensors.SUFFIX).default, *formula, registrations)
 
 
 # ---- what torch's own ops in place do before they write ------------------------------------------------------------------------------
@@ -194,6 +210,5 @@ def _in_place(op: Callable[..., None]) -> Callable[..., None]:
 
 
 if in_place_keys is not None and below_in_place is not nullcontext:
-    registrations = torch.library.Library("focal_ext", "IMPL")  # as long as it lives
     for name in IN_PLACE_OPS:
         registrations.impl(name, _in_place(getattr(ops, name).default), "ADInplaceOrView", with_keyset=True)

@@ -13,10 +13,11 @@ from ._arguments import accumulation_dtype
 from ._call import PyramidCall, check_numbers_of
 from ._chunks import Geometry
 from ._formulas import no_gradients, refuse_create_graph
-from ._native import ops
+from ._native import ops, registrations
 from ._sweep import Head, Sweep
+from ._torch_private import register_autograd, register_fake
 
-NAME = "focal_ext::conv_loss_and_gradients"
+NAME = "conv_loss_and_gradients"
 FIELDS = len(PyramidCall._fields)
 
 # Features, weight and bias of the convolution, the fields of a PyramidCall, the convolution, which gradients are wanted (of weight, bias
@@ -56,11 +57,11 @@ def _scale(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
     return of_features, of_weight, of_bias, *ctx.rest
 
 
-if not hasattr(ops, "conv_loss_and_gradients"):  # the package may be imported anew, the ops stay
-    torch.library.define(NAME, SCHEMA)
-    torch.library.impl(NAME, "default")(_run)
-    torch.library.register_fake(NAME)(_fake)
-    torch.library.register_autograd(NAME, _scale, setup_context=_save)
+if not hasattr(ops, NAME):  # the package may be imported anew, the ops stay
+    registrations.define(NAME + SCHEMA)
+    registrations.impl(NAME, _run, "CompositeExplicitAutograd")
+    register_fake(f"focal_ext::{NAME}", _fake, registrations)
+    register_autograd(getattr(ops, NAME).default, _scale, _save, registrations)
 
 
 def loss_of(head: Head, call: PyramidCall, weight: Tensor, bias: Tensor | None, features: Sequence[Tensor]) -> Tensor:

@@ -100,6 +100,9 @@ def _load() -> str | None:
 
 reason = _load()
 available = reason is None
+if available:  # the package may be imported anew, the ops stay; what was registered through the object goes with it
+    registrations: torch.library.Library = getattr(ops, "registrations", None) or torch.library.Library("focal_ext", "FRAGMENT")
+    setattr(ops, "registrations", registrations)  # noqa: B010  a namespace of ops declares no attributes
 if reason is not None and os.environ.get("FOCAL_EXT_NATIVE") != "0":
     warnings.warn(f"focal_ext falls back to plain PyTorch, right but slow: {reason}", RuntimeWarning, stacklevel=3)
 

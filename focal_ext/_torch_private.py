@@ -132,3 +132,34 @@ def outside_old_graphs(function: Callable[P, R], version: str = torch.__version_
 
     setattr(outside, "_torchdynamo_disable", True)  # noqa: B010  what torch.compiler.disable sets. Gone: the graph breaks inside
     return outside
+
+
+# torch's own registrations, without what takes 25 milliseconds of an import. Gone: torch.library's functions.
+_library = getattr(torch, "_library", None)
+
+
+def register_fake(name: str, fake: Callable[..., Any], registrations: torch.library.Library) -> None:
+    """torch.library.register_fake without its search of all modules for the lines that call it, of which it keeps the place alone."""
+    place = f"{fake.__code__.co_filename}:{fake.__code__.co_firstlineno}"
+    try:
+        _library.simple_registry.singleton.find(name).fake_impl.register(fake, place, registrations)  # type: ignore[union-attr]
+    except (AttributeError, TypeError):
+        torch.library.register_fake(name, fake, lib=registrations)
+
+
+def register_autograd(op: Any, backward: Callable[..., Any], setup: Callable[..., Any], registrations: torch.library.Library) -> None:
+    """torch.library.register_autograd, which makes a class for each op, of an op's first call: most processes never call the op itself."""
+    formula: Any = getattr(_library, "autograd", None)
+    if not (hasattr(formula, "make_autograd_impl") and hasattr(formula, "Info")):
+        torch.library.register_autograd(op, backward, setup_context=setup, lib=registrations)
+        return
+
+    @functools.cache
+    def made() -> Callable[..., Any]:
+        kernel: Callable[..., Any] = formula.make_autograd_impl(op, formula.Info(backward, setup))
+        return kernel
+
+    def first_made(keys: Any, *given: Any) -> Any:
+        return made()(keys, *given)
+
+    registrations.impl(op, first_made, "Autograd", with_keyset=True)

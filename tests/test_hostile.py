@@ -57,14 +57,32 @@ def test_what_no_op_can_take_is_always_refused(change: str, outcomes: list[tuple
 def test_opcheck_finds_nothing_wrong_with_any_op(op: str, given: list[object]) -> None:
     from focal_ext._native import IN_PLACE_OPS, ops
 
-    def leaves(value: object) -> object:
-        if isinstance(value, list):
-            return [leaves(v) for v in value]
-        return value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
-
     torch.library.opcheck(getattr(ops, op).default, tuple(given))
     if op not in IN_PLACE_OPS:
-        torch.library.opcheck(getattr(ops, op).default, (leaves(given[0]), *given[1:]))
+        # The last would differentiate the result of an op that refuses it.
+        tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")[: 3 if op in REFUSE else 4]
+        torch.library.opcheck(getattr(ops, op).default, (leaves(given[0]), *given[1:]), test_utils=tests)
+
+
+REFUSE = ("gradient", "pyramid_gradient")
+
+
+def leaves(value: object) -> object:
+    if isinstance(value, list):
+        return [leaves(v) for v in value]
+    return value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("by_tensors", [False, True], ids=["", "numbers by tensors"])
+@pytest.mark.parametrize("op, given", [call for call in hostile.right_calls() if call[0] in REFUSE])
+def test_a_gradient_is_not_differentiated_again(op: str, given: list[object], by_tensors: bool) -> None:
+    from focal_ext._native import ops
+
+    levels = leaves(given[0])
+    found = getattr(ops, f"{op}_by_tensors")(levels, *given[1:], [], []) if by_tensors else getattr(ops, op)(levels, *given[1:])
+    first = (found[0], levels[0]) if isinstance(found, list) else (found, levels)
+    with pytest.raises(RuntimeError, match="a gradient has no derivative of its own; for second derivatives use focal_ext.reference"):
+        sum(t.sum() for t in first).backward()  # type: ignore[union-attr]
 
 
 # ---- ops in place follow torch's rules ----------------------------------------------------------------------------------------------

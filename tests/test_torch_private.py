@@ -31,6 +31,10 @@ NAMES = {
     "guard_or_false": "",
     "guard_scalar": "",
     "_schema": "",
+    "_library": "",
+    "autograd": "",
+    "make_autograd_impl": "",
+    "Info": "",
 }
 # Run once for all names, so that torch is imported once: a child for each has it hidden from the one file that looks it up.
 SCRIPT = """
