@@ -204,7 +204,7 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
 
 def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool, ordinary: int | None = None) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    if needs_graph(call[:2] if ordinary else call.tensors) or not native.runs_on(inputs.device):
+    if needs_graph(call[:2] if ordinary else call[:5]) or not native.runs_on(inputs.device):
         return reference.compute(inputs, call, reduction)
     compiling = not ordinary and is_compiling()
     if not (ordinary or compiling or all(map(arguments.is_plain, (inputs, *call.tensors)))):

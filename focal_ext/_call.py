@@ -28,7 +28,10 @@ class Loss(enum.IntEnum):
 
 
 class Call(NamedTuple):
-    """The checked arguments of one call in the order of the native ops, tensors first."""
+    """The checked arguments of one call in the order of the native ops, tensors first.
+
+    What torch.compile traces takes slices: the compiler of torch 2.10 does not know a NamedTuple's properties.
+    """
 
     targets: Tensor  # contiguous; class ids of shape inputs.shape[:-1], or dense of shape inputs.shape
     scores: Tensor | None  # [rows] in the accumulation dtype: the target of each positive id's class; None: 1

@@ -16,7 +16,11 @@ def in_autocast_dtype(features: Sequence[Tensor], weight: Tensor, bias: Tensor |
     if not isinstance(weight, Tensor) or isinstance(features, Tensor) or not isinstance(features, Sequence):
         return features, weight, bias  # errors that are named later
     device = weight.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    try:
+        enabled = torch.is_autocast_enabled(device)
+    except RuntimeError:  # there is none on this device; is_autocast_available() says so too, but torch.compile of torch 2.10 cannot trace it
+        enabled = False
+    if not enabled:
         return features, weight, bias
     dtype = torch.get_autocast_dtype(device)
 

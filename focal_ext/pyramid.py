@@ -178,8 +178,8 @@ def _reference_gradients(levels: Sequence[Tensor], call: PyramidCall, grad_outpu
 
 def dispatch(levels: tuple[Tensor, ...], call: PyramidCall, overwrite_inputs: bool) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    tensors = (*levels, *call.tensors)
-    if _autograd.needs_graph(call.tensors) or not has_kernels(levels[0].device) or not (
+    tensors = (*levels, *call[:4])
+    if _autograd.needs_graph(call[:4]) or not has_kernels(levels[0].device) or not (
         torch.compiler.is_compiling() or all(map(arguments.is_plain, tensors))
     ):
         return reference(levels, call)
