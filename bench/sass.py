@@ -9,6 +9,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,8 @@ SMOOTHED, PYRAMID = "label smoothing", "pyramid"
 LOSSES = {"SmoothedSigmoidFocal": SMOOTHED, "FocalNegatives": "quality, varifocal, asymmetric", "Asymmetric": CLIPPED}
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][\w.]*)(.*?);?\s*$")
 
+CONTROL = re.compile(r"^\s*/\* (0x[0-9a-f]{16}) \*/\s*$")  # the second word of an instruction, by nvdisasm -hex
+
 
 def tool(name: str) -> str:
     """cuobjdump or nvdisasm: from the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or from the PATH."""
@@ -34,6 +37,37 @@ def tool(name: str) -> str:
     if not found:
         raise FileNotFoundError(f"{name} not found: pip install nvidia-cuda-{name}")
     return found
+
+
+class Instruction(str):
+    """An opcode, whether a predicate stands before it and, where the listing has them, the 21 bits by which the compiler schedules it."""
+
+    predicated: bool
+    control: int = 0
+
+    def __new__(cls, opcode: str, predicated: bool = False) -> Instruction:
+        made = super().__new__(cls, opcode)
+        made.predicated = predicated
+        return made
+
+    @property
+    def stall(self) -> int:
+        """Cycles until the warp's next instruction, at least."""
+        return max(1, self.control & 15)
+
+    @property
+    def result_barrier(self) -> int:
+        """The barrier, of six, that falls when the result is there; 7 is none."""
+        return self.control >> 5 & 7
+
+    @property
+    def operand_barrier(self) -> int:
+        """The barrier that falls when the operands have been read; 7 is none."""
+        return self.control >> 8 & 7
+
+    @property
+    def waits(self) -> list[int]:
+        return [barrier for barrier in range(6) if self.control >> 11 >> barrier & 1]
 
 
 @dataclass
@@ -112,17 +146,24 @@ def resources(library: Path) -> dict[tuple[str, str], Kernel]:
 def read(library: Path, archs: set[str] | None = None) -> list[Kernel]:
     """The library's kernels with their loops; `archs` ("sm_90", ...) limits the disassembly, which takes seconds per architecture."""
     kernels = resources(library)
+    for arch, name, body in listings(library, archs):
+        if (arch, name) in kernels:
+            kernels[arch, name].loops = loops(body)
+    return list(kernels.values())
+
+
+def listings(library: Path, archs: set[str] | None = None, names: re.Pattern[str] | None = None, *options: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(architecture, name, lines) of each function, of the files that hold a name that `names` finds; `options` are nvdisasm's."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([tool("cuobjdump"), "-xelf", "all", str(library.resolve())], cwd=folder, capture_output=True, check=True)
-        for cubin in Path(folder).glob("*.cubin"):
+        for cubin in sorted(Path(folder).glob("*.cubin")):
             arch = re.search(r"sm_\w+?(?=\.)", cubin.name)
-            if not arch or (archs and arch[0] not in archs):
+            if not arch or (archs and arch[0] not in archs) or (names and not names.search(cubin.read_bytes().decode("latin-1"))):
                 continue
-            text = subprocess.run([tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
-            for name, body in functions(text):
-                if (arch[0], name) in kernels:
-                    kernels[arch[0], name].loops = loops(body)
-    return list(kernels.values())
+            text = subprocess.run([tool("nvdisasm"), "-c", *options, str(cubin)], capture_output=True, text=True, check=True).stdout
+            for name, body in functions(re.sub(" {2,}", " ", text)):
+                if not names or names.search(name):
+                    yield arch[0], name, body
 
 
 def functions(text: str) -> list[tuple[str, list[str]]]:
@@ -130,9 +171,10 @@ def functions(text: str) -> list[tuple[str, list[str]]]:
     return [(name, body.split("\n.section", 1)[0].splitlines()) for name, body in zip(parts[1::2], parts[2::2])]
 
 
-def blocks(lines: list[str]) -> tuple[list[list[str]], list[list[int]]]:
-    """Basic blocks as lists of opcodes, and the successors of each."""
-    opcodes: list[list[str]] = [[]]
+def blocks(lines: list[str]) -> tuple[list[list[Instruction]], list[list[int]]]:
+    """Basic blocks, and the successors of each."""
+    opcodes: list[list[Instruction]] = [[]]
+    latest = Instruction("")
     labels: dict[str, int] = {}
     jumps: list[list[str]] = [[]]
     falls: list[bool] = [True]
@@ -143,14 +185,18 @@ def blocks(lines: list[str]) -> tuple[list[list[str]], list[list[int]]]:
             labels[label[1]] = len(opcodes) - 1
         elif instruction := INSTRUCTION.match(line):
             opcode, rest = instruction[2], instruction[3]
+            latest = Instruction(opcode, "@" in line)
             if opcode == "NOP":
                 continue
-            opcodes[-1].append(opcode)
+            opcodes[-1].append(latest)
             # CALL.REL.NOINC is a jump: it leaves no way back.
             if opcode.startswith(("BRA", "BRX", "EXIT", "RET", "JMP", "CALL.REL.NOINC")):
-                jumps[-1] = re.findall(r"\.L_x_\d+", rest)
-                falls[-1] = "@" in line or bool(opcode == "BRA" and re.search(r"\bU?P\d", rest))
+                # BRA.DIV leaves for where a warp's lanes, if they have parted, meet.
+                jumps[-1] = [] if opcode == "BRA.DIV" else re.findall(r"\.L_x_\d+", rest)
+                falls[-1] = "@" in line or opcode == "BRA.DIV" or bool(opcode == "BRA" and re.search(r"\bU?P\d", rest))
                 opcodes.append([]), jumps.append([]), falls.append(True)
+        elif word := CONTROL.match(line):
+            latest.control = int(word[1], 16) >> 41
     successors = [[labels[j] for j in jump if j in labels] + ([i + 1] if fall and i + 1 < len(opcodes) else []) for i, (jump, fall) in enumerate(zip(jumps, falls))]
     return opcodes, successors
 
@@ -177,7 +223,7 @@ def incompleteness(loop: Loop) -> tuple[int, int, int]:
     return -loop.count("MUFU.EX2"), max(0, loop.finds_rows - loop.stores), loop.issued
 
 
-def cheapest(opcodes: list[list[str]], successors: list[list[int]], header: int, latch: int) -> list[list[int]]:
+def cheapest(opcodes: list[list[Instruction]], successors: list[list[int]], header: int, latch: int) -> list[list[int]]:
     """Paths from header to latch, as blocks, forward edges only: the one that issues least for each number of exponentials, rows and stores."""
 
     def work(block: int) -> tuple[int, int, int]:

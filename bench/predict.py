@@ -1,0 +1,179 @@
+# Owns: the model's microseconds of one kernel on one chip: what its code costs, put into the order of a call's tiles.
+# Must not know: how machine code is read, how a chip is simulated (bench/stages.py, bench/simulate.py), tables.
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from math import ceil
+from pathlib import Path
+
+from . import sass, workloads
+from .chips import Chip
+from .schedule import WARP, Stage, Trace, moved, stage
+from .simulate import WARPS, Program, Step, bytes_per_cycle, microseconds
+from .stages import Body, bodies
+from .workloads import SIZE, Case, Tile
+
+COPY = Path(__file__).with_name("copy.cu")
+LAUNCH = 2.0  # microseconds of a launch behind another: the gap, the first blocks' start, the last ones' end
+TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16"}
+NAMES = {
+    "focal": r"focal_kernelI{}\w*?(Either|Id)Targets\w*12SigmoidFocalINS_14WholeModulatorILi2E",
+    "asymmetric": r"focal_kernelI{}\w*?(Either|Dense)Targets\w*10AsymmetricINS_14WholeModulatorILi4E",
+    "pyramid": r"pyramid_kernelI{}NS_12SigmoidFocalINS_14WholeModulatorILi2E",
+    "scale": r"scale_kernelI{}E",
+}
+BLOCK = WARPS * WARP
+
+
+class Code:
+    """The kernels of a library for one architecture, by what they are for and their logits' type."""
+
+    def __init__(
+        self, library: Path, arch: str, kinds: Iterable[str] = tuple(NAMES), dtypes: Iterable[str] = tuple(TYPES)
+    ) -> None:
+        names = {(kind, dtype): re.compile(NAMES[kind].format(TYPES[dtype])) for kind in kinds for dtype in dtypes}
+        found = list(bodies(library, {arch}, re.compile("|".join(name.pattern for name in names.values()))))
+        self.bodies = {
+            key: next((b for b in found if name.search(b.kernel.name)), None) for key, name in names.items()
+        }
+        self.costs: dict[tuple[str, str, str, Chip], Stage] = {}
+
+    def cost(self, kind: str, dtype: str, part: str, chip: Chip, trace: Trace) -> Stage:
+        key = kind, dtype, part, chip
+        if key not in self.costs:
+            self.costs[key] = stage(trace, chip)
+        return self.costs[key]
+
+
+def resident(body: Body, chip: Chip) -> int:
+    """Blocks of 256 threads that a multiprocessor holds."""
+    kernel = body.kernel
+    return min(
+        65_536 // (ceil(kernel.registers / 8) * 8 * BLOCK),
+        chip.shared * 1024 // (kernel.shared + 1024),
+        chip.threads // BLOCK,
+    )
+
+
+def steps(cost: Stage, loaded: float, stored: float, times: int = 1) -> list[Step]:
+    """A stage that waits for memory several times, one after the other, is as many steps."""
+    parts = max(1, cost.trips)
+    step = Step(loaded / parts, cost.alone / parts, cost.issue / parts, stored / parts)
+    return [step] * parts * times
+
+
+class Programs:
+    """What a warp does in each kind of tile of one kernel on one chip."""
+
+    def __init__(self, code: Code, kind: str, dtype: str, chip: Chip) -> None:
+        body = code.bodies.get((kind, dtype))
+        if body is None:
+            raise LookupError(f"no {kind} kernel of {dtype} logits for {chip.arch}")
+        self.code, self.kind, self.dtype, self.chip, self.body = code, kind, dtype, chip, body
+
+    def cost(self, part: str, trace: Trace) -> Stage:
+        return self.code.cost(self.kind, self.dtype, part, self.chip, trace)
+
+    def of(self, tile: Tile, case: Case) -> Program:
+        begin = self.beginning(tile, case)
+        stream = self.body.stream_with(case.target_bytes / SIZE[self.dtype])
+        if stream and tile.streams and (not tile.special or self.body.marks is not None or self.kind == "pyramid"):
+            return begin + self.stream(tile, case, stream[2])
+        trace = self.body.careful(case.dense)
+        logits = WARP * max(1, sass.Loop(Counter(trace)).finds_rows)
+        size = SIZE[self.dtype]
+        return begin + steps(
+            self.cost("careful", trace),
+            logits * (size + case.target_bytes),
+            logits * size,
+            ceil(tile.logits / logits),
+        )
+
+    def beginning(self, tile: Tile, case: Case) -> list[Step]:
+        around = self.cost("around", self.body.around_stream) if self.body.around_stream else Stage(0, 1, 1)
+        begin = steps(around, 0, 0)
+        if tile.labels and self.body.labels:
+            labels = self.cost("labels", min(self.body.passes(self.body.labels), key=len))
+            begin += steps(labels, min(WARP, tile.labels) * 8, 0, ceil(tile.labels / WARP))
+        return begin
+
+    def stream(self, tile: Tile, case: Case, trace: Trace) -> list[Step]:
+        cost, (loaded, stored) = self.cost(f"stream of {case.target_bytes}", trace), moved(trace)
+        vectors = ceil(tile.columns / (workloads.VECTOR[self.dtype] * WARP)) * tile.lines
+        in_flight = stored // (16 * WARP)
+        whole, left = divmod(vectors, in_flight)
+        filled = tile.logits / (vectors * workloads.VECTOR[self.dtype] * WARP)
+        loaded, stored = loaded * filled, stored * filled
+        one = Stage(1, cost.alone / in_flight, cost.issue / in_flight)
+        made = steps(cost, loaded, stored, whole) + steps(one, loaded / in_flight, stored / in_flight, left)
+        return made + (self.special(case, vectors) if tile.special else [])
+
+    def special(self, case: Case, vectors: int) -> list[Step]:
+        if (
+            self.kind == "pyramid"
+        ):  # a vector with a special anchor goes logit by logit, in every class that the tile has
+            rescue = self.cost("rescue", self.body.rescue)
+            return steps(rescue, WARP * SIZE[self.dtype], 0, vectors * workloads.VECTOR[self.dtype])
+        return [
+            s
+            for i, trace in enumerate(self.body.marks or [])
+            for s in steps(self.cost(f"marks {i}", trace), 0, 0, round(case.special.rows) if i < 2 else 1)
+        ]
+
+
+def main_kernel(code: Code, chip: Chip, dtype: str, case: Case) -> float:
+    """Microseconds, by the model, from the first block to the last byte."""
+    programs = Programs(code, "pyramid" if case.pyramid_images else case.loss, dtype, chip)
+    known: dict[Tile, Program] = {}
+    tiles = workloads.tiles(case, dtype)
+    for tile in set(tiles):
+        known[tile] = programs.of(tile, case)
+    return microseconds(
+        chip, resident(programs.body, chip), [known[tile] for tile in tiles], workloads.blocks(len(tiles))
+    )
+
+
+def streaming(body: Body, chip: Chip, vectors: int, most_blocks: int) -> float:
+    """Of a kernel that is one loop through so many vectors: the copy, a gradient scaled by a factor other than 1."""
+    cost, (loaded, stored) = stage(body.stream[2], chip), moved(body.stream[2])
+    count = ceil(vectors * 16 / loaded)
+    blocks = min(ceil(count / WARPS), most_blocks)
+    return microseconds(chip, resident(body, chip), [steps(cost, loaded, stored)] * count, blocks)
+
+
+def bytes_us(chip: Chip, count: float) -> float:
+    return count / bytes_per_cycle(chip) / chip.ghz / 1e3
+
+
+def copy_body(arch: str) -> Body:
+    """Of the control, compiled here: nvcc must be on the PATH."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "copy.fatbin"
+        subprocess.run(
+            ["nvcc", "-fatbin", "-gencode", f"arch=compute_{arch[3:]},code={arch}", "-o", str(made), str(COPY)],
+            check=True,
+            capture_output=True,
+        )
+        return next(bodies(made, {arch}, re.compile("copy_kernel")))
+
+
+def control(chip: Chip, megabytes: int = 258) -> float:
+    """A copy's predicted time over that of its bytes at the bandwidth that a copy reaches."""
+    body = copy_body(chip.arch)
+    count = megabytes * 1e6 / 16
+    return streaming(body, chip, int(count), chip.processors * resident(body, chip)) / bytes_us(
+        chip, 2 * megabytes * 1e6
+    )
+
+
+def rest_of_call(code: Code, chip: Chip, dtype: str, case: Case) -> tuple[float, float]:
+    """Microseconds beside the main kernel: of a sum divided by its positives and its backward; and those that an
+    upstream factor other than 1 adds."""
+    scan = 0 if case.dense else bytes_us(chip, 8 * case.rows) + LAUNCH
+    body = code.bodies.get(("scale", dtype))
+    scaled = streaming(body, chip, case.numel * SIZE[dtype] // 16, workloads.MOST_BLOCKS) if body else float("nan")
+    return scan + 3 * LAUNCH, scaled

@@ -1,0 +1,182 @@
+# Owns: the stages by which a warp goes through a tile, found in a kernel's machine code, and what each costs a chip.
+# Must not know: workloads, chips' bandwidth, times.
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from . import sass
+from .schedule import MEMORY, Trace, moved
+from .sass import Loop
+
+
+@dataclass(eq=False)
+class Body:
+    """A kernel's graph of blocks, with a few of its loops by what they do."""
+
+    opcodes: list[Trace]
+    successors: list[list[int]]
+    kernel: sass.Kernel
+
+    @cached_property
+    def loops(self) -> list[tuple[int, int]]:
+        """(header, latch) of each, in the order of the text."""
+        return sorted(
+            (header, latch) for latch, targets in enumerate(self.successors) for header in targets if header <= latch
+        )
+
+    def has(self, loop: tuple[int, int], *prefixes: str) -> int:
+        return sum(op.startswith(prefixes) for block in self.opcodes[loop[0] : loop[1] + 1] for op in block)
+
+    def passes(self, loop: tuple[int, int]) -> list[Trace]:
+        return [self.trace(path) for path in sass.cheapest(self.opcodes, self.successors, *loop)]
+
+    def trace(self, path: list[int]) -> Trace:
+        return [op for block in path for op in self.opcodes[block]]
+
+    def way(self, start: int, end: int) -> Trace | None:
+        """The least code from the start of one block to before another that stands later; None if no way goes there."""
+        queue, seen = [(0, start, [])], set()
+        while queue:
+            cost, block, path = heapq.heappop(queue)
+            if block == end:
+                return self.trace(path)
+            if block in seen:
+                continue
+            seen.add(block)
+            for following in self.successors[block]:
+                if block < following <= end:
+                    heapq.heappush(queue, (cost + len(self.opcodes[block]), following, [*path, block]))
+        return None
+
+    @cached_property
+    def stream(self) -> tuple[int, int, Trace]:
+        """The longest loop that stores what it loads; of equal ones the dearer, which is the gradient's."""
+        found = self.stream_with(0.0)
+        if found is None:
+            raise LookupError(f"{self.kernel.arch} {self.kernel.name}: no loop streams vectors")
+        return found
+
+    def stream_with(self, more: float) -> tuple[int, int, Trace] | None:
+        """As `stream`, of the loops that load `more` bytes beside each that they store: of targets."""
+        best = None
+        for header, latch, trace in self.vector_loops:
+            loaded, stored = moved(trace)
+            if loaded == stored * (1 + more) and (
+                best is None or (stored, len(trace)) > (moved(best[2])[1], len(best[2]))
+            ):
+                best = header, latch, trace
+        return best
+
+    @cached_property
+    def vector_loops(self) -> list[tuple[int, int, Trace]]:
+        cheapest = [(*loop, trace) for loop in self.loops for trace in self.passes(loop)[:1]]
+        return [
+            found
+            for found in cheapest
+            if Loop(Counter(found[2])).vector_stores and not Loop(Counter(found[2])).count("VOTE")
+        ]
+
+    def careful(self, dense: bool) -> Trace:
+        """The loop that goes element by element: it multiplies for the high word of an index, and loads no vector. Of two
+        such loops that of ids reads shared memory more."""
+        found = []
+        for loop in self.loops:
+            traces = [
+                t
+                for t in self.passes(loop)
+                if Loop(Counter(t)).count("MUFU.EX2") and not Loop(Counter(t)).count("VOTE")
+            ]
+            if not traces or not self.has(loop, "IMAD.HI") or self.has(loop, "LDG.E.128"):
+                continue
+            trace = min(traces, key=lambda t: sass.incompleteness(Loop(Counter(t))))
+            counts = Loop(Counter(trace))
+            if counts.finds_rows:
+                found.append((counts.count("LDS") / counts.finds_rows, trace))
+        if not found:
+            raise LookupError(f"{self.kernel.arch} {self.kernel.name}: no loop goes element by element")
+        return (min if dense else max)(found, key=lambda f: f[0])[1]
+
+    @cached_property
+    def rescue(self) -> Trace:
+        """The loop inside the stream that goes through one vector's logits; a pass computes one."""
+        header, latch, _ = self.stream
+        inside = [
+            (a, b)
+            for a, b in self.loops
+            if header < a and b < latch and self.has((a, b), "MUFU.EX2") and not self.has((a, b), "LDG.E.128")
+        ]
+        return max((t for t in self.passes(inside[0])), key=len) if inside else []
+
+    @cached_property
+    def tile(self) -> tuple[int, int]:
+        """The loop over tiles: the smallest around the stream that is no part of it."""
+        header, latch, _ = self.stream
+        around = [(a, b) for a, b in self.loops if a < header and b > latch and not self.has((a, b), "EXIT")]
+        return min(around, key=lambda loop: loop[1] - loop[0], default=(header, latch))
+
+    @cached_property
+    def labels(self) -> tuple[int, int] | None:
+        """The loop that loads labels and puts them into shared memory."""
+        first, last = self.tile[0], self.stream[0]
+        found = [
+            (a, b)
+            for a, b in self.loops
+            if first <= a and b < last and self.has((a, b), "STS") and self.has((a, b), *MEMORY)
+        ]
+        return next((loop for loop in found if not self.has(loop, "MUFU")), None)
+
+    @cached_property
+    def around_stream(self) -> Trace:
+        """What a tile costs beside its stream and its labels' loop."""
+        header, latch, _ = self.stream
+        if self.tile == (header, latch):
+            return []
+        stop = self.labels or (header, header)
+        parts = [
+            self.way(self.tile[0], stop[0]),
+            self.way(stop[1], header) if self.labels else [],
+            self.way(latch, self.tile[1]),
+        ]
+        return [op for part in parts for op in part or []] + self.opcodes[self.tile[1]]
+
+    @cached_property
+    def marks(self) -> list[Trace] | None:
+        """What a special row costs where its tile streams: its marks, the vectors that it touches, its positive. None if
+        its tile does not stream."""
+        header, latch, stream = self.stream
+        inside = [loop for loop in self.loops if self.tile[0] < loop[0] and loop[1] < self.tile[1]]
+        marking = next((loop for loop in inside if self.has(loop, "FLO", "UFLO") and loop[1] < header), None)
+        if marking is None:
+            return None
+        found = [min(self.passes(marking), key=len)]
+        patches = [
+            loop
+            for loop in inside
+            if header <= loop[0] and loop[1] <= latch and self.has(loop, "LDS") and not self.has(loop, "MUFU")
+        ]
+        for loop in patches[:1]:
+            every = sorted(self.passes(loop), key=len)
+            vectors = Loop(Counter(stream)).vector_loads
+            found.append(every[-1] + every[0] * (vectors - 1))
+        after = [
+            loop
+            for loop in inside
+            if loop[0] > latch
+            and self.has(loop, "LDS")
+            and self.has(loop, "MUFU.EX2")
+            and not self.has(loop, "LDG.E.128", "IMAD.HI")
+        ]
+        found += [max(self.passes(loop), key=len) for loop in after[:1] if self.passes(loop)]
+        return found
+
+
+def bodies(library: Path, archs: set[str], names: re.Pattern[str]) -> Iterator[Body]:
+    kernels = sass.resources(library)
+    for arch, name, lines in sass.listings(library, archs, names, "-hex"):
+        yield Body(*sass.blocks(lines), kernels[arch, name])

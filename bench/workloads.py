@@ -1,0 +1,145 @@
+# Owns: the calls that bench/model.py predicts, and how each is cut into the tiles of warps.
+# Must not know: machine code, chips, times.
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil
+
+import numpy as np
+
+WARPS, MOST_BLOCKS = 8, 4096  # csrc/cuda: warps of a block, blocks of a grid
+VECTOR = {"fp32": 4, "bf16": 8}  # logits of 16 bytes
+SIZE = {"fp32": 4, "bf16": 2}
+ANCHORS = 201_600  # of RetinaNet on 800 x 1344 pixels
+LEVELS = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))
+
+
+@dataclass(frozen=True)
+class Special:
+    """Labels that are not background: the share of tiles with any, by a tile's rows; how many rows of such a tile; how
+    many such tiles lie together."""
+
+    share: dict[int, float]
+    rows: float
+    cluster: int = 2
+
+
+# Anchors matched to boxes with COCO's size statistics: 0.14 % positive, 0.26 % ignored, in clusters about the objects.
+ANCHORS_AND_BOXES = Special({8: 0.0105, 16: 0.0133, 32: 0.0189, 64: 0.0289, 128: 0.0473, 256: 0.078}, 6.7)
+AT_RANDOM = Special({rows: 1 - 0.98**rows for rows in (8, 16, 32, 64, 128, 256)}, 1.34, cluster=1)
+NONE = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.0), 0)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    rows: int
+    classes: int
+    special: Special = ANCHORS_AND_BOXES
+    loss: str = "focal"
+    pyramid_images: int = 0
+    dense: bool = False
+    streams: bool = (
+        True  # False where csrc/cuda/run.cu's choice of a flow goes element by element, which no machine code tells
+    )
+    target_bytes: int = 0  # of a logit
+    limits: dict[tuple[str, str], float] = field(default_factory=dict)
+    limit_us: bool = False  # the limit is 3 microseconds and twice the bytes' time
+
+    @property
+    def numel(self) -> int:
+        return self.rows * self.classes
+
+    def bytes(self, dtype: str) -> int:
+        """That the main kernel must move: logits in, gradient out, targets."""
+        return self.numel * (2 * SIZE[dtype] + self.target_bytes) + (0 if self.dense else 8 * self.rows)
+
+
+def limits(h100_fp32: float, h100_bf16: float, h200_bf16: float) -> dict[tuple[str, str], float]:
+    return {("H100 SXM", "fp32"): h100_fp32, ("H100 SXM", "bf16"): h100_bf16, ("H200", "bf16"): h200_bf16}
+
+
+CASES = (
+    Case("all background, 16 images", 16 * ANCHORS, 80, NONE, limits=limits(1.05, 1.08, 1.25)),
+    Case("all background, one image", ANCHORS, 80, NONE, limits=limits(1.12, 1.25, 1.55)),
+    Case("anchors and boxes, 16 images", 16 * ANCHORS, 80, limits=limits(1.05, 1.08, 1.25)),
+    Case("the same, weight per image", 16 * ANCHORS, 80, streams=False, limits=limits(1.05, 1.08, 1.25)),
+    Case("anchors and boxes, one image", ANCHORS, 80, limits=limits(1.12, 1.25, 1.55)),
+    Case("2 % of rows at random, one image", ANCHORS, 80, AT_RANDOM, limits=limits(1.15, 1.4, 1.9)),
+    Case("pyramid, 16 images", 16 * ANCHORS, 80, pyramid_images=16, limits=limits(1.15, 1.2, 1.35)),
+    Case("pyramid, one image", ANCHORS, 80, pyramid_images=1, limits=limits(1.4, 1.6, 1.9)),
+    Case("dense 0/1 (uint8), 16 images", 16 * ANCHORS, 80, dense=True, target_bytes=1, limits=limits(1.1, 1.2, 1.4)),
+    Case("mask of 1 Mpx, flat", 1, 1 << 20, dense=True, target_bytes=1, limit_us=True),
+    Case("masks of 100 x 12,544", 100, 12_544, dense=True, target_bytes=1, limit_us=True),
+    Case(
+        "ASL, 128 x 9,605, several labels a row",
+        128,
+        9_605,
+        loss="asymmetric",
+        dense=True,
+        target_bytes=1,
+        limit_us=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a warp goes through at once: `lines` of `columns` logits; no vector crosses a line."""
+
+    lines: int
+    columns: int
+    labels: int
+    streams: bool
+    special: bool = False
+
+    @property
+    def logits(self) -> int:
+        return self.lines * self.columns
+
+
+def drawn(count: int, rows: int, special: Special) -> np.ndarray:
+    """Which of so many tiles are special: neighbours in clusters, as objects make them."""
+    nearest = min(special.share, key=lambda r: abs(r - rows))
+    generator = np.random.default_rng(0)
+    starts = generator.random(ceil(count / special.cluster)) < special.share[nearest]
+    return np.repeat(starts, special.cluster)[:count]
+
+
+def tiles(case: Case, dtype: str) -> list[Tile]:
+    return pyramid_tiles(case, dtype) if case.pyramid_images else row_tiles(case)
+
+
+def row_tiles(case: Case) -> list[Tile]:
+    """As csrc/cuda cuts rows: at most 128 of them and 4,096 logits, fewer for 4,096 tiles, at least 8."""
+    rows = 128
+    while rows > 8 and (rows * case.classes > 4096 or case.rows // rows < 4096):
+        rows //= 2
+    count = ceil(case.rows / rows)
+    labels = 0 if case.dense else rows
+    kinds = [Tile(1, rows * case.classes, labels, case.streams, special) for special in (False, True)]
+    made = [kinds[int(special)] for special in drawn(count, rows, case.special)]
+    left = case.rows - (count - 1) * rows
+    return [*made[:-1], Tile(1, left * case.classes, min(labels, left), case.streams, made[-1].special)]
+
+
+def pyramid_tiles(case: Case, dtype: str) -> list[Tile]:
+    """As csrc/cuda cuts planes [images, anchors * classes, height, width]: 8,192 tiles of 1,024 to 16,384 logits."""
+    vector, made = VECTOR[dtype], []
+    wanted = min(max(case.numel // 8192, 1024), 16_384)
+    for height, width in LEVELS:
+        columns = equal_parts(height * width, 32 * vector, vector)
+        lines = equal_parts(case.classes, ceil(wanted / columns), 1)
+        count = case.pyramid_images * 9 * ceil(height * width / columns) * ceil(case.classes / lines)
+        streams = height * width % vector == 0
+        made += [Tile(lines, columns, columns, streams, bool(s)) for s in drawn(count, columns, case.special)]
+    return made
+
+
+def equal_parts(count: int, most: int, unit: int) -> int:
+    parts = ceil(count / most)
+    return ceil(ceil(count / parts) / unit) * unit
+
+
+def blocks(count: int) -> int:
+    return min(ceil(count / WARPS), MOST_BLOCKS)
