@@ -218,7 +218,7 @@ def loops(lines: list[str]) -> list[Loop]:
 
 def incompleteness(loop: Loop) -> tuple[int, int, int]:
     """Least for the pass to count. A stream's is whole by its nature; the careful path's computes all its logits and stores each of them."""
-    if not loop.finds_rows:
+    if loop.vector_loads or not loop.finds_rows:
         return 0, 0, loop.issued
     return -loop.count("MUFU.EX2"), max(0, loop.finds_rows - loop.stores), loop.issued
 

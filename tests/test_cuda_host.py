@@ -53,7 +53,7 @@ def use(monkeypatch: pytest.MonkeyPatch, flavour: str, grid: int) -> None:
     """From here to the end of the test autograd calls these kernels."""
     module(flavour).set_seed(SEED)
     module(flavour).plant(getattr(module(flavour).Defect, DEFECT))
-    monkeypatch.setattr(_autograd, "ops", HostOps(module(flavour), grid))
+    monkeypatch.setattr(_autograd, "ops", HostOps(module(flavour), grid, table.TILES_OF[grid]))
 
 
 def ops(grid: int = table.GRIDS[-1]) -> HostOps:

@@ -1,15 +1,13 @@
-// Owns: the argument of the focal kernel, and the tile: the neighbouring rows that one warp owns.
+// Owns: the argument of the focal kernel, and the tile: the neighbouring logits that one warp owns.
 // Must not know: which formula runs over it.
 #pragma once
 #include "normaliser.cuh"
+#include "plan.h"
 #include "vector.cuh"
 
 namespace focal_ext::cuda {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr uint32_t kMaxTileRows = 128;
-// A tile is a multiple of 8 rows, so it starts at a 16-byte boundary for every number of classes and every type.
-constexpr uint32_t kMinTileRows = 8;
 
 // What the hot loop does with a tile without special elements. Anything else takes the careful path, and so does all of a steep gamma.
 enum class Flow : int {
@@ -29,9 +27,10 @@ struct Arguments {
   scalar_t* loss_map;
   acc_t* partials;  // one per block, or null
 
-  int64_t rows;
-  uint32_t tiles, tile_rows;
-  uint32_t classes, classes_reciprocal;  // floor((2^32 - 1) / classes)
+  int64_t numel;
+  uint32_t tiles, tile_elements, tile_rows;  // the latter 0 where tiles begin anywhere
+  uint32_t classes, classes_reciprocal;      // floor((2^32 - 1) / classes)
+  uint64_t classes_wide_reciprocal;          // floor((2^64 - 1) / classes)
   Flow flow;
 
   acc_t alpha_positive, alpha_negative;
@@ -44,24 +43,44 @@ struct Arguments {
   const scalar_t* upstream_per_element;  // or null
 };
 
-// One tile, seen by one warp: 64-bit base, 32-bit indices inside.
+// n / d, by the reciprocal rounded down: the product is at most one too small.
+inline __device__ int64_t quotient(int64_t n, uint32_t d, uint64_t reciprocal) {
+  const uint64_t q = __umul64hi(uint64_t(n), reciprocal);
+  return int64_t(uint64_t(n) - q * d >= d ? q + 1 : q);
+}
+
+// Row of element i, counted from the beginning of row 0. Likewise.
+inline __device__ uint32_t row_of(uint32_t i, uint32_t classes, uint32_t reciprocal) {
+  const uint32_t row = __umulhi(i, reciprocal);
+  return i - row * classes >= classes ? row + 1 : row;
+}
+
+// One tile, seen by one warp: 64-bit base, 32-bit indices inside. Its rows are those it touches, the first from its `offset`-th logit on.
 struct Tile {
   int64_t first_row, first_element;
-  uint32_t rows, elements;
+  uint32_t offset, rows, elements;
+};
+
+struct Place {
+  uint32_t row, c;
 };
 
 template <class scalar_t>
-__device__ Tile tile_at(const Arguments<scalar_t>& a, uint32_t index) {
-  const int64_t first_row = int64_t(index) * a.tile_rows;
-  const uint32_t rows = a.rows - first_row < a.tile_rows ? uint32_t(a.rows - first_row) : a.tile_rows;
-  const int64_t first_element = first_row * a.classes;
-  return {first_row, FOCAL_EXT_PLANTED(index_32) ? uint32_t(first_element) : first_element, rows, rows * a.classes};
+__device__ Place place_of(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i) {
+  const uint32_t row = row_of(tile.offset + i, a.classes, a.classes_reciprocal);
+  return {row, tile.offset + i - row * a.classes};
 }
 
-// Whole vectors at 16-byte boundaries, for logits and for targets of any size: all tiles but the last have them.
 template <class scalar_t>
-__device__ bool may_stream(const Arguments<scalar_t>& a, const Tile& tile) {
-  return a.flow != Flow::careful && tile.elements % kMinTileRows == 0;
+__device__ Tile tile_at(const Arguments<scalar_t>& a, uint32_t index) {
+  Tile t;
+  t.first_element = int64_t(index) * a.tile_elements;
+  t.elements = a.numel - t.first_element < a.tile_elements ? uint32_t(a.numel - t.first_element) : a.tile_elements;
+  t.first_row = a.tile_rows ? int64_t(index) * a.tile_rows : quotient(t.first_element, a.classes, a.classes_wide_reciprocal);
+  t.offset = a.tile_rows ? 0 : uint32_t(t.first_element - t.first_row * a.classes);
+  t.rows = row_of(t.offset + t.elements - 1, a.classes, a.classes_reciprocal) + 1;
+  if (FOCAL_EXT_PLANTED(index_32)) t.first_element = uint32_t(t.first_element);
+  return t;
 }
 
 // The factor of the whole gradient, in every lane of the calling warp.

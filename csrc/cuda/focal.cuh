@@ -1,6 +1,8 @@
-// Owns: the focal kernel over rows [N, C]: warps take tiles, a tile of negatives streams, any other goes element by element.
+// Owns: the focal kernel over rows [N, C]: warps take tiles, a tile of negatives with special rows of ids among them streams, any other goes
+// element by element.
 // Must not know: how many blocks run or who launched them.
 #pragma once
+#include "marks.cuh"
 #include "stream.cuh"
 
 namespace focal_ext::cuda {
@@ -14,21 +16,32 @@ struct CarefulMath<double> {
   using type = Double;
 };
 
-// Row of the tile's i-th element, without a division: the reciprocal is rounded down, so the product is at most one too small.
-inline __device__ uint32_t row_of(uint32_t i, uint32_t classes, uint32_t reciprocal) {
-  const uint32_t row = __umulhi(i, reciprocal);
-  return i - row * classes >= classes ? row + 1 : row;
+// Writes what an element gives, `t` without weight and upstream factors; returns its loss.
+template <class scalar_t, class acc_t>
+__device__ acc_t finished(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t row, uint32_t c, Term<acc_t> t, bool ignored, acc_t factor) {
+  const int64_t element = tile.first_element + i;
+  if (a.weight) {
+    const acc_t weight = weight_at(a, tile, row, c);
+    t.value *= weight;
+    t.gradient *= weight;
+  }
+  if (a.upstream_per_element) t.gradient *= widen(a.upstream_per_element[element]);
+  t.gradient *= factor;
+  if (ignored) t = {0, 0};  // whatever the logit, the weight and the factor are
+  if (a.loss_map) a.loss_map[element] = narrow<scalar_t>(t.value);
+  if (a.gradient) a.gradient[element] = narrow<scalar_t>(t.gradient);
+  return t.value;
 }
 
-// One tile, element by element: positives, ignored and bad rows, weights, alphas per class, any alignment, the last rows.
+// A tile from element `from` on, element by element: positives, ignored and bad rows, weights, alphas per class, any alignment, the last rows.
 // Returns this lane's share of the loss.
 template <class scalar_t, class Targets, class Loss, class acc_t>
 __device__ acc_t careful_tile(
-    const Arguments<scalar_t>& a, const Targets& targets, const Tile& tile, uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
+    const Arguments<scalar_t>& a, const Targets& targets, const Tile tile, uint32_t from, uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
   using Math = typename CarefulMath<scalar_t>::type;
   constexpr uint32_t kBatch = has_any_power<Loss> || !Loss::mirrors ? 1 : 2;  // loads in flight per lane; more do not fit 64 registers
   acc_t sum = 0;
-  for (uint32_t first = lane; first < tile.elements; first += 32 * kBatch) {
+  for (uint32_t first = from + lane; first < tile.elements; first += 32 * kBatch) {
     acc_t x[kBatch] = {};
 #pragma unroll
     for (uint32_t u = 0; u < kBatch; ++u)
@@ -37,20 +50,9 @@ __device__ acc_t careful_tile(
     for (uint32_t u = 0; u < kBatch; ++u) {
       const uint32_t i = first + 32 * u;
       if (i >= tile.elements) break;
-      const uint32_t row = row_of(i, a.classes, a.classes_reciprocal), c = i - row * a.classes;
-      const int64_t element = tile.first_element + i;
-      Term<acc_t> t = targets.template term<Math>(a, tile, i, row, c, x[u], labels, loss);
-      if (a.weight) {
-        const acc_t weight = a.weight[(tile.first_row + row) * a.weight_row_stride + c * a.weight_class_stride];
-        t.value *= weight;
-        t.gradient *= weight;
-      }
-      if (a.upstream_per_element) t.gradient *= widen(a.upstream_per_element[element]);
-      t.gradient *= factor;
-      if (targets.is_ignored(labels, row)) t = {0, 0};  // whatever the logit, the weight and the factor are
-      sum += t.value;
-      if (a.loss_map) a.loss_map[element] = narrow<scalar_t>(t.value);
-      if (a.gradient) a.gradient[element] = narrow<scalar_t>(t.gradient);
+      const auto [row, c] = place_of(a, tile, i);
+      const Term<acc_t> t = targets.template term<Math>(a, tile, i, row, c, x[u], labels, loss);
+      sum += finished(a, tile, i, row, c, t, targets.is_ignored(labels, row), factor);
     }
   }
   return sum;
@@ -58,39 +60,90 @@ __device__ acc_t careful_tile(
 
 // The choice stands outside the loop.
 template <class scalar_t, class Loss, class acc_t>
-__device__ acc_t careful_tile(
-    const Arguments<scalar_t>& a, const EitherTargets<scalar_t>& targets, const Tile& tile, uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
-  if (targets.is_dense) return careful_tile(a, targets.dense, tile, lane, labels, factor, loss);
-  return careful_tile(a, targets.ids, tile, lane, labels, factor, loss);
+__device__ acc_t careful_tile(const Arguments<scalar_t>& a, const EitherTargets<scalar_t>& targets, const Tile& tile, uint32_t from, uint32_t lane,
+    const int* labels, acc_t factor, const Loss& loss) {
+  if (targets.is_dense) return careful_tile(a, targets.dense, tile, from, lane, labels, factor, loss);
+  return careful_tile(a, targets.ids, tile, from, lane, labels, factor, loss);
 }
 
+// What a stream up to element `end` has left out, one lane for each row: a positive's term, and NaN for all of a bad row.
+template <class scalar_t, class Loss>
+__device__ float left_out(const Arguments<scalar_t>& a, const IdTargets<float>& ids, const Tile& tile, uint32_t end, uint32_t lane, const int* labels,
+    const float* logits, float factor, const Loss& loss) {
+  __syncwarp();  // the stream's lanes have kept the logits, and written zeros where the results go
+  const auto from_class = [&](uint32_t row) { return row == 0 ? tile.offset : 0; };  // the tile may begin in the middle of its first row
+  float sum = 0;
+#pragma unroll 1
+  for (uint32_t row = lane; row < tile.rows; row += 32) {
+    const int label = labels[row];
+    if (label < 0 && label != kBad) continue;
+    const uint32_t first = label >= 0 ? uint32_t(label) : 0, last = label >= 0 ? first : a.classes - 1;
+    for (uint32_t c = first > from_class(row) ? first : from_class(row); c <= last; ++c) {
+      const uint32_t i = row * a.classes + c - tile.offset;
+      if (i >= end) break;
+      const Term<float> t = label >= 0 ? ids.template term<CarefulFloat>(a, tile, i, row, c, logits[row], labels, loss) : Term<float>{NAN, NAN};
+      sum += finished(a, tile, i, row, c, t, false, factor);
+    }
+  }
+  return sum;
+}
+
+// What a warp keeps in shared memory.
+template <class acc_t>
+struct OfWarp {
+  Tile tile;  // as `factor`
+  int labels[kMaxTileRows];
+  float logits[kMaxTileRows];       // of positives
+  acc_t factor;                     // not in a register: the hot loop needs all 64
+};
+
 template <Flow flow, class scalar_t, class Loss>
-__device__ float negative_tile(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, float factor, const Loss& loss) {
-  NegativeStream<scalar_t, flow, Loss> stream{a.inputs + tile.first_element, flow == Flow::chain ? a.upstream_per_element + tile.first_element : nullptr,
-      flow == Flow::loss ? nullptr : (flow == Flow::loss_map ? a.loss_map : a.gradient) + tile.first_element,
-      flow == Flow::loss_map ? a.alpha_negative : a.alpha_negative * factor, loss};
-  stream.run(tile.elements / kVector<scalar_t>, lane);
+__device__ float run_stream(const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>>& walk, float factor, const Loss& loss) {
+  const int64_t first = walk.tile.first_element;
+  scalar_t* const results = flow == Flow::loss_map ? a.loss_map : a.gradient;
+  NegativeStream<scalar_t, flow, Loss, Rows<scalar_t, vanishes<Loss>>> stream{
+      a.inputs + first, flow == Flow::chain ? a.upstream_per_element + first : nullptr, flow == Flow::loss ? nullptr : results + first, factor, loss, walk};
+  stream.run(walk.vectors(), lane);
   return a.alpha_negative * stream.sum;
 }
 
-template <class scalar_t, class Targets, class Loss, class acc_t>
-__device__ acc_t one_tile(
-    Flow flow, const Arguments<scalar_t>& a, const Targets& targets, const Tile& tile, uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
+// `factor`: of gradients, alpha included. The choice stands outside the loops.
+template <class scalar_t, class Loss>
+__device__ float stream_tile(const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>>& walk, float factor, const Loss& loss) {
+  if (a.flow == Flow::gradient) return run_stream<Flow::gradient>(a, lane, walk, factor, loss);
+  if (a.flow == Flow::loss) return run_stream<Flow::loss>(a, lane, walk, factor, loss);
+  if (a.flow == Flow::loss_map) return run_stream<Flow::loss_map>(a, lane, walk, a.alpha_negative, loss);
+  return run_stream<Flow::chain>(a, lane, walk, factor, loss);
+}
+
+template <class scalar_t, class Targets, class Loss>
+__device__ acc_of<scalar_t> one_tile(const Arguments<scalar_t>& a, const Targets& targets, uint32_t lane, OfWarp<acc_of<scalar_t>>& own, const Loss& loss) {
+  const Tile& tile = own.tile;
+  const bool special = targets.has_special(a, tile, lane, own.labels);
+  acc_of<scalar_t> sum = 0;
+  uint32_t done = 0;
   if constexpr (sizeof(scalar_t) < 8) {
-    if (flow == Flow::gradient) return negative_tile<Flow::gradient>(a, tile, lane, factor, loss);
-    if (flow == Flow::loss) return negative_tile<Flow::loss>(a, tile, lane, factor, loss);
-    if (flow == Flow::loss_map) return negative_tile<Flow::loss_map>(a, tile, lane, factor, loss);
-    if (flow == Flow::chain) return negative_tile<Flow::chain>(a, tile, lane, factor, loss);
+    const float factor = a.alpha_negative * own.factor;
+    if (a.flow != Flow::careful && (!special || targets.has_ids()) && fabsf(factor) < INFINITY) {
+      const int* const labels = targets.has_ids() ? own.labels : nullptr;
+      const Rows<scalar_t, vanishes<Loss>> walk{a, tile, labels, own.logits, special ? marks_of<scalar_t>(tile, a.classes, labels, lane) : 0};
+      done = walk.vectors() * kVector<scalar_t>;
+      sum = stream_tile(a, lane, walk, factor, loss);
+      if constexpr (requires { targets.ids_or_none(); })
+        if (special) sum += left_out(a, targets.ids_or_none(), tile, done, lane, own.labels, own.logits, own.factor, loss);
+    }
   }
-  return careful_tile(a, targets, tile, lane, labels, factor, loss);
+  if (done < tile.elements) sum += careful_tile(a, targets, tile, done, lane, own.labels, own.factor, loss);
+  return sum;
 }
 
 // Blocks that registers must let a multiprocessor hold. 4 of 8 warps with 64 bytes each in flight cover the memory's latency and
-// leave 64 registers a thread, 3 leave 80. Bound by arithmetic are fp64, and any power of a smoothed label, which spills at 80.
+// leave 64 registers a thread, 3 leave 80. Bound by arithmetic are fp64, and any powers of smoothed labels and of a clip, which spill at 80.
 template <class scalar_t, class Targets, class Loss>
 constexpr int resident_blocks() {
   constexpr bool is_ids = std::is_same_v<Targets, IdTargets<float>>;
-  if (sizeof(scalar_t) == 8 || std::is_same_v<Loss, SmoothedSigmoidFocal<AnyModulator>>) return 2;
+  constexpr bool is_long = std::is_same_v<Loss, SmoothedSigmoidFocal<AnyModulator>> || std::is_same_v<Loss, Asymmetric<AnyModulator, AnyModulator, true>>;
+  if (sizeof(scalar_t) == 8 || is_long) return 2;
   return !Loss::mirrors || (has_any_power<Loss> && !is_ids) ? 3 : 4;
 }
 
@@ -98,18 +151,17 @@ template <class scalar_t, class Targets, class Loss>
 __global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, Targets, Loss>())) void focal_kernel(
     const __grid_constant__ Arguments<scalar_t> a, const __grid_constant__ Targets targets, const __grid_constant__ Loss loss) {
   using acc_t = acc_of<scalar_t>;
-  FOCAL_EXT_SHARED(int, labels_of_warp, [kWarps][kMaxTileRows]);
-  FOCAL_EXT_SHARED(acc_t, factor_of_warp, [kWarps]);  // not in a register: the hot loop needs all 64
+  FOCAL_EXT_SHARED(OfWarp<acc_t>, of_warp, [kWarps]);
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int* const labels = labels_of_warp[warp];
+  OfWarp<acc_t>& own = of_warp[warp];
   const acc_t factor = gradient_factor(a);
-  if (lane == 0) factor_of_warp[warp] = factor;
+  if (lane == 0) own.factor = factor;
   __syncwarp();
   acc_t sum = 0;
   for (uint32_t index = blockIdx.x * kWarps + warp; index < a.tiles; index += gridDim.x * kWarps) {
-    const Tile tile = tile_at(a, index);
-    const bool negative = targets.all_negative(a, tile, lane, labels) && may_stream(a, tile);
-    sum += one_tile(negative ? a.flow : Flow::careful, a, targets, tile, lane, labels, factor_of_warp[warp], loss);
+    if (lane == 0) own.tile = tile_at(a, index);
+    __syncwarp();
+    sum += one_tile(a, targets, lane, own, loss);
     if (!FOCAL_EXT_PLANTED(overwritten_labels)) __syncwarp();  // the next tile's labels overwrite this one's
   }
   if (!a.partials) return;

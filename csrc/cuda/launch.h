@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include "../problem.h"
+#include "plan.h"
 
 namespace focal_ext::cuda {
 
@@ -16,7 +17,7 @@ size_t workspace_bytes(const Problem& problem);
 
 // Launches everything on `stream` (a cudaStream_t) and returns without waiting: nullptr, or the error's text.
 // grad_output, divisor_tensor and every other pointer of the problem are device pointers.
-const char* run(const Problem& problem, void* workspace, void* stream, uint32_t max_blocks = kMaxBlocks);
+const char* run(const Problem& problem, void* workspace, void* stream, uint32_t max_blocks = kMaxBlocks, uint32_t least_tiles = kLeastTiles);
 
 // Likewise for a pyramid, whose levels a few launches share only where they are more than 16.
 size_t workspace_bytes(const Pyramid& pyramid);

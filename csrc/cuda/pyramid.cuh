@@ -7,12 +7,6 @@
 
 namespace focal_ext::cuda {
 
-// Whether a negative of -inf counts exactly 0 in the stream: an ignored logit is read as one.
-template <class Loss>
-constexpr bool vanishes = false;
-template <class Modulator>
-constexpr bool vanishes<SigmoidFocal<Modulator>> = true;
-
 // 16 bytes of -inf.
 template <class scalar_t>
 constexpr uint32_t kMinusInfinities = 0xff800000u;
@@ -64,18 +58,22 @@ struct Lines {
         (x.w & kept.w) | (infinities & ~kept.w)};
   }
   // From the next positive to the end of what is in flight: another one may follow.
-  __device__ bool is_special(uint32_t to_go) const { return to_go <= special; }
-  __device__ void pass(uint32_t to_go) {
-    if (is_special(to_go)) find_special(to_go);
+  __device__ bool is_special(uint32_t, uint32_t to_go) const { return to_go <= special; }
+  __device__ void heard(uint32_t to_go) {
+    if (is_special(0, to_go)) find_special(to_go);
   }
+  static __device__ bool is_marked(uint32_t) { return false; }
+  template <bool>
+  static __device__ void patch(uint4&, uint4&, uint32_t, uint32_t) {}
+  static __device__ void pass(uint32_t) {}
 
   // In units of a negative's alpha.
   template <class Loss>
-  __device__ Term<float> term(float x, uint32_t j, uint32_t to_go, const Loss& loss) const {
+  __device__ bool term(float x, uint32_t j, uint32_t to_go, const Loss& loss, Term<float>& term) const {
     const int call = calls ? calls[j] : 0;
-    if (call == kIgnored) return {0, 0};
     const bool positive = call == int(to_go);
-    return hard_term<DeviceFloat>(positive, x, positive ? positive_ratio : 1.f, loss);
+    term = hard_term<DeviceFloat>(positive, x, positive ? positive_ratio : 1.f, loss);
+    return call != kIgnored;
   }
 };
 
@@ -148,7 +146,7 @@ __device__ acc_of<scalar_t> pyramid_tile(const PyramidArguments<scalar_t>& a, co
   const acc_of<scalar_t> weight = a.weight_per_image ? a.common.weight[tile.image] : acc_of<scalar_t>(1);
   if constexpr (sizeof(scalar_t) < 8) {
     const float scale = a.common.alpha_negative * weight;
-    const bool fits = level.vectors && (level.planes ? vanishes<Loss> || !found.ignored : !(found.positive || found.ignored) && tile.lines % kMinTileRows == 0);
+    const bool fits = level.vectors && (level.planes ? vanishes<Loss> || !found.ignored : !(found.positive || found.ignored) && tile.lines % kTileUnit == 0);
     if (a.common.flow != Flow::careful && fits && !found.bad && fabsf(scale * factor) < INFINITY) {
       const bool special = found.positive || found.ignored;
       if (a.common.flow == Flow::gradient) return stream_tile<Flow::gradient>(a, level, tile, lane, labels, special, scale, factor, loss);

@@ -28,8 +28,10 @@ namespace {
 constexpr size_t kCountsBytes = kScanBlocks * sizeof(uint32_t);
 static_assert(kScanBlocks == 128 && kCountsBytes % 256 == 0);
 
-// An index inside a tile has 32 bits, of which the smallest tile may use 30; so has a tile's index, plus one step of the grid.
-constexpr int64_t kMaxClasses = int64_t(1) << 27, kMaxTiles = (int64_t(1) << 32) - kMaxBlocks * kWarps;
+// Of one tile 32 bits hold the sum of a class and an index, and of all the index of a tile, plus one step of the grid.
+constexpr int64_t kMaxClasses = (int64_t(1) << 31) - 1, kMaxTiles = (int64_t(1) << 32) - kMaxBlocks * kWarps;
+// Tiles of a pyramid have 8 rows or more, and a softmax row has one reader.
+constexpr int64_t kMaxClassesInRows = int64_t(1) << 27;
 
 template <class F>
 const char* with_scalar(Scalar scalar, F&& f) {
@@ -41,19 +43,6 @@ const char* with_scalar(Scalar scalar, F&& f) {
   }
 }
 
-// Small enough to feed every warp of a large chip when there are few rows, and to even out slow tiles when classes are many.
-uint32_t choose_tile_rows(int64_t rows, int64_t classes) {
-  constexpr int64_t kElements = 4096, kTiles = 4096;
-  uint32_t tile_rows = kMaxTileRows;
-  while (tile_rows > kMinTileRows && (tile_rows * classes > kElements || rows / tile_rows < kTiles)) tile_rows /= 2;
-  return tile_rows;
-}
-
-int64_t tiles_of(const Problem& p) {
-  const uint32_t tile_rows = choose_tile_rows(p.rows, p.classes);
-  return (p.rows + tile_rows - 1) / tile_rows;
-}
-
 Flow choose_flow(const Problem& p) {
   const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) && (!is_dense(p.target) || is_aligned(p.targets)) &&
                        (!p.grad_output_per_element || is_aligned(p.grad_output));
@@ -63,6 +52,9 @@ Flow choose_flow(const Problem& p) {
   if (!p.gradient) return Flow::loss;
   return p.grad_output_per_element ? Flow::chain : Flow::gradient;
 }
+
+// Whether anything comes by the row; else the logits are a flat array, of which rows and classes mean nothing.
+bool reads_rows(const Problem& p) { return !is_dense(p.target) || p.weight || p.alpha; }
 
 bool needs_counts(const Problem& p) { return p.divisor == Divisor::kept || p.divisor == Divisor::positives; }
 
@@ -77,18 +69,20 @@ Normaliser<acc_t> normaliser_of(const Problem& p, const uint32_t* counts) {
 }
 
 template <class scalar_t>
-Arguments<scalar_t> arguments_of(const Problem& p, const uint32_t* counts, acc_of<scalar_t>* partials) {
+Arguments<scalar_t> arguments_of(const Problem& p, const Cut& tiles, const uint32_t* counts, acc_of<scalar_t>* partials) {
   using acc_t = acc_of<scalar_t>;
   Arguments<scalar_t> a = {};
   a.inputs = static_cast<const scalar_t*>(p.inputs);
   a.gradient = static_cast<scalar_t*>(p.gradient);
   a.loss_map = static_cast<scalar_t*>(p.loss_map);
   a.partials = p.loss ? partials : nullptr;
-  a.rows = p.rows;
-  a.tile_rows = choose_tile_rows(p.rows, p.classes);
-  a.tiles = uint32_t(tiles_of(p));
-  a.classes = uint32_t(p.classes);
+  a.numel = numel(p);
+  a.tile_rows = reads_rows(p) ? tiles.tile_rows : 0;
+  a.tile_elements = tiles.elements;
+  a.tiles = uint32_t(tiles.tiles);
+  a.classes = reads_rows(p) ? uint32_t(p.classes) : kMaxTileElements;
   a.classes_reciprocal = 0xffffffffu / a.classes;
+  a.classes_wide_reciprocal = ~uint64_t(0) / a.classes;
   a.flow = choose_flow(p);
   a.alpha_positive = acc_t(p.alpha_positive);
   a.alpha_negative = acc_t(p.alpha_negative);
@@ -119,7 +113,7 @@ const char* finish(const Problem& p, const uint32_t* counts, const acc_t* partia
 }
 
 template <class scalar_t>
-const char* run_as(const Problem& p, void* workspace, void* stream, uint32_t max_blocks) {
+const char* run_as(const Problem& p, const Cut& tiles, void* workspace, void* stream, uint32_t max_blocks) {
   using acc_t = acc_of<scalar_t>;
   uint32_t* const counts = static_cast<uint32_t*>(workspace);
   acc_t* const partials = partials_in<acc_t>(workspace);
@@ -131,7 +125,7 @@ const char* run_as(const Problem& p, void* workspace, void* stream, uint32_t max
     blocks = row_blocks(p) < max_blocks ? uint32_t(row_blocks(p)) : max_blocks;
     if (const char* error = start_softmax<scalar_t>(p, normaliser_of<acc_t>(p, counts), partials, blocks, stream)) return error;
   } else if (work) {
-    const Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, counts, partials);
+    const Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, tiles, counts, partials);
     blocks = blocks_for(arguments.tiles, max_blocks);
     if (const char* error = start_focal<scalar_t>(p, arguments, blocks, stream)) return error;
   }
@@ -144,7 +138,7 @@ PyramidArguments<scalar_t> arguments_of(const Pyramid& pyramid, const uint32_t* 
   Problem p = pyramid.problem;
   if (pyramid.weight_per_image) p.weight = nullptr;  // a factor of a whole tile
   PyramidArguments<scalar_t> a = {};
-  a.common = arguments_of<scalar_t>(p, counts, nullptr);
+  a.common = arguments_of<scalar_t>(p, Cut{}, counts, nullptr);
   a.common.weight = static_cast<const acc_of<scalar_t>*>(pyramid.problem.weight);
   a.ids = ids_of(p);
   a.image_rows = p.rows / pyramid.images;
@@ -164,7 +158,7 @@ const char* run_as(const Pyramid& pyramid, void* workspace, void* stream, uint32
   if (needs_counts(p))
     if (const char* error = count_rows(p, counts, stream)) return error;
   PyramidArguments<scalar_t> a = arguments_of<scalar_t>(pyramid, counts);
-  const uint32_t tile_rows = choose_tile_rows(p.rows, p.classes);
+  const uint32_t chosen = choose_tile_rows(p.rows, p.classes), tile_rows = chosen ? chosen : kTileUnit;
   uint32_t blocks = 0;
   int64_t first_row = 0, tiles = 0;
   for (int64_t i = 0; i < pyramid.level_count; ++i) {
@@ -199,15 +193,17 @@ size_t workspace_bytes(const Problem&) { return kCountsBytes + kMaxBlocks * size
 
 size_t workspace_bytes(const Pyramid& p) { return kCountsBytes + (p.level_count + kMaxLevels - 1) / kMaxLevels * kMaxBlocks * sizeof(double); }
 
-const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_blocks) {
-  if (p.classes > kMaxClasses) return "focal_ext: more than 2^27 classes";
-  if (tiles_of(p) > kMaxTiles) return "focal_ext: more than 2^39 rows";
+const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_blocks, uint32_t least_tiles) {
+  if (has_row_losses(p) && p.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
+  if (!has_row_losses(p) && reads_rows(p) && p.classes > kMaxClasses) return "focal_ext: 2^31 classes or more";
+  const Cut tiles = has_row_losses(p) || numel(p) == 0 ? Cut{} : cut(p.rows, p.classes, reads_rows(p), least_tiles);
+  if (tiles.tiles > kMaxTiles) return "focal_ext: more than 2^38 rows";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
-  return with_scalar(p.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
+  return with_scalar(p.scalar, [&](auto s) { return run_as<decltype(s)>(p, tiles, workspace, stream, max_blocks); });
 }
 
 const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_blocks) {
-  if (p.problem.classes > kMaxClasses) return "focal_ext: more than 2^27 classes";
+  if (p.problem.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
 }

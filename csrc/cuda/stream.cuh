@@ -1,5 +1,6 @@
 // Owns: the hot loop, a tile of negatives as one stream of 16-byte vectors.
-// Must not know: labels, rows, columns: no index arithmetic but a pointer per stream. A Walk tells what lies between two vectors of a lane.
+// Must not know: labels, rows, columns: no index arithmetic but a pointer per stream. A Walk tells what lies between two vectors of a lane
+// (marks.cuh, pyramid.cuh), and what is no negative there.
 #pragma once
 #include "targets.cuh"
 
@@ -10,22 +11,8 @@ using StreamLanes = std::conditional_t<FOCAL_EXT_PACKED, Pair, float>;
 template <class scalar_t, class Loss>
 using StreamMath = Stream<StreamLanes, sizeof(scalar_t) == 2 && !is_exact<Loss> ? Grade::half : Grade::single>;
 
-// Through rows: a warp reads 512 neighbouring bytes at a time, and all of them are negatives.
-template <class scalar_t>
-struct Neighbours {
-  static constexpr uint32_t step = 32 * kVector<scalar_t>;  // from one of a lane's vectors to its next, in elements
-
-  __device__ uint4 seen(uint4 words) const { return words; }
-  __device__ bool is_special(uint32_t) const { return false; }  // the vector with so many to go, of all lanes
-  __device__ void pass(uint32_t) {}
-  template <class Loss>
-  __device__ Term<float> term(float x, uint32_t, uint32_t, const Loss& loss) const {
-    return loss.template negative<DeviceFloat>(x);
-  }
-};
-
 // One lane's vectors of a tile. Vectors in flight are independent of each other, so their instructions interleave.
-template <class scalar_t, Flow flow, class Loss, class Walk = Neighbours<scalar_t>>
+template <class scalar_t, Flow flow, class Loss, class Walk>
 struct NegativeStream {
   using Math = StreamMath<scalar_t, Loss>;
   using T = typename Math::value_t;
@@ -38,7 +25,7 @@ struct NegativeStream {
   scalar_t* results;  // gradient or loss map
   float factor;       // of the gradient or of the loss map
   const Loss& loss;
-  Walk walk = {};
+  Walk walk;
   float sum = 0;  // of values without alpha
 
   static __device__ uint4 load(const scalar_t* from) { return *reinterpret_cast<const uint4*>(from); }
@@ -71,14 +58,39 @@ struct NegativeStream {
       x[u] = load(inputs + u * walk.step);
       if constexpr (flow == Flow::chain) chain[u] = load(upstream + u * walk.step);
     }
+    if (walk.is_marked(count)) patch(x, chain, to_go);
     uint32_t exceptional = 0;
 #pragma unroll
     for (int u = 0; u < count; ++u)
-      if (!vector(walk.seen(x[u]), chain[u], u * walk.step, !walk.is_special(to_go - 32 * u))) exceptional |= 1u << u;
+      if (!vector(walk.seen(x[u]), chain[u], u * walk.step, !walk.is_special(uint32_t(u), to_go - 32 * u))) exceptional |= 1u << u;
     if (exceptional) {
 #pragma unroll 1
       for (int u = 0; u < count; ++u)
         if (exceptional >> u & 1) one_by_one(u * walk.step, to_go - 32 * u);
+    }
+    walk.pass(count);
+  }
+
+  // One text for all vectors, picked out of their registers: this is rare, and long.
+  template <int count>
+  __device__ void patch(uint4 (&x)[count], uint4 (&chain)[count], uint32_t to_go) {
+#pragma unroll 1
+    for (int u = 0; u < count; ++u) {
+      uint4 words = x[0], factors = {};
+      if constexpr (flow == Flow::chain) factors = chain[0];
+#pragma unroll
+      for (int v = 1; v < count; ++v) {
+        if (u == v) words = x[v];
+        if constexpr (flow == Flow::chain)
+          if (u == v) factors = chain[v];
+      }
+      walk.template patch<flow == Flow::chain>(words, factors, uint32_t(u), to_go - 32 * u);
+#pragma unroll
+      for (int v = 0; v < count; ++v) {
+        if (u == v) x[v] = words;
+        if constexpr (flow == Flow::chain)
+          if (u == v) chain[v] = factors;
+      }
     }
   }
 
@@ -112,13 +124,14 @@ struct NegativeStream {
 #pragma unroll 1
     for (uint32_t j = 0; j < kSize; ++j) {
       const Elements i = offset + j;
-      const Term<float> term = walk.term(widen(inputs[i]), j, to_go, loss);
-      sum += term.value;
+      Term<float> term;
+      const bool counts = walk.term(widen(inputs[i]), j, to_go, loss, term);
       float scaled = (flow == Flow::loss_map ? term.value : term.gradient) * factor;
       if constexpr (flow == Flow::chain) scaled *= widen(upstream[i]);
-      if constexpr (flow != Flow::loss) results[i] = narrow<scalar_t>(scaled);
+      if (counts) sum += term.value;
+      if constexpr (flow != Flow::loss) results[i] = narrow<scalar_t>(counts ? scaled : 0.f);
     }
-    walk.pass(to_go);
+    walk.heard(to_go);
   }
 };
 

@@ -29,6 +29,11 @@ __device__ Alpha<acc_of<scalar_t>> alpha_of(const Arguments<scalar_t>& a, uint32
   return {a.alpha[c], 1 - a.alpha[c]};
 }
 
+template <class scalar_t>
+__device__ acc_of<scalar_t> weight_at(const Arguments<scalar_t>& a, const Tile& tile, uint32_t row, uint32_t c) {
+  return a.weight[(tile.first_row + row) * a.weight_row_stride + c * a.weight_class_stride];
+}
+
 // A logit whose term has a coefficient of exactly 0 counts 0 even where the loss is infinite. NaN stays.
 template <class acc_t>
 __device__ acc_t finite_if(bool zero_coefficient, acc_t x) {
@@ -62,17 +67,20 @@ struct IdTargets {
   Ids ids;
   const acc_t* scores;  // the target of a positive id's class, or null: 1
 
-  // Whole warp. `labels` has a.tile_rows slots of this warp's own.
+  static __device__ bool has_ids() { return true; }
+  __device__ const IdTargets& ids_or_none() const { return *this; }
+
+  // Whole warp. `labels` has kMaxTileRows slots of this warp's own.
   template <class scalar_t>
-  __device__ bool all_negative(const Arguments<scalar_t>&, const Tile& tile, uint32_t lane, int* labels) const {
+  __device__ bool has_special(const Arguments<scalar_t>&, const Tile& tile, uint32_t lane, int* labels) const {
     bool special = false;
     for (uint32_t row = lane; row < tile.rows; row += 32) {
       const int label = label_at(ids, tile.first_row + row);
       labels[row] = label;
       special |= label != kBackground;
     }
-    if (!FOCAL_EXT_PLANTED(unordered_labels)) __syncwarp();  // the careful path reads what other lanes wrote; a ballot orders no memory
-    return __ballot_sync(~0u, special) == 0;
+    if (!FOCAL_EXT_PLANTED(unordered_labels)) __syncwarp();  // other lanes read them; a ballot orders no memory
+    return __ballot_sync(~0u, special) != 0;
   }
 
   static __device__ bool is_ignored(const int* labels, uint32_t row) { return labels[row] == kIgnored; }
@@ -122,11 +130,13 @@ struct DenseTargets {
     return special != 0;
   }
 
+  static __device__ bool has_ids() { return false; }
+
   // Whole warp. Targets of an all-negative tile are read here only, those of any other tile again from the cache.
-  __device__ bool all_negative(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int*) const {
-    if (!may_stream(a, tile)) return false;
-    const bool special = as_stored([&](auto* t) { return any_target(t + tile.first_element, tile.elements, lane); });
-    return __ballot_sync(~0u, special) == 0;
+  __device__ bool has_special(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int*) const {
+    if (a.flow == Flow::careful) return true;
+    const bool special = as_stored([&](auto* t) { return any_target(t + tile.first_element, tile.elements / kTileUnit * kTileUnit, lane); });
+    return __ballot_sync(~0u, special) != 0;
   }
 
   static __device__ bool is_ignored(const int*, uint32_t) { return false; }
@@ -147,8 +157,10 @@ struct EitherTargets {
   IdTargets<acc_of<scalar_t>> ids;
   DenseTargets<scalar_t> dense;
 
-  __device__ bool all_negative(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int* labels) const {
-    return is_dense ? dense.all_negative(a, tile, lane, labels) : ids.all_negative(a, tile, lane, labels);
+  __device__ bool has_ids() const { return !is_dense; }
+  __device__ const IdTargets<acc_of<scalar_t>>& ids_or_none() const { return ids; }
+  __device__ bool has_special(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int* labels) const {
+    return is_dense ? dense.has_special(a, tile, lane, labels) : ids.has_special(a, tile, lane, labels);
   }
 };
 

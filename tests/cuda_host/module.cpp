@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/launch.h"
+#include "../../csrc/cuda/plan.h"
 #include "device.h"
 #include "plain_problem.h"
 
@@ -31,15 +32,15 @@ void check(const char* error) {
   if (error) throw std::runtime_error(error);
 }
 
-template <class What>
-void run_with_workspace(const What& what, uint32_t max_blocks) {
+template <class What, class... Limits>
+void run_with_workspace(const What& what, Limits... limits) {
   const size_t bytes = (cuda::workspace_bytes(what) + 255) / 256 * 256;
   const std::unique_ptr<void, void (*)(void*)> workspace(aligned_alloc(256, bytes), free);
   cuda_host::poison(workspace.get(), bytes);
-  check(cuda::run(what, workspace.get(), nullptr, max_blocks));
+  check(cuda::run(what, workspace.get(), nullptr, limits...));
 }
 
-void run(const py::dict& fields, uint32_t max_blocks) { run_with_workspace(problem_of(Fields{fields}), max_blocks); }
+void run(const py::dict& fields, uint32_t max_blocks, uint32_t least_tiles) { run_with_workspace(problem_of(Fields{fields}), max_blocks, least_tiles); }
 
 void run_pyramid(const py::dict& fields, const std::vector<py::dict>& levels, uint32_t max_blocks) {
   std::vector<Fields> each;
@@ -65,14 +66,19 @@ void meet_at_two_places() {
 }  // namespace
 
 PYBIND11_MODULE(focal_ext_cuda_host, m) {
-  m.def("run", run, py::arg("fields"), py::arg("max_blocks"));
+  m.def("run", run, py::arg("fields"), py::arg("max_blocks"), py::arg("least_tiles"));
   m.def("run_pyramid", run_pyramid, py::arg("fields"), py::arg("levels"), py::arg("max_blocks"));
   m.def("scale", scale, py::arg("gradient"), py::arg("scalar"), py::arg("numel"), py::arg("factor"), py::arg("max_blocks"));
+  m.def("cut", [](int64_t rows, int64_t classes, bool reads_rows) {
+    const cuda::Cut c = cuda::cut(rows, classes, reads_rows);
+    return py::make_tuple(c.elements, c.tile_rows, c.tiles);
+  });
   m.def("set_seed", cuda_host::set_seed);
   m.def("set_only_blocks", cuda_host::set_only_blocks);
   m.def("skip_a_shuffle", skip_a_shuffle);
   m.def("meet_at_two_places", meet_at_two_places);
   m.attr("MAX_BLOCKS") = cuda::kMaxBlocks;
+  m.attr("LEAST_TILES") = cuda::kLeastTiles;
   m.attr("MAX_SCALE_BLOCKS") = cuda::kMaxScaleBlocks;
   using enum cuda_host::Defect;
   py::enum_<cuda_host::Defect>(m, "Defect")

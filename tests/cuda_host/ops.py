@@ -35,14 +35,14 @@ def unwritten(shape: Any, dtype: torch.dtype) -> Tensor:
 class HostOps:
     """Functions of the names and signatures of torch.ops.focal_ext."""
 
-    def __init__(self, module: ModuleType, max_blocks: int | None = None) -> None:
-        self.module, self.max_blocks = module, max_blocks or module.MAX_BLOCKS
+    def __init__(self, module: ModuleType, max_blocks: int | None = None, least_tiles: int | None = None) -> None:
+        self.module, self.max_blocks, self.least_tiles = module, max_blocks or module.MAX_BLOCKS, least_tiles or module.LEAST_TILES
 
     def launch(self, fields: dict[str, Any], levels: Sequence[dict[str, Any]] | None = None) -> None:
         """One call. Keys are the fields of Problem, and of each Level of a Pyramid; tensors are its memory, what is missing is null."""
         plain = [{name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in each.items()} for each in (fields, *(levels or ()))]
         if levels is None:
-            self.module.run(plain[0], self.max_blocks)
+            self.module.run(plain[0], self.max_blocks, self.least_tiles)
         else:
             self.module.run_pyramid(plain[0], plain[1:], self.max_blocks)
 

@@ -14,8 +14,10 @@ from tolerances import TOLERANCES, Tolerance
 
 LOSS = "sigmoid_focal_loss"
 GRIDS = (1, 3, 4096)
+# Few logits are cut into tiles of 8, for as many warps as a chip has. One tile at least: all are as large as can be, 4096 logits; 40: between.
+TILES_OF = {1: 1, 3: 40, 4096: 4096}
 
-# Numbers of classes of known detectors, and 1. With 8 rows a tile, 41 rows are 5 tiles and a part of one.
+# Numbers of classes of known detectors, and 1. Of 41 rows the last tile has a part; of an odd number, a part of a vector.
 CLASSES = (1, 3, 80, 90, 91, 365, 1203)
 FLOWS = {"loss and gradient": ("sum / positives", "ones"), "loss map": ("none", "half"), "gradient times a map": ("none", "map")}
 # Rows enough for tiles of 16, 64 and 128 rows; a warp reads labels in more than one step from 64 on.
@@ -89,7 +91,7 @@ def accuracy(case: Case) -> Implementation:
 
 
 def terms_of_a_lane(case: Case, grid: int) -> float:
-    """At most: its share of all logits, rounded up to whole tiles of 8 rows or, of few classes, of at most 4096 logits."""
+    """At most: its share of all logits, rounded up to whole tiles of at most 4096 logits or, of a pyramid, of 8 rows."""
     numel = torch.Size(case.shape).numel()
     return numel / (256 * grid) + max(8 * case.shape[-1], min(numel, 4096)) / 32
 
