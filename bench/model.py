@@ -47,8 +47,17 @@ def row(code: Code, chip: Chip, dtype: str, case: Case) -> dict[str, str]:
 
 
 def tabulate(rows: list[dict[str, str]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """The ratios, cases by chips: with the limit that it keeps, or with the one that it does not."""
+    columns = list(dict.fromkeys((line["chip"], line["logits"]) for line in rows))
+    cells = {(line["chip"], line["logits"], line["case"]): cell(line) for line in rows}
+    table = [["ratio, model", *(f"{chip} {dtype}" for chip, dtype in columns)], ["---"] * (1 + len(columns))]
+    table += [[case.name, *(cells[chip, dtype, case.name] for chip, dtype in columns)] for case in CASES]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
+
+
+def cell(line: dict[str, str]) -> str:
+    ratio, limit = line["ratio, model"] or line["within"], line["limit"]
+    return f"{ratio} ({limit})" if line["within"] == "yes" else f"**{ratio}** ({limit})" if limit else ratio
 
 
 def main() -> None:
@@ -64,8 +73,7 @@ def main() -> None:
         made += [
             row(code, chip, dtype, case) for chip in CHIPS if chip.arch == arch for dtype in TYPES for case in CASES
         ]
-    table = tabulate(made)
-    print(f"{MODEL}\n\n{table}")
+    print(f"{MODEL}\n\n{tabulate(made)}")
     if shutil.which("nvcc"):
         print(
             "\nControl, a plain copy over its bytes' time: "
@@ -77,7 +85,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(made)
         before, _ = PAGE.read_text().split(MARK)
-        PAGE.write_text(f"{before}{MARK}\n{table}\n")
+        PAGE.write_text(f"{before}{MARK}\n{tabulate(made)}\n")
 
 
 if __name__ == "__main__":
