@@ -8,7 +8,7 @@ import numbers
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -81,6 +81,19 @@ def is_plain(tensor: Tensor | None) -> bool:
     return tensor is None or type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
+IN_MEMORY = {Tensor, type(None)}
+
+
+def are_plain(tensors: Iterable[Tensor | None]) -> bool:
+    given = tuple(tensors)
+    return IN_MEMORY.issuperset(map(type, given)) or all(map(is_plain, given))
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """tensor.to(dtype), whose dispatch takes microseconds of a call also where it does nothing."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
 def is_distributed(tensor: object) -> bool:
     """Whether it is a DTensor; nobody has one whose module is not imported."""
     if type(tensor) is Tensor:
@@ -107,12 +120,14 @@ def check_allocated(name: str, tensor: Tensor) -> None:
     """Whether the storage holds every element: torch lets it be freed or shortened under its tensors, and a read of those ends the process."""
     if (type(tensor) is not Tensor and not is_plain(tensor)) or is_traced():
         return
-    numel = tensor.numel()
-    reach = numel if numel == 0 or tensor.is_contiguous() else 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
     try:
         bytes_held = tensor.untyped_storage().nbytes()
     except NotImplementedError:  # what a finished torch.func transform left is no memory itself, and torch 2.10 says so
         return
+    if tensor.is_contiguous() and tensor.storage_offset() * tensor.itemsize + tensor.nbytes <= bytes_held:
+        return
+    numel = tensor.numel()
+    reach = numel if numel == 0 or tensor.is_contiguous() else 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
     if (tensor.storage_offset() + reach) * tensor.element_size() > bytes_held and numel:
         raise RuntimeError(
             f"{name}: its data is not allocated; a storage of {bytes_held} bytes does not hold its {tensor.numel()} elements"
@@ -173,7 +188,7 @@ def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | Non
         raise TypeError(f"targets: the scores of a pair (ids, scores) must be floating point, got {scores.dtype}; use scores.float()")
     if scores.device != inputs.device:
         raise ValueError(f"targets: scores must be on the device of inputs, {inputs.device}, got {scores.device}")
-    scores = scores.to(accumulation_dtype(inputs.dtype))
+    scores = in_dtype(scores, accumulation_dtype(inputs.dtype))
     return ids, (scores if scores.dim() == 1 else scores.reshape(-1)).contiguous()
 
 
@@ -191,9 +206,12 @@ def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int |
     raise ValueError(f"targets: class id {bad} at {where} is outside [0, {classes}){hint}")
 
 
+NUMBERS = (float, int, numbers.Real, *SYMBOLS)
+
+
 def is_number(value: object) -> bool:
     """A Python or NumPy number, or a symbol of a graph for one."""
-    return isinstance(value, (int, float, numbers.Real, *SYMBOLS)) and not isinstance(value, bool)
+    return isinstance(value, NUMBERS) and not isinstance(value, bool)
 
 
 def as_float(value: Any) -> float:
@@ -209,7 +227,7 @@ def check_exponent(name: str, value: float, least: int = 0, hint: str = "0 is cr
     if not is_number(value):
         raise TypeError(f"{name}: must be a number, got {type(value).__name__}; a learnable {name} is not supported")
     number = as_float(value)
-    if not (holds(number >= least) and holds(number < math.inf)):
+    if not holds(number >= least, number < math.inf):
         raise ValueError(f"{name}: must be finite and >= {least}, got {quoted(value)}; {hint}")
     return number
 
@@ -219,7 +237,7 @@ def check_fraction(name: str, value: object, below_one: bool = False) -> float:
     if not is_number(value):
         raise TypeError(f"{name}: must be a number, got {type(value).__name__}")
     number = as_float(value)
-    if not (holds(number >= 0) and holds(number < 1 if below_one else number <= 1)):
+    if not holds(number >= 0, number < 1 if below_one else number <= 1):
         raise ValueError(f"{name}: must be in [0, 1{')' if below_one else ']'}, got {quoted(value)}; 0 switches it off")
     return number + 0.0  # -0.0 is 0.0, to which it is equal
 

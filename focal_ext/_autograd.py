@@ -155,9 +155,10 @@ def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         return ops.loss_map(inputs, *call) if reduction == "none" else ops.loss(inputs, *call)
 
 
-def needs_graph(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether a transform, torch.jit.trace or torch.onnx.export runs the call, or something besides the logits wants a gradient."""
-    if is_differentiated_forward() or (torch.onnx.is_in_onnx_export() if is_compiling() else is_jit_traced()):
+def needs_graph(tensors: Sequence[Tensor | None], traced: bool = True) -> bool:
+    """Whether a transform, torch.jit.trace or torch.onnx.export runs the call, or something besides the logits wants a gradient; `traced`: whether
+    a tracer may run it."""
+    if is_differentiated_forward() or (traced and (torch.onnx.is_in_onnx_export() if is_compiling() else is_jit_traced())):
         return True
     if torch.is_grad_enabled():
         for t in tensors:
@@ -204,10 +205,10 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
 
 def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool, ordinary: int | None = None) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them."""
-    if needs_graph(call[:2] if ordinary else call[:5]) or not native.runs_on(inputs.device):
+    if (needs_graph(call[:2], traced=False) if ordinary else needs_graph(call[:5])) or not native.runs_on(inputs.device):
         return reference.compute(inputs, call, reduction)
     compiling = not ordinary and is_compiling()
-    if not (ordinary or compiling or all(map(arguments.is_plain, (inputs, *call.tensors)))):
+    if not (ordinary or compiling or arguments.are_plain((inputs, *call.tensors))):
         return reference.compute(inputs, call, reduction)
     wants_gradient = inputs.requires_grad and torch.is_grad_enabled()
     overwrite = overwrite_inputs and wants_gradient and not compiling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -128,14 +129,16 @@ def check(
     numbers = (alpha, gamma, reduction, normalizer, ignore_index, gamma_positive, clip, smoothing)
     is_pair = type(targets) is tuple and len(targets) == 2
     ids, scores = targets if is_pair else (targets, None)  # of any type as yet
-    if weight is None and overwrite_inputs is False and not arguments.is_traced() and PLAIN_TYPES.issuperset(map(type, numbers)):
+    traced = arguments.is_traced()
+    if weight is None and overwrite_inputs is False and not traced and PLAIN_TYPES.issuperset(map(type, numbers)):
         kinds = (_kind(inputs), _kind(ids), is_pair and _kind(scores))
         if None not in kinds:
             key = (loss, kinds, numbers, type(ignore_index))
             passed = _passed.get(key)
             if passed is not None:
                 return Request(inputs, Call(ids, scores, None, None, None, *passed[1]), reduction, False, passed[0])  # type: ignore[arg-type]
-    call = _check_by_rules(
+    by_rules = _check_quietly if traced else _check_by_rules
+    call = by_rules(
         loss, inputs, targets, alpha, gamma, reduction, normalizer, weight, ignore_index, overwrite_inputs, gamma_positive, clip, smoothing
     )
     if key is None or call.targets is not ids or call.scores is not scores:  # not ordinary, or not without a conversion
@@ -180,7 +183,10 @@ def check_numbers_of(call: Call | PyramidCall) -> None:
         raise ValueError(f"alpha: must be {'in [0, 1]' if most == 1 else 'finite and >= 0'}, got {call.alpha_positive if loss != Loss.VARIFOCAL else call.alpha_negative}")
 
 
-@arguments.quiet_under_jit_trace
+# The numbers that passed, once more.
+_check_plain_numbers = functools.lru_cache(MOST_PASSED, typed=True)(check_numbers)
+
+
 def _check_by_rules(
     loss: Loss,
     inputs: Tensor,
@@ -196,7 +202,9 @@ def _check_by_rules(
     clip: float | None,
     smoothing: float,
 ) -> Call:
-    gamma, gamma_positive, clip, smoothing = check_numbers(loss, gamma, gamma_positive, clip, smoothing)
+    plain = not arguments.is_traced() and PLAIN_TYPES.issuperset(map(type, (gamma, gamma_positive, clip, smoothing)))
+    check_them = _check_plain_numbers if plain else check_numbers
+    gamma, gamma_positive, clip, smoothing = check_them(loss, gamma, gamma_positive, clip, smoothing)
     arguments.check_inputs(inputs)
     scores = None
     if loss in (Loss.QUALITY_FOCAL, Loss.VARIFOCAL):
@@ -236,3 +244,6 @@ def _check_by_rules(
         divisor=divisor,
         divisor_value=divisor_value,
     )
+
+
+_check_quietly = arguments.quiet_under_jit_trace(_check_by_rules)

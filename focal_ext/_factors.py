@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._arguments import Alpha, Normalizer, accumulation_dtype, as_float, check_layout, is_number, is_plain, is_traced, values_are_readable
+from ._arguments import Alpha, Normalizer, accumulation_dtype, as_float, check_layout, in_dtype, is_number, is_plain, is_traced, values_are_readable
 from ._symbols import as_tensor, holds, is_constant, quoted
 
 # What the reduced loss is divided by; the numbers are those of csrc/problem.h.
@@ -46,7 +46,7 @@ def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float,
         return 1.0, 1.0, None
     if is_number(alpha):
         factor = as_float(alpha)
-        if not (holds(factor >= 0) and holds(factor <= most) and holds(factor < math.inf)):
+        if not holds(factor >= 0, factor <= most, factor < math.inf):
             raise ValueError(f"alpha: must be {rule}, or None or -1 to switch it off, got {quoted(alpha)}")
         return factor + 0.0, 1.0 - factor, None  # -0.0 is 0.0, to which it is equal
     classes, dtype = inputs.shape[-1], accumulation_dtype(inputs.dtype)
@@ -55,7 +55,7 @@ def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float,
         if isinstance(alpha, (str, bytes, bool)) or not isinstance(alpha, Sequence) or not all(map(is_number, alpha)):
             raise TypeError(f"alpha: must be None, a float, or a tensor or sequence of {classes} floats, got {type(alpha).__name__}")
         values = tuple(as_float(a) for a in alpha)
-        if not all(holds(a >= 0) and holds(a <= most) and holds(a < math.inf) for a in values):
+        if not all(holds(a >= 0, a <= most, a < math.inf) for a in values):
             raise ValueError(f"alpha: every value must be {rule}, got {[quoted(a) for a in values]}")
         alpha = tensor_of(values, dtype, inputs)
     check_layout("alpha", alpha)
@@ -67,7 +67,7 @@ def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float,
         raise ValueError(f"alpha: must be on the device of inputs, {inputs.device}, got {alpha.device}")
     if values_are_readable(alpha) and not bool(((alpha >= 0) & (alpha <= most) & (alpha < math.inf)).all()):
         raise ValueError(f"alpha: every value must be {rule}, got {alpha.tolist()}")
-    return 1.0, 1.0, alpha.to(dtype).contiguous()
+    return 1.0, 1.0, in_dtype(alpha, dtype).contiguous()
 
 
 def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
@@ -86,7 +86,9 @@ def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
         column = "weight[:, None]" if len(shape) == 2 else "weight[..., None]"
         hint = f"; one value per row must be a column, use {column}" if weight.shape == shape[:-1] else ""
         raise ValueError(f"weight: must broadcast to inputs of shape {tuple(shape)}, got {tuple(weight.shape)}{hint}")
-    weight = weight.to(accumulation_dtype(inputs.dtype))
+    weight = in_dtype(weight, accumulation_dtype(inputs.dtype))
+    if weight.dim() == 2 == len(shape) and weight.is_contiguous():
+        return weight
     last = weight.shape[-1] if weight.dim() else 1
     if weight.numel() == last:
         return weight.reshape(1, last).contiguous()
@@ -131,11 +133,11 @@ def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, den
             raise TypeError(f"normalizer: must be a real number, got {normalizer.dtype}")
         if normalizer.device != inputs.device:
             raise ValueError(f"normalizer: must be on the device of inputs, {inputs.device}, got {normalizer.device}")
-        return BY_TENSOR, 1.0, normalizer.to(accumulation_dtype(inputs.dtype))
+        return BY_TENSOR, 1.0, in_dtype(normalizer, accumulation_dtype(inputs.dtype))
     if not is_number(normalizer):
         raise TypeError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {type(normalizer).__name__}")
     divisor = as_float(normalizer)
-    if not (holds(divisor > 0) and holds(divisor < math.inf)):
+    if not holds(divisor > 0, divisor < math.inf):
         raise ValueError(f"normalizer: must be finite and > 0, got {quoted(normalizer)}; clamp a count of positives with max(n, 1)")
     return _by_value(divisor, inputs)
 

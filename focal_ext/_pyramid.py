@@ -112,13 +112,12 @@ def check_call(
 ) -> PyramidCall:
     """The checked call; `like` is [B, ...] of the logits' dtype and device, `counts` the anchors of an image in each level."""
     ids = _join_targets(like, counts, targets)
-    arguments.check_exponent("gamma", gamma)
-    smoothing = arguments.check_fraction("label_smoothing", label_smoothing)
     if reduction not in ("sum", "mean"):
         raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got {reduction!r}; for 'none' flatten the levels and use sigmoid_focal_loss")
     # The rules of the arguments that both layouts share are those of a call on rows; it needs no logits.
     no_rows = like.new_empty((0, num_classes))
-    shared = check(Loss.SIGMOID_FOCAL, no_rows, ids.flatten()[:0], alpha, gamma, reduction, normalizer, None, ignore_index, False).call
+    none = ids.new_empty((0,))
+    shared = check(Loss.SIGMOID_FOCAL, no_rows, none, alpha, gamma, reduction, normalizer, None, ignore_index, False, smoothing=label_smoothing).call
     return PyramidCall(
         ids,
         _check_weight(weight, ids, like),
@@ -126,7 +125,7 @@ def check_call(
         shared.normalizer,
         num_classes,
         shared.gamma,
-        smoothing,
+        shared.smoothing,
         shared.alpha_positive,
         shared.alpha_negative,
         shared.ignore_index,

@@ -28,7 +28,7 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
             return _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
         classes = inputs.shape[-1]
         # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
-        only_then = reduction != "none" and _native.available and classes != 0 and (ordinary or all(map(arguments.is_plain, call.tensors)))
+        only_then = reduction != "none" and _native.available and classes != 0 and (ordinary or arguments.are_plain(call.tensors))
         if not only_then:
             _check_ids(call, classes)
         loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)

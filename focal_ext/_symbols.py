@@ -20,9 +20,11 @@ def is_constant(number: float) -> bool:
     return has_static_value(number) if is_compiling() or isinstance(number, SYMBOLS) else True
 
 
-def holds(condition: bool, unknown: bool = True) -> bool:
-    """A comparison as a bool; `unknown` where a graph cannot know."""
-    return guard_or(condition, unknown) if is_compiling() or isinstance(condition, torch.SymBool) else condition
+def holds(*conditions: bool, unknown: bool = True) -> bool:
+    """Whether comparisons hold, as a bool; `unknown` in place of those that a graph cannot know."""
+    if is_compiling() or torch.SymBool in map(type, conditions):
+        return all(guard_or(condition, unknown) for condition in conditions)
+    return False not in conditions
 
 
 def quoted(number: object) -> object:

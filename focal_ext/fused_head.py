@@ -93,7 +93,7 @@ def conv_sigmoid_focal_loss(
 
 def _dispatch(head: Head, call: PyramidCall, weight: Tensor, bias: Tensor | None, features: Sequence[Tensor]) -> Tensor:
     given, compiling = (weight, bias, *features), torch.compiler.is_compiling()
-    plain = pyramid.has_kernels(weight.device) if compiling else all(map(arguments.is_plain, (*given, *call.tensors)))
+    plain = pyramid.has_kernels(weight.device) if compiling else arguments.are_plain((*given, *call.tensors))
     if _autograd.needs_graph(call[:4]) or not plain:
         maps = [torch.conv2d(x, weight, bias, head.geometry.stride, head.geometry.padding) for x in features]
         loss = pyramid.dispatch(tuple(maps), call, False)

@@ -180,7 +180,7 @@ def dispatch(levels: tuple[Tensor, ...], call: PyramidCall, overwrite_inputs: bo
     """The loss of checked arguments by the fastest implementation that is right for them."""
     tensors = (*levels, *call[:4])
     if _autograd.needs_graph(call[:4]) or not has_kernels(levels[0].device) or not (
-        torch.compiler.is_compiling() or all(map(arguments.is_plain, tensors))
+        torch.compiler.is_compiling() or arguments.are_plain(tensors)
     ):
         return reference(levels, call)
     wants_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in levels)
