@@ -49,6 +49,61 @@ def test_a_torch_older_than_the_library_is_left_alone_and_said_once(tmp_path: Pa
     assert said.count("RuntimeWarning") == 1 and "right but slow: the fused kernels need torch >= 2.10" in said
 
 
+# What the suite's core does not call, in one process: torch.compile, a function of focal_ext.compat, a fused head trained for three steps.
+BEYOND_THE_CORE = """
+import focal_ext, torch
+from focal_ext import reference
+from focal_ext.compat import torchvision
+
+torch.manual_seed(0)
+x, ids = torch.randn(12, 5), torch.randint(-1, 6, (12,))
+hard = (x > 0).float()
+head, feature = focal_ext.FusedFocalHead(2, 1, 5, normalizer="positives"), torch.randn(1, 2, 4, 3)
+
+def compiled(loss):
+    return lambda x, **options: torch.compile(lambda x: loss(x, **options), backend="aot_eager", fullgraph=%(fullgraph)s)(x)
+
+def loss_and_gradients(loss, *wanted):
+    wanted = [t.detach().clone().requires_grad_() for t in wanted]
+    loss = loss(*wanted)
+    return loss.detach(), *torch.autograd.grad(loss, wanted)
+
+def of_ids(home):
+    return lambda x: home.sigmoid_focal_loss(x, ids, gamma=1.5, reduction="sum", normalizer="positives")
+
+def plain_head(weight, bias, feature):
+    logits = torch.conv2d(feature, weight, bias, padding=1)
+    return reference.sigmoid_focal_loss(logits.flatten(2).mT, ids[None], reduction="sum", normalizer="positives")
+
+def same(name, ours, right):
+    for a, b in zip(ours, right, strict=True):
+        torch.testing.assert_close(a, b, rtol=4e-6, atol=1e-7)
+    print(name, "right")
+
+same("torch.compile", loss_and_gradients(compiled(of_ids(focal_ext)), x), loss_and_gradients(of_ids(reference), x))
+same("compat", loss_and_gradients(lambda x: torchvision.sigmoid_focal_loss(x, hard, reduction="sum"), x),
+     loss_and_gradients(lambda x: reference.sigmoid_focal_loss(x, hard, reduction="sum"), x))
+for step in range(3):
+    head.zero_grad()
+    leaf = feature.clone().requires_grad_()
+    loss = head([leaf], ids[None])
+    loss.backward()
+    same("head", (loss.detach(), head.weight.grad, head.bias.grad, leaf.grad), loss_and_gradients(plain_head, head.weight, head.bias, feature))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter -= parameter.grad
+"""
+
+
+@pytest.mark.parametrize("environment", [REFERENCE, OLDEST], ids=lambda e: e.name)
+def test_compiled_compat_and_fused_losses_are_right_with(environment: Environment, tmp_path: Path) -> None:
+    """Before torch 2.10 a graph breaks at a loss."""
+    environment.replace_focal_ext(built("*-manylinux*.whl"))
+    script = BEYOND_THE_CORE % {"fullgraph": environment is not REFERENCE}
+    said = run(environment.executable, "-W", "ignore", "-c", script, folder=tmp_path)
+    assert said.split() == ["torch.compile", "right", "compat", "right", *["head", "right"] * 3]
+
+
 @pytest.mark.parametrize("headers, environment", [(OLDEST, CPU), (OLDEST, CUDA), (CUDA, OLDEST)], ids=lambda e: e.name)
 def test_a_library_built_with_the_headers_of_one_torch_works_in_another(headers: Environment, environment: Environment, tmp_path: Path) -> None:
     packages = build_package(HOME / "built" / headers.torch, headers.prepare().package.parent / "torch", "-O1", HOME / "built/cmake")
