@@ -13,7 +13,7 @@ from . import _factors as factors
 from ._call import Call, Loss
 from ._power import powered
 from ._softmax_reference import row_losses
-from ._symbols import at_most, holds, unless_constant
+from ._symbols import at_most, holds, is_constant, unless_constant
 from ._torch_private import is_jit_traced
 
 # Beyond it sigmoid(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
@@ -33,13 +33,14 @@ def _softplus(x: Tensor) -> Tensor:
 
 def _power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
     """u ** gamma for u = 1 - p_t. Of a hard target log u is at hand, and is the value's base where u is not: below gamma 1, where u
-    underflows long before its power, and at a large gamma, where u near 1 is rounded."""
+    underflows long before its power, and at a large gamma, where u near 1 is rounded; and of a gamma that changes from step to step of a
+    graph, which a question about it would compile anew for each answer. It errs by roundings of gamma log u."""
     exponent = at_most(gamma, 1e36, u)
     if t.requires_grad:
         return u.pow(exponent)
     hard = (t == 0) | (t == 1)
     log_u = -_softplus(torch.where(t == 1, x, -x))
-    value = u.pow(exponent) if holds(gamma >= 1, unknown=False) and holds(gamma <= 16, unknown=False) else torch.exp(exponent * log_u)
+    value = u.pow(exponent) if is_constant(gamma) and 1 <= gamma <= 16 else torch.exp(exponent * log_u)
     return torch.where(hard, powered(value, log_u, exponent), torch.where(hard, 1.0, u).pow(exponent))
 
 
