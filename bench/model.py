@@ -43,7 +43,9 @@ def row(code: Code, chip: Chip, dtype: str, case: Case) -> dict[str, str]:
         return dict(zip(COLUMNS, [*about, "", "", str(missing), "", ""]))
     rest, scaled = rest_of_call(code, chip, dtype, case)
     within = "" if limit is None else "yes" if time <= limit * ideal else "no"
-    return dict(zip(COLUMNS, [*about, f"{time:.1f}", f"{time / ideal:.2f}", within, f"{time + rest:.1f}", f"{scaled:.1f}"]))
+    return dict(
+        zip(COLUMNS, [*about, f"{time:.1f}", f"{time / ideal:.2f}", within, f"{time + rest:.1f}", f"{scaled:.1f}"])
+    )
 
 
 def tabulate(rows: list[dict[str, str]]) -> str:

@@ -79,19 +79,23 @@ class Programs:
         return self.code.cost(self.kind, self.dtype, part, self.chip, trace)
 
     def of(self, tile: Tile, case: Case) -> Program:
-        begin = self.beginning(tile, case)
-        stream = self.body.stream_with(case.target_bytes / SIZE[self.dtype])
-        if stream and tile.streams and (not tile.special or self.body.marks is not None or self.kind == "pyramid"):
+        begin, size = self.beginning(tile, case), SIZE[self.dtype]
+        stream = self.body.stream_with(case.target_bytes / size)
+        if tile.streams and stream and (not tile.special or self.body.marks or case.dense or self.kind == "pyramid"):
             return begin + self.stream(tile, case, stream[2])
+        if tile.streams and case.dense and not tile.special and self.body.scans:
+            return begin + self.scan(tile.logits * case.target_bytes) + self.stream(tile, case, self.body.stream[2])
         trace = self.body.careful(case.dense)
         logits = WARP * max(1, sass.Loop(Counter(trace)).finds_rows)
-        size = SIZE[self.dtype]
-        return begin + steps(
-            self.cost("careful", trace),
-            logits * (size + case.target_bytes),
-            logits * size,
-            ceil(tile.logits / logits),
-        )
+        cost = self.cost(f"careful, dense {case.dense}", trace)
+        return begin + steps(cost, logits * (size + case.target_bytes), logits * size, ceil(tile.logits / logits))
+
+    def scan(self, count: int) -> list[Step]:
+        """So many bytes of targets, by the longest loop that they fill."""
+        filled = [trace for trace in self.body.scans if moved(trace)[0] <= count]
+        trace = filled[-1] if filled else self.body.scans[0]
+        times = ceil(count / moved(trace)[0])
+        return steps(self.cost(f"scan {len(trace)}", trace), count / times, 0, times)
 
     def beginning(self, tile: Tile, case: Case) -> list[Step]:
         around = self.cost("around", self.body.around_stream) if self.body.around_stream else Stage(0, 1, 1)
@@ -102,7 +106,7 @@ class Programs:
         return begin
 
     def stream(self, tile: Tile, case: Case, trace: Trace) -> list[Step]:
-        cost, (loaded, stored) = self.cost(f"stream of {case.target_bytes}", trace), moved(trace)
+        cost, (loaded, stored) = self.cost(f"stream {len(trace)}", trace), moved(trace)
         vectors = ceil(tile.columns / (workloads.VECTOR[self.dtype] * WARP)) * tile.lines
         in_flight = stored // (16 * WARP)
         whole, left = divmod(vectors, in_flight)
@@ -113,16 +117,14 @@ class Programs:
         return made + (self.special(case, vectors) if tile.special else [])
 
     def special(self, case: Case, vectors: int) -> list[Step]:
-        if (
-            self.kind == "pyramid"
-        ):  # a vector with a special anchor goes logit by logit, in every class that the tile has
+        size = workloads.VECTOR[self.dtype]
+        if self.kind == "pyramid":  # a vector with a special anchor goes logit by logit, in every class of its tile
             rescue = self.cost("rescue", self.body.rescue)
-            return steps(rescue, WARP * SIZE[self.dtype], 0, vectors * workloads.VECTOR[self.dtype])
-        return [
-            s
-            for i, trace in enumerate(self.body.marks or [])
-            for s in steps(self.cost(f"marks {i}", trace), 0, 0, round(case.special.rows) if i < 2 else 1)
-        ]
+            return steps(rescue, WARP * SIZE[self.dtype], 0, vectors * size)
+        times = case.special.rows, case.special.touched(case.classes, WARP * size), 1
+        parts = zip(("marks", "touched vectors", "positives"), self.body.marks or (), times)
+        costs = [(self.cost(part, trace), count) for part, trace, count in parts if trace]
+        return [Step(0, cost.alone * count, cost.issue * count) for cost, count in costs]
 
 
 def main_kernel(code: Code, chip: Chip, dtype: str, case: Case) -> float:

@@ -121,6 +121,13 @@ class Body:
         return min(around, key=lambda loop: loop[1] - loop[0], default=(header, latch))
 
     @cached_property
+    def scans(self) -> list[Trace]:
+        """Loops that read vectors and compute nothing, the shortest first: whether a tile's dense targets are all 0."""
+        inside = [loop for loop in self.loops if self.tile[0] < loop[0] and loop[1] < self.stream[0]]
+        vectors = [loop for loop in inside if self.has(loop, "LDG.E.128") and not self.has(loop, "MUFU", "ST")]
+        return sorted((trace for loop in vectors for trace in self.passes(loop)[:1]), key=len)
+
+    @cached_property
     def labels(self) -> tuple[int, int] | None:
         """The loop that loads labels and puts them into shared memory."""
         first, last = self.tile[0], self.stream[0]
@@ -146,34 +153,26 @@ class Body:
         return [op for part in parts for op in part or []] + self.opcodes[self.tile[1]]
 
     @cached_property
-    def marks(self) -> list[Trace] | None:
-        """What a special row costs where its tile streams: its marks, the vectors that it touches, its positive. None if
-        its tile does not stream."""
-        header, latch, stream = self.stream
+    def marks(self) -> tuple[Trace, Trace, Trace] | None:
+        """Where tiles with special rows stream, what these cost beside it: a row's marks, a vector that one touches, and
+        the positives of 32 rows. None where such tiles do not stream."""
+        header, latch, _ = self.stream
         inside = [loop for loop in self.loops if self.tile[0] < loop[0] and loop[1] < self.tile[1]]
-        marking = next((loop for loop in inside if self.has(loop, "FLO", "UFLO") and loop[1] < header), None)
-        if marking is None:
-            return None
-        found = [min(self.passes(marking), key=len)]
-        patches = [
+        marking = [loop for loop in inside if self.has(loop, "FLO", "UFLO") and loop[1] < header]
+        touching = [
             loop
             for loop in inside
             if header <= loop[0] and loop[1] <= latch and self.has(loop, "LDS") and not self.has(loop, "MUFU")
         ]
-        for loop in patches[:1]:
-            every = sorted(self.passes(loop), key=len)
-            vectors = Loop(Counter(stream)).vector_loads
-            found.append(every[-1] + every[0] * (vectors - 1))
-        after = [
+        positives = [
             loop
             for loop in inside
-            if loop[0] > latch
-            and self.has(loop, "LDS")
-            and self.has(loop, "MUFU.EX2")
-            and not self.has(loop, "LDG.E.128", "IMAD.HI")
+            if loop[0] > latch and self.has(loop, "LDS", "MUFU.EX2") and not self.has(loop, "LDG.E.128", "IMAD.HI")
         ]
-        found += [max(self.passes(loop), key=len) for loop in after[:1] if self.passes(loop)]
-        return found
+        if not marking:
+            return None
+        longest = [max(map(self.passes, loops[:1]), key=len, default=[]) for loops in (touching, positives)]
+        return min(self.passes(marking[0]), key=len), *(max(passes, key=len, default=[]) for passes in longest)
 
 
 def bodies(library: Path, archs: set[str], names: re.Pattern[str]) -> Iterator[Body]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from bench import workloads
 from test_cuda_host import FLAVOUR, module
 from test_cuda_host import pytestmark as pytestmark
 
@@ -18,6 +19,7 @@ SHAPES = [
 def test_logits_are_cut_evenly_at_16_byte_boundaries_whatever_their_rows(shape: tuple[int, int], reads_rows: bool) -> None:
     rows, classes = shape
     elements, tile_rows, tiles = module(FLAVOUR).cut(rows, classes, reads_rows)
+    assert workloads.cut(rows, classes, reads_rows) == (elements, tile_rows, tiles)  # bench.model simulates these tiles
     numel = rows * classes
     assert elements % 8 == 0 and 8 <= elements <= 4096
     assert (tiles - 1) * elements < numel <= tiles * elements
