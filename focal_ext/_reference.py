@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _arguments as arguments
 from . import _factors as factors
@@ -190,7 +191,7 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         return loss.reshape(inputs.shape[:-1] if call.is_per_row else inputs.shape).to(inputs.dtype)
     if loss.numel() == 0:
         return loss.sum()
-    if call.divisor == factors.BY_VALUE and reduction == "mean" and is_jit_traced():
+    if call.divisor == factors.BY_VALUE and reduction == "mean" and not is_compiling() and is_jit_traced():
         return loss.mean()  # divisor_value is the number of losses of the example that is traced
     divisor = {
         factors.BY_VALUE: call.divisor_value,

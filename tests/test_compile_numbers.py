@@ -89,6 +89,7 @@ BELOW: dict[str, Callable[[Tensor, float], Tensor]] = {
     **{name: NUMBERS[name] for name in ("sigmoid normalizer", "sigmoid gamma", "sigmoid gamma, unreduced", "sigmoid alphas", "pyramid alpha, gamma, smoothing", "fused head alpha, gamma, smoothing", "effdet", "monai softmax")},
     "float16": lambda x, n: sigmoid(x.half(), IDS, gamma=3 * n, reduction="sum"),
     "reference sigmoid": lambda x, n: reference.sigmoid_focal_loss(x, HARD, n, 1 + n, "sum", normalizer=n, label_smoothing=n),
+    "reference sigmoid, mean": lambda x, n: reference.sigmoid_focal_loss(x, HARD, n, 3 * n, "mean", label_smoothing=n),
     "reference varifocal": lambda x, n: reference.varifocal_loss(x, (IDS, SCORES), n, 1 + n, "sum"),
     "reference asymmetric": lambda x, n: reference.asymmetric_loss(x, HARD, 1 + n, 1 + n, n / 2, "sum"),
     "reference softmax": lambda x, n: reference.softmax_focal_loss(x, KNOWN, n, 1 + n, label_smoothing=n),
