@@ -82,7 +82,7 @@ def cycles(trace: Trace, chip: Chip, latency: float, warps: int = 1, passes: int
 
 @dataclass(frozen=True)
 class Stage:
-    """How often a warp waits for memory, one time after the other, and cycles besides: of the warp alone, of its scheduler."""
+    """How often a warp waits for memory in a row, and cycles besides: of the warp alone, of its scheduler."""
 
     trips: int
     alone: float

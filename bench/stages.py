@@ -83,8 +83,8 @@ class Body:
         ]
 
     def careful(self, dense: bool) -> Trace:
-        """The loop that goes element by element: it multiplies for the high word of an index, and loads no vector. Of two
-        such loops that of ids reads shared memory more."""
+        """The loop that goes element by element: it multiplies for the high word of an index, and loads no vector. Of
+        two such loops that of ids reads shared memory more."""
         found = []
         for loop in self.loops:
             traces = [
@@ -154,8 +154,8 @@ class Body:
 
     @cached_property
     def marks(self) -> tuple[Trace, Trace, Trace] | None:
-        """Where tiles with special rows stream, what these cost beside it: a row's marks, a vector that one touches, and
-        the positives of 32 rows. None where such tiles do not stream."""
+        """Where tiles with special rows stream, what these cost beside it: a row's marks, a vector that one touches,
+        and the positives of 32 rows. None where such tiles do not stream."""
         header, latch, _ = self.stream
         inside = [loop for loop in self.loops if self.tile[0] < loop[0] and loop[1] < self.tile[1]]
         marking = [loop for loop in inside if self.has(loop, "FLO", "UFLO") and loop[1] < header]

@@ -16,8 +16,8 @@ LEVELS = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))
 
 @dataclass(frozen=True)
 class Special:
-    """Labels that are not background: the share of tiles with any, by a tile's rows; how many rows of such a tile, in how
-    many runs of neighbours; how many such tiles lie together."""
+    """Labels that are not background: the share of tiles with any, by a tile's rows; how many rows of such a tile, in
+    how many runs of neighbours; how many such tiles lie together."""
 
     share: dict[int, float]
     rows: float
@@ -26,7 +26,7 @@ class Special:
     positive: float = 0.5  # of these rows; the others are ignored
 
     def touched(self, classes: int, vector: int) -> float:
-        """Vectors of a warp, of so many logits, that special logits touch: one of a positive row, all of an ignored one."""
+        """Vectors of a warp, of so many logits, that are touched: one of a positive row, all of an ignored one."""
         ignored = self.rows * (1 - self.positive)
         by_rows = self.rows * self.positive + ignored * classes / vector + min(self.runs, ignored)
         return min(by_rows, self.rows * classes / vector + self.runs)
