@@ -134,7 +134,7 @@ def outside_old_graphs(function: Callable[P, R], version: str = torch.__version_
     return outside
 
 
-# torch's own registrations, without what takes 25 milliseconds of an import. Gone: torch.library's functions.
+# torch's own registrations, without what takes half of an import. Gone: torch.library's functions.
 _library = getattr(torch, "_library", None)
 
 
