@@ -159,7 +159,10 @@ __global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, Targets, Loss>
   __syncwarp();
   acc_t sum = 0;
   for (uint32_t index = blockIdx.x * kWarps + warp; index < a.tiles; index += gridDim.x * kWarps) {
-    if (lane == 0) own.tile = tile_at(a, index);
+    if (lane == 0) {
+      const Tile tile = tile_at(a, index);
+      own.tile = tile;  // a store of its own: ThreadSanitizer does not see how a result is written
+    }
     __syncwarp();
     sum += one_tile(a, targets, lane, own, loss);
     if (!FOCAL_EXT_PLANTED(overwritten_labels)) __syncwarp();  // the next tile's labels overwrite this one's
