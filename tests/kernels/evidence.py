@@ -44,9 +44,9 @@ class Defect(NamedTuple):
 
 
 STREAMS = "two_numbers_per_instruction"  # the test of the rows for which packed arithmetic is another path
-ALL, SMALL = (2**31, f"not {STREAMS}", "all of the focal loss, a quarter of the others'", 1000), (4096, f"not {STREAMS}", "of them, those of at most 4096 logits", 1000)
+ALL, SMALL = (2**31, f"not {STREAMS}", "all of the focal loss, a quarter of the others'", 1000), (4096, f"not {STREAMS}", "of them, a third of those of at most 4096 logits", 600)
 ALL_STREAMS = 2**31, STREAMS, "of them, those that stream", 150  # the careful path is the same code
-SMALL_STREAMS = 4096, STREAMS, "of them, those of at most 4096 logits that stream", 150
+SMALL_STREAMS = 4096, STREAMS, "of them, a third of those of at most 4096 logits that stream", 80
 IN_PLACE = "replace_the_logits or shares_a_long or bad_ids"
 ADDRESS = "AddressSanitizer and UndefinedBehaviorSanitizer", r"ERROR: AddressSanitizer|runtime error:"
 THREAD = "ThreadSanitizer, every CUDA thread a thread", r"WARNING: ThreadSanitizer"

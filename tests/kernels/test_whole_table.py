@@ -1,4 +1,5 @@
-# Owns: every row of the table of cases on the host-run CUDA kernels, with every grid; two numbers per instruction where that is another code path.
+# Owns: every row of the table of cases on the host-run CUDA kernels, with every grid; where two numbers per instruction are another code path,
+# these with another grid than in test_cuda_host.py.
 # Must not know: formulas.
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from cuda_host import table
 pytestmark = test_cuda_host.pytestmark
 
 STREAM = set(table.rows_that_stream())
-RUNS = [(case, "plain") for case in table.ROWS] + [(case, "packed_plain") for case in table.ROWS if case in STREAM]
-if test_cuda_host.FLAVOUR != "plain":
-    RUNS = [(case, test_cuda_host.FLAVOUR) for case in table.ROWS]
+NEXT_GRID = dict(zip(table.GRIDS, (*table.GRIDS[1:], table.GRIDS[0])))
+RUNS = [(case, test_cuda_host.FLAVOUR, grid) for case in table.ROWS for grid in table.GRIDS]
+if test_cuda_host.FLAVOUR == "plain":
+    RUNS += [(case, "packed_plain", NEXT_GRID[table.GRID_OF[case]]) for case in table.ROWS if case in STREAM]
 
 
-@pytest.mark.parametrize("grid", table.GRIDS)
-@pytest.mark.parametrize("case, flavour", RUNS, ids=str)
-def test_loss_and_gradient_are_those_of_the_float64_reference(case: Case, grid: int, flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case, flavour, grid", RUNS, ids=str)
+def test_loss_and_gradient_are_those_of_the_float64_reference(case: Case, flavour: str, grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     test_cuda_host.use(monkeypatch, flavour, grid)
     table.check(case, grid)

@@ -11,6 +11,8 @@ import pytest
 from built_package import build_package
 from environments import CPU, CUDA, HOME, NATIVE, OLDEST, OTHER_PYTHONS, REFERENCE, ROOT, Environment, built, run
 
+# What depends on the interpreter: arguments, errors, what is said at import. The library and its numbers do not: `python -m focal_ext` compares them there.
+OF_PYTHON = ("test_constants", "test_errors", "test_fallback")
 SUITE = ("test_values", "test_constants", "test_errors", "test_empty", "test_overwrite", "test_fallback")
 # focal_ext.reference by name computes the same with every Python, and where the reference is in use both names are it.
 REPEATED = "focal_ext.reference"
@@ -21,13 +23,13 @@ def passes_the_suite(environment: Environment, folder: Path, backend: str = "nat
     """Runs the core of the test-suite, copied to a folder of its own; returns build_info()."""
     tests = folder / "tests"
     shutil.copytree(ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__", "wheels", "kernels", "gpu", "cpp", "cuda_*"))
-    modules = [f"{name}.py" for name in SUITE if name != "test_fallback" or backend == "native"]
+    modules = [f"{name}.py" for name in (OF_PYTHON if environment in OTHER_PYTHONS else SUITE) if name != "test_fallback" or backend == "native"]
     chosen = f"not {REPEATED}" if backend == "reference" or environment in OTHER_PYTHONS else ""
     options = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal", "-k", chosen, "-W", f"{warnings}::RuntimeWarning", "-p", "no:cacheprovider")
     environment_variables = {**changes, "FOCAL_EXT_TEST_BACKEND": backend}
     output = run(environment.executable, "-m", "pytest", "-q", *options, *modules, folder=tests, **environment_variables)
     passed = re.search(r"(\d+) passed", output)
-    assert passed and int(passed[1]) > 500 and "skipped" not in output, output[-3000:]
+    assert passed and int(passed[1]) > (250 if environment in OTHER_PYTHONS else 500) and "skipped" not in output, output[-3000:]
     place, info = json.loads(run(environment.executable, "-W", "ignore", "-c", FACTS, folder=folder, **changes))
     assert ROOT not in Path(place).parents or "site-packages" in Path(place).parts
     assert info["backend"] == backend and info["torch"].startswith(environment.torch)
@@ -38,6 +40,7 @@ def passes_the_suite(environment: Environment, folder: Path, backend: str = "nat
 def test_the_wheel_works_with(environment: Environment, tmp_path: Path) -> None:
     environment.replace_focal_ext(built("*-manylinux*.whl"))
     passes_the_suite(environment, tmp_path)
+    run(environment.executable, "-m", "focal_ext", folder=tmp_path)  # every loss and dtype against float64
 
 
 def test_a_torch_older_than_the_library_is_left_alone_and_said_once(tmp_path: Path) -> None:
