@@ -118,8 +118,8 @@ def executed(flavour: str, tests: tuple[str, ...], largest: int, defect: str, ch
     environment = {**build.environment(flavour), "CUDA_HOST_LARGEST": str(largest), "CUDA_HOST_DEFECT": defect}
     if defect != "none":  # wrong values need an unlucky order, and a barrier is missed in most but not in all: one that is
         environment["CUDA_HOST_SEED"] = "0"
-    # A part of the suite on all cores: the longest would run alone at the end of its tier.
-    spread = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal") if chosen else ()
+    # A part of the suite in two processes, of up to 6 GB each: the longest would run alone at the end of its tier.
+    spread = ("-n", "auto", "--maxprocesses", "2", "--dist", "worksteal") if chosen else ()
     command = [*fixed_addresses(), sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", *spread, *(test.replace("FLAVOUR", flavour) for test in tests), "-k", chosen]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
