@@ -31,7 +31,7 @@ class Loss(enum.IntEnum):
 class Call(NamedTuple):
     """The checked arguments of one call in the order of the native ops, tensors first.
 
-    What torch.compile traces takes slices: the compiler of torch 2.10 does not know a NamedTuple's properties.
+    What torch.compile traces takes slices and functions: the compiler of torch 2.10 does not know a NamedTuple's properties.
     """
 
     targets: Tensor  # contiguous; class ids of shape inputs.shape[:-1], or dense of shape inputs.shape
@@ -52,17 +52,17 @@ class Call(NamedTuple):
     clip: float = 0.0
 
     @property
-    def is_per_row(self) -> bool:
-        """Whether the loss is one number a row and class ids know no background; else it is one a logit."""
-        return self.loss == Loss.SOFTMAX_FOCAL
-
-    @property
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         return self[:5]
 
     @property
     def scalars(self) -> tuple[object, ...]:
         return self[5:]
+
+
+def is_per_row(call: Call) -> bool:
+    """Whether the loss is one number a row and class ids know no background; else it is one a logit."""
+    return call.loss == Loss.SOFTMAX_FOCAL
 
 
 class PyramidCall(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _by_tensors as by_tensors
 from ._arguments import accumulation_dtype
-from ._call import Call, PyramidCall
+from ._call import Call, PyramidCall, is_per_row
 from ._formulas import no_gradients, refuse_create_graph
 from ._native import IN_PLACE_OPS, ops, registrations
 from ._torch_private import below_in_place, in_place_keys, register_autograd, register_fake
@@ -61,7 +61,7 @@ def _(inputs: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
 @fake_of("loss_map")
 def _(inputs: Tensor, *call: Any) -> Tensor:
     _check_devices(inputs, call)
-    return inputs.new_empty(inputs.shape[:-1]) if Call(*call).is_per_row else _like_logits(inputs)
+    return inputs.new_empty(inputs.shape[:-1]) if is_per_row(Call(*call)) else _like_logits(inputs)
 
 
 @fake_of("gradient")

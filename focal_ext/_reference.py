@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 
 from . import _arguments as arguments
 from . import _factors as factors
-from ._call import Call, Loss
+from ._call import Call, Loss, is_per_row
 from ._power import powered
 from ._softmax_reference import row_losses
 from ._symbols import at_most, holds, is_constant, unless_constant
@@ -115,6 +115,8 @@ _LOSSES = {
     Loss.VARIFOCAL: _varifocal,
     Loss.ASYMMETRIC: _asymmetric,
 }
+# The compiler of torch 2.10 cannot look a Loss up in a dict.
+_BY_NUMBER = tuple(_LOSSES[loss] for loss in sorted(_LOSSES))
 
 
 def _one_hot(ids: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -143,7 +145,7 @@ def _element_losses(x: Tensor, t: Tensor, call: Call) -> Tensor:
     else:
         factor = torch.ones_like(t)
     x = torch.where(factor == 0, _bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
-    return factor * _LOSSES[Loss(call.loss)](x, t, call)
+    return factor * _BY_NUMBER[call.loss](x, t, call)
 
 
 @arguments.quiet_under_jit_trace
@@ -152,7 +154,7 @@ def compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     if arguments.is_distributed(inputs):
         from torch.distributed.tensor.experimental import implicit_replication
 
-        if call.is_per_row and any(placement.is_shard(inputs.dim() - 1) for placement in inputs.placements):  # type: ignore[attr-defined]
+        if is_per_row(call) and any(placement.is_shard(inputs.dim() - 1) for placement in inputs.placements):  # type: ignore[attr-defined]
             raise ValueError("inputs: the softmax of a row needs all its classes, got a DTensor sharded by classes; use inputs.redistribute() to shard it by rows")
         with implicit_replication():
             return _compute(inputs, call, reduction)
@@ -171,14 +173,14 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     else:
         ids = widened(call.targets.reshape(-1))
         ignored = torch.zeros_like(ids, dtype=torch.bool) if call.ignore_index is None else ids == call.ignore_index
-        bad = bad_ids(ids, classes, call.ignore_index, not call.is_per_row)
+        bad = bad_ids(ids, classes, call.ignore_index, not is_per_row(call))
         t = _one_hot(torch.where(ignored, -1, ids), classes, dtype)
         if call.scores is not None:
             t = torch.where(t == 1, call.scores[:, None], t)  # a score that is not read may be anything
         positives = ((ids >= 0) & (ids < classes) & ~ignored).sum()
         kept = (~ignored).sum() * classes
         x = torch.where(ignored[:, None], 0.0, x)  # an ignored logit contributes exactly 0, NaN and inf included
-    if call.is_per_row:
+    if is_per_row(call):
         loss = row_losses(x, t, (call.alpha_positive if call.alpha is None else call.alpha) * t, call)
     else:
         loss = _element_losses(x, t, call)
@@ -188,7 +190,7 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         loss = torch.where(ignored[:, None], 0.0, loss)
         loss = loss * torch.where(bad, torch.nan, 1.0).to(dtype)[:, None]
     if reduction == "none":
-        return loss.reshape(inputs.shape[:-1] if call.is_per_row else inputs.shape).to(inputs.dtype)
+        return loss.reshape(inputs.shape[:-1] if is_per_row(call) else inputs.shape).to(inputs.dtype)
     if loss.numel() == 0:
         return loss.sum()
     if call.divisor == factors.BY_VALUE and reduction == "mean" and not is_compiling() and is_jit_traced():
@@ -204,7 +206,7 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
 
 def first_bad_id(call: Call, classes: int) -> int:
     """Flat position of the first class id out of range; -1 if there is none."""
-    bad = bad_ids(widened(call.targets.flatten()), classes, call.ignore_index, not call.is_per_row).nonzero()
+    bad = bad_ids(widened(call.targets.flatten()), classes, call.ignore_index, not is_per_row(call)).nonzero()
     return int(bad[0]) if bad.numel() else -1
 
 
@@ -212,5 +214,5 @@ def checked(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     """compute(), after an error for the first bad class id where values can be read for free."""
     targets, classes = call.targets, inputs.shape[-1]
     if targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets):
-        arguments.check_ids(first_bad_id(call, classes), targets, classes, call.ignore_index, not call.is_per_row)
+        arguments.check_ids(first_bad_id(call, classes), targets, classes, call.ignore_index, not is_per_row(call))
     return compute(inputs, call, reduction)

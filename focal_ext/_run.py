@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from . import _autograd, _native, _reference
-from ._call import Call, Request
+from ._call import Call, Request, is_per_row
 from ._torch_private import outside_old_graphs
 
 P = ParamSpec("P")
@@ -41,7 +41,7 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
 
 
 def _check_ids(call: Call, classes: int) -> None:
-    background = not call.is_per_row
+    background = not is_per_row(call)
     if arguments.is_fx_traced():
         return
     native = _native.available

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from focal_ext._call import Call, Loss, PyramidCall
+from focal_ext._call import Call, Loss, PyramidCall, is_per_row
 from torch import Tensor
 
 SCALARS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # the numbers of csrc/problem.h
@@ -74,7 +74,7 @@ class HostOps:
         return loss, gradient
 
     def loss_map(self, inputs: Tensor, *call: Any) -> Tensor:
-        loss_map = unwritten(inputs.shape[:-1] if Call(*call).is_per_row else inputs.shape, inputs.dtype)
+        loss_map = unwritten(inputs.shape[:-1] if is_per_row(Call(*call)) else inputs.shape, inputs.dtype)
         self.run(inputs, call, loss_map=loss_map)
         return loss_map
 
