@@ -148,7 +148,7 @@ def register_fake(name: str, fake: Callable[..., Any], registrations: torch.libr
 
 
 def register_autograd(op: Any, backward: Callable[..., Any], setup: Callable[..., Any], registrations: torch.library.Library) -> None:
-    """torch.library.register_autograd, which makes a class for each op, of an op's first call: most processes never call the op itself."""
+    """torch.library.register_autograd, which makes a class for each op, put off to an op's first call: most processes never call the op itself."""
     formula: Any = getattr(_library, "autograd", None)
     if not (hasattr(formula, "make_autograd_impl") and hasattr(formula, "Info")):
         torch.library.register_autograd(op, backward, setup_context=setup, lib=registrations)

@@ -9,7 +9,7 @@ namespace focal_ext::cuda {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// What the hot loop does with a tile without special elements. Anything else takes the careful path, and so does all of a steep gamma.
+// What the hot loop writes. `careful`: none runs, as for a steep gamma; which tiles it takes otherwise, one_tile (focal.cuh) decides.
 enum class Flow : int {
   careful,
   loss,

@@ -1,9 +1,9 @@
 // Owns: the walk through rows whose ids are not all background: which vectors hold what is no negative, and what such logits are read as.
 // Must not know: flows, how results are stored.
 //
-// Such a logit is read as -inf, whose value and gradient as a negative are exactly 0. So all logits take the same loop, and only the vectors
-// that a special row touches pay for it. What a positive gives is computed after the loop, one lane for each row: taking a negative's term
-// back instead would lose digits and make NaN of inf - inf.
+// Such a logit is read as -inf, whose value and gradient as a negative are exactly 0 (`vanishes`; of other losses its vector goes one by one).
+// So all logits take the same loop, and only the vectors that a special row touches pay for it. What a positive gives is computed after the loop, one lane for
+// each row: taking a negative's term back instead would lose digits and make NaN of inf - inf.
 #pragma once
 #include "targets.cuh"
 

@@ -5,7 +5,7 @@
 
 namespace focal_ext::cuda {
 
-// Logits and rows of a tile, at most. 4096 logits are 32 vectors for each lane, fewest bytes each.
+// Logits and rows of a tile, at most. 4096 logits are 32 vectors of float32 for each lane, 16 of narrower ones.
 constexpr uint32_t kMaxTileElements = 4096, kMaxTileRows = 128;
 // A tile begins at a multiple of 8 logits, so at a 16-byte boundary for every number of classes and every type.
 constexpr uint32_t kTileUnit = 8;

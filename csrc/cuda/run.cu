@@ -197,7 +197,7 @@ const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_bl
   if (has_row_losses(p) && p.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (!has_row_losses(p) && reads_rows(p) && p.classes > kMaxClasses) return "focal_ext: 2^31 classes or more";
   const Cut tiles = has_row_losses(p) || numel(p) == 0 ? Cut{} : cut(p.rows, p.classes, reads_rows(p), least_tiles);
-  if (tiles.tiles > kMaxTiles) return "focal_ext: more than 2^38 rows";
+  if (tiles.tiles > kMaxTiles) return "focal_ext: more than 2^32 tiles";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   return with_scalar(p.scalar, [&](auto s) { return run_as<decltype(s)>(p, tiles, workspace, stream, max_blocks); });
 }
