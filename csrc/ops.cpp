@@ -58,7 +58,7 @@ struct Arguments {
     p.divisor_value = divisor_value;
     p.divisor_tensor = checked_data(normalizer, inputs, 1, "normalizer");
     STD_TORCH_CHECK(divisor >= 0 && divisor <= int64_t(Divisor::positives) && (p.divisor != Divisor::tensor || p.divisor_tensor) &&
-                        (divisor < int64_t(Divisor::kept) || !is_dense(p.target)),
+                        (divisor < int64_t(Divisor::positives) || has_row_losses(p) || !is_dense(p.target)),
         "divisor: does not fit the other arguments");
     return p;
   }

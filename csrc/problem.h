@@ -23,8 +23,8 @@ inline bool is_dense(Target target) { return target >= Target::dense_u8; }
 enum class Divisor : int {
   value,     // divisor_value
   tensor,    // *divisor_tensor, an acc_t on the device of the logits
-  kept,      // class ids: rows not ignored times classes, at least 1 ("mean")
-  positives  // class ids: positive rows, at least 1
+  kept,      // logits that are not ignored, at least 1 ("mean")
+  positives  // class ids: positive rows, at least 1; of softmax losses, of any targets: rows that are not ignored
 };
 
 struct Problem {
@@ -36,7 +36,8 @@ struct Problem {
   const void* targets;  // [rows] ids or [rows, classes] dense, contiguous
   Target target;
   bool has_ignore_index;
-  // Tested first; then [0, classes) is positive, -1 or classes background, anything else gives NaN. Softmax losses know no background.
+  // Tested first; then an id in [0, classes) is positive, -1 or classes background, anything else gives NaN. Softmax losses know no
+  // background. Of dense targets an element that equals it is ignored, of softmax losses its whole row; then a byte above 1 gives NaN.
   int64_t ignore_index;
 
   const void* scores;  // class ids: acc_t[rows], the target of a positive row's class; null means 1
@@ -80,6 +81,9 @@ struct Pyramid {
 };
 
 inline int64_t numel(const Problem& p) { return p.rows * p.classes; }
+
+// The dense target that is ignored; NaN, which equals none, without one.
+inline double ignored_target(const Problem& p) { return p.has_ignore_index ? double(p.ignore_index) : double(__builtin_nan("")); }
 
 // Whether the loss is one number a row; else it is one a logit.
 inline bool has_row_losses(const Problem& p) { return p.loss_parameters.loss == Loss::softmax_focal; }

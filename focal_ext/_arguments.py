@@ -206,6 +206,51 @@ def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int |
     raise ValueError(f"targets: class id {bad} at {where} is outside [0, {classes}){hint}")
 
 
+def ignores_some(targets: Tensor, ignore_index: int | None) -> bool:
+    """Whether the dtype of dense targets holds the number that is ignored."""
+    if ignore_index is None or targets.is_floating_point():
+        return ignore_index is not None
+    if targets.dtype is torch.bool:
+        return ignore_index in (0, 1)
+    range_of = torch.iinfo(targets.dtype)
+    return range_of.min <= ignore_index <= range_of.max
+
+
+IGNORED_BYTE, BAD_BYTE = 255, 254
+
+
+def as_bytes(targets: Tensor, ignore_index: int | None) -> tuple[Tensor, int | None]:
+    """Dense targets of a wide integer type as bytes, 0 and 1 as they are, with the byte that is ignored."""
+    if targets.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch compares none of them
+        targets = targets.to(torch.int64)  # beyond int64 negative, and bad too
+    ones = targets == 1
+    codes = torch.where(ones | (targets == 0), ones, BAD_BYTE)
+    if ignore_index is not None:
+        codes = torch.where(targets == ignore_index, IGNORED_BYTE, codes)
+    return codes.to(torch.uint8), None if ignore_index is None else IGNORED_BYTE
+
+
+def check_dense(targets: Tensor, ignore_index: int | None) -> None:
+    """Raises for the first integer that is neither 0, nor 1, nor ignored. Floats are not checked."""
+    if targets.numel() == 0 or targets.is_floating_point() or targets.dtype is torch.bool:
+        return
+    wide = targets if targets.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32) else targets.to(torch.int64)
+    least, most = torch.aminmax(wide)
+    if least >= 0 and most <= 1:
+        return
+    bad = (wide != 0) & (wide != 1)
+    if ignore_index is not None:
+        bad &= wide != ignore_index
+    places = bad.nonzero()
+    if len(places):
+        at = tuple(places[0].tolist())
+        value = targets[at].item()
+        raise ValueError(
+            f"targets: dense integers must be 0 or 1{'' if ignore_index is None else f', or ignore_index={ignore_index}'}, got {value} at {at};"
+            f" use ignore_index={value} to skip it, or float targets for probabilities"
+        )
+
+
 NUMBERS = (float, int, numbers.Real, *SYMBOLS)
 
 

@@ -218,14 +218,19 @@ def _check_by_rules(
     else:
         most = torch.finfo(arguments.accumulation_dtype(inputs.dtype)).max if per_row else 1.0
         alpha_positive, alpha_negative, alpha_tensor = factors.check_alpha(alpha, inputs, most)
-    divisor, divisor_value, divisor_tensor = factors.check_normalizer(normalizer, reduction, inputs, dense, per_row)
-    plain_weight = factors.check_row_weight(weight, inputs) if per_row else factors.check_weight(weight, inputs)
     ignore_index = arguments.check_ignore_index(ignore_index)
+    ignores_some = not dense or arguments.ignores_some(targets, ignore_index)
+    divisor, divisor_value, divisor_tensor = factors.check_normalizer(normalizer, reduction, inputs, dense, per_row, ignores_some)
+    plain_weight = factors.check_row_weight(weight, inputs) if per_row else factors.check_weight(weight, inputs)
     if not isinstance(overwrite_inputs, bool):
         raise TypeError(f"overwrite_inputs: must be a bool, got {type(overwrite_inputs).__name__}")
     if overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
         arguments.check_overwrite(inputs, targets, weight, scores)
-    if dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):
+    if dense and targets.dtype not in (torch.bool, torch.uint8) and not targets.is_floating_point():
+        if arguments.values_are_readable(targets):
+            arguments.check_dense(targets, ignore_index)
+        targets, ignore_index = arguments.as_bytes(targets, ignore_index)
+    elif dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):
         targets = targets.to(arguments.accumulation_dtype(inputs.dtype))
     return Call(
         targets=targets.contiguous(),

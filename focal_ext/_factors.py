@@ -107,14 +107,17 @@ def check_row_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
     return check_weight(weight, inputs)
 
 
-def check_normalizer(normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool, per_row: bool = False) -> tuple[int, float, Tensor | None]:
-    """Returns the divisor's kind, its value and its tensor; the mean is that of all losses that are not ignored, one a row or one a logit."""
+def check_normalizer(
+    normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool, per_row: bool = False, ignores_some: bool = True
+) -> tuple[int, float, Tensor | None]:
+    """Returns the divisor's kind, its value and its tensor; the mean is that of all losses that are not ignored, one a row or one a logit.
+    `ignores_some`: whether a dense target may be ignored."""
     if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: must be 'none', 'mean' or 'sum', got {reduction!r}")
     if normalizer is None:
         if reduction != "mean":
             return BY_VALUE, 1.0, None
-        if dense:
+        if dense and not ignores_some:
             return _by_value(as_float(max(math.prod(inputs.shape[:-1]) if per_row else inputs.numel(), 1)), inputs)
         return BY_POSITIVES if per_row else BY_KEPT, 1.0, None
     if reduction != "sum":

@@ -166,10 +166,16 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     dtype = arguments.accumulation_dtype(inputs.dtype)
     x = inputs.reshape(-1, classes) if classes else inputs.reshape(inputs.shape[:-1].numel(), 0)
     x = x.to(dtype)
-    kept = torch.ones((), dtype=dtype, device=x.device)
-    positives = ignored = bad = None
     if call.targets.shape == inputs.shape:
-        t = call.targets.reshape(x.shape).to(dtype)
+        dense = call.targets.reshape(x.shape)
+        t = dense.to(dtype)
+        ignored = torch.zeros_like(t, dtype=torch.bool) if call.ignore_index is None else t.detach() == call.ignore_index
+        bad = (t > 1) & ~ignored if dense.dtype is torch.uint8 else None
+        if is_per_row(call):
+            ignored = ignored.any(-1, keepdim=True)  # without one of its probabilities a row has no cross entropy
+            bad = None if bad is None else bad.any(-1, keepdim=True) & ~ignored
+        kept = positives = (~ignored).sum()
+        x, t = torch.where(ignored, 0.0, x), torch.where(ignored, 0.0, t)
     else:
         ids = widened(call.targets.reshape(-1))
         ignored = torch.zeros_like(ids, dtype=torch.bool) if call.ignore_index is None else ids == call.ignore_index
@@ -179,16 +185,17 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
             t = torch.where(t == 1, call.scores[:, None], t)  # a score that is not read may be anything
         positives = ((ids >= 0) & (ids < classes) & ~ignored).sum()
         kept = (~ignored).sum() * classes
-        x = torch.where(ignored[:, None], 0.0, x)  # an ignored logit contributes exactly 0, NaN and inf included
+        ignored, bad = ignored[:, None], bad[:, None]
+        x = torch.where(ignored, 0.0, x)  # an ignored logit contributes exactly 0, NaN and inf included
     if is_per_row(call):
         loss = row_losses(x, t, (call.alpha_positive if call.alpha is None else call.alpha) * t, call)
     else:
         loss = _element_losses(x, t, call)
     if call.weight is not None:
         loss = loss * call.weight
-    if ignored is not None and bad is not None:
-        loss = torch.where(ignored[:, None], 0.0, loss)
-        loss = loss * torch.where(bad, torch.nan, 1.0).to(dtype)[:, None]
+    loss = torch.where(ignored, 0.0, loss)
+    if bad is not None:
+        loss = loss * torch.where(bad, torch.nan, 1.0).to(dtype)
     if reduction == "none":
         return loss.reshape(inputs.shape[:-1] if is_per_row(call) else inputs.shape).to(inputs.dtype)
     if loss.numel() == 0:
@@ -199,7 +206,7 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         factors.BY_VALUE: call.divisor_value,
         factors.BY_TENSOR: call.normalizer,
         factors.BY_KEPT: kept.clamp(min=1),
-        factors.BY_POSITIVES: positives.clamp(min=1) if positives is not None else None,
+        factors.BY_POSITIVES: positives.clamp(min=1),
     }[call.divisor]
     return loss.sum() / divisor  # type: ignore[operator]
 
@@ -213,6 +220,9 @@ def first_bad_id(call: Call, classes: int) -> int:
 def checked(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     """compute(), after an error for the first bad class id where values can be read for free."""
     targets, classes = call.targets, inputs.shape[-1]
-    if targets.dim() < inputs.dim() and arguments.values_are_readable(inputs, targets):
-        arguments.check_ids(first_bad_id(call, classes), targets, classes, call.ignore_index, not is_per_row(call))
+    if arguments.values_are_readable(inputs, targets):
+        if targets.dim() == inputs.dim():
+            arguments.check_dense(targets, call.ignore_index)
+        else:
+            arguments.check_ids(first_bad_id(call, classes), targets, classes, call.ignore_index, not is_per_row(call))
     return compute(inputs, call, reduction)

@@ -1,4 +1,4 @@
-# Owns: a checked request as a public function: the dispatch, and the error for a class id out of range.
+# Owns: a checked request as a public function: the dispatch, and the error for a target that is out of range.
 # Must not know: which losses there are, argument rules, kernels.
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec
 
+import torch
 from torch import Tensor
 
 from . import _arguments as arguments
@@ -24,25 +25,28 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
     def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         inputs, call, reduction, overwrite_inputs, ordinary = request(*args, **kwargs)
         targets = call.targets
-        if targets.dim() == inputs.dim() or not (inputs.is_cpu if ordinary else arguments.values_are_readable(inputs, targets)):
+        is_unchecked = targets.dim() == inputs.dim() and targets.dtype is not torch.uint8
+        if is_unchecked or not (inputs.is_cpu if ordinary else arguments.values_are_readable(inputs, targets)):
             return _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
-        classes = inputs.shape[-1]
-        # A bad id makes a reduced loss NaN: looking for the id only then saves every other call a pass over the labels.
-        only_then = reduction != "none" and _native.available and classes != 0 and (ordinary or arguments.are_plain(call.tensors))
+        # A bad target makes a reduced loss NaN: looking for it only then saves every other call a pass over the targets.
+        only_then = reduction != "none" and _native.available and inputs.shape[-1] != 0 and (ordinary or arguments.are_plain(call.tensors))
         if not only_then:
-            _check_ids(call, classes)
+            _check_targets(inputs, call)
         loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
         if only_then and arguments.is_nan(loss):
-            _check_ids(call, classes)
+            _check_targets(inputs, call)
         return loss
 
     loss.__annotations__["return"] = "Tensor"
     return loss
 
 
-def _check_ids(call: Call, classes: int) -> None:
-    background = not is_per_row(call)
+def _check_targets(inputs: Tensor, call: Call) -> None:
+    classes, background = inputs.shape[-1], not is_per_row(call)
     if arguments.is_fx_traced():
+        return
+    if call.targets.dim() == inputs.dim():
+        arguments.check_dense(call.targets, call.ignore_index)
         return
     native = _native.available
     first_bad = int(_native.ops.first_bad_id(call.targets, classes, call.ignore_index, background)) if native else _reference.first_bad_id(call, classes)

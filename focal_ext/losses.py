@@ -32,7 +32,8 @@ def sigmoid_focal_loss(
         inputs: logits of shape (..., C); float32, bfloat16, float16 or float64. Half types compute in float32. Any strides: rows in
             another order are read in place, other layouts cost one copy.
         targets: read by rank. Of shape ``inputs.shape[:-1]``: class ids of any integer dtype, where [0, C) is a positive, -1 or C
-            background. Of shape ``inputs.shape``: dense probabilities in [0, 1] (float, bool or 0/1 integers; values are not checked).
+            background. Of shape ``inputs.shape``: dense labels, bool or integers of 0 and 1, or float probabilities in
+            [0, 1], whose values are not checked.
         alpha: factor of positives, 1 - alpha that of negatives. None or -1: both 1. A tensor or sequence of C floats: alpha_c for
             positives of class c, 1 - alpha_c for its negatives.
         gamma: focusing exponent, finite and >= 0. 0 is (balanced) cross entropy.
@@ -41,7 +42,8 @@ def sigmoid_focal_loss(
         normalizer: with "sum" only, what the sum is divided by: a float > 0, a 0-d tensor on the inputs' device (used as it is), or
             "positives", the number of positive class ids, at least 1, counted on the device.
         weight: multiplies the loss of each logit; broadcasts to inputs. One value per row is a column: ``weight[:, None]``.
-        ignore_index: class id that is skipped, tested before all others; such rows give exactly 0 and a gradient of 0. None: no such id.
+        ignore_index: class id that is skipped, tested before all others; such rows give exactly 0 and a gradient of 0. Of dense targets
+            each element that equals it is skipped likewise. None: nothing is.
         label_smoothing: s in [0, 1] moves the targets of the cross entropy to t (1 - s) + s / 2; the modulating factor and alpha keep the
             hard label (as apex and effdet do). To smooth all three, as keras does, pass dense targets that are smoothed already.
         overwrite_inputs: backward writes the gradient over the logits, which saves a tensor of their size. They stay readable until
@@ -52,8 +54,9 @@ def sigmoid_focal_loss(
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, value, device or combination. A class id out of range raises on CPU in eager mode; on CUDA and in
-            compiled graphs it makes loss and gradient of its row NaN, because reading it would stall the device.
+        ValueError: a wrong shape, value, device or combination. A class id out of range, or a dense integer other than 0, 1 and
+            ignore_index, raises on CPU in eager mode; on CUDA and in compiled graphs it makes loss and gradient of its row, or of its
+            logit, NaN, because reading it would stall the device.
 
     Example:
         >>> logits = torch.randn(8, 80, requires_grad=True)
@@ -184,7 +187,8 @@ def softmax_focal_loss(
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`. A row with several logits of +inf, or of -inf only, is NaN.
         targets: read by rank. Of shape ``inputs.shape[:-1]``: class ids of any integer dtype, in [0, C) or ``ignore_index``; no background
-            is implied, it is a class like others. Of shape ``inputs.shape``: dense probabilities (float, bool or 0/1 integers; unchecked).
+            is implied, it is a class like others. Of shape ``inputs.shape``: dense labels, bool or integers of 0 and 1, or float
+            probabilities, whose values are not checked.
         alpha: factor of the loss, finite and >= 0: a float for every row, a tensor or sequence of C floats for the target's class.
             None or -1: off.
         gamma: focusing exponent, finite and >= 0. 0 is cross entropy.
@@ -192,7 +196,8 @@ def softmax_focal_loss(
             float32 (float64 for float64) number, "mean" over all rows that are not ignored, whatever alpha and weight are.
         normalizer: with "sum" only, as in :func:`sigmoid_focal_loss`; "positives" is the number of rows that are not ignored.
         weight: multiplies the loss of each row; broadcasts to ``inputs.shape[:-1]``.
-        ignore_index: class id that is skipped; such rows give exactly 0 and a gradient of 0. None: no such id.
+        ignore_index: class id that is skipped; such rows give exactly 0 and a gradient of 0. So does a row of dense targets in which
+            any element equals it, for without one of its probabilities a row has no cross entropy. None: nothing is skipped.
         label_smoothing: s in [0, 1] moves s of the target's mass to all classes alike, in the cross entropy only: alpha and the modulating
             factor keep the class id. With class ids only; dense targets can be smoothed beforehand.
         overwrite_inputs: as in :func:`sigmoid_focal_loss`.

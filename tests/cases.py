@@ -83,7 +83,7 @@ class Case(NamedTuple):
         return torch.int64 if "rare" in self.targets else getattr(torch, self.targets.split()[1])
 
     def is_possible(self) -> bool:
-        if self.is_dense and ("positives" in self.reduction or self.ignore_index != -2 or dict(self.axes).get("scores", "float32") != "float32"):
+        if self.is_dense and ("positives" in self.reduction or dict(self.axes).get("scores", "float32") != "float32"):
             return False
         if len(self.shape) < RANK_NEEDED.get(self.layout, 1):
             return False
@@ -175,7 +175,20 @@ def scores(case: Case, ids: Tensor, rng: torch.Generator) -> Tensor:
     return torch.where(read, soft, torch.nan).to(getattr(torch, case.scores))
 
 
+def with_ignored(targets: Tensor, ignored: int | None, share: float, rng: torch.Generator) -> Tensor:
+    """Some dense targets replaced by the number that is ignored, where the dtype has it."""
+    there = torch.rand(targets.shape, generator=rng) < share
+    holds = targets.is_floating_point() or (targets.dtype is not torch.bool and torch.iinfo(targets.dtype).min <= (ignored or 0) <= torch.iinfo(targets.dtype).max)
+    return targets if ignored is None or not holds else targets.masked_fill(there, ignored)
+
+
 def dense_targets(case: Case, rng: torch.Generator) -> Tensor:
+    targets = plain_dense_targets(case, rng)
+    usual = case.ignore_index == -2 and case.targets != "dense float32"  # mostly none is ignored
+    return targets if usual else with_ignored(targets, case.ignore_index, 0.1, rng)
+
+
+def plain_dense_targets(case: Case, rng: torch.Generator) -> Tensor:
     kind, hard = case.targets.split()[1], (torch.rand(case.shape, generator=rng) < 0.1)
     if kind in ("soft", "float32"):
         soft = torch.rand(case.shape, generator=rng).where(torch.rand(case.shape, generator=rng) < 0.7, hard.float())

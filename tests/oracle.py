@@ -32,7 +32,8 @@ def targets_and_factors(call: Call, loss: str) -> tuple[Tensor, Tensor]:
     classes, ignored = x.shape[-1], options["ignore_index"]
     targets, scores = call.targets if isinstance(call.targets, tuple) else (call.targets, None)
     if targets.dim() == x.dim():
-        t, kept = targets, torch.ones_like(x)
+        kept = torch.ones_like(x) if ignored is None else (targets != ignored).double()
+        t = targets.where(kept == 1, 0.0)
     else:
         ids = targets.to(torch.int64)[..., None]
         kept = torch.ones_like(x) * (1.0 if ignored is None else (ids != ignored).double())

@@ -62,6 +62,9 @@ def expected(call: Call) -> Expected:
     rows = len(x)
     if exact.targets.dim() == exact.inputs.dim():
         t, kept = exact.targets.reshape(x.shape), torch.ones(rows, dtype=torch.float64)
+        if options["ignore_index"] is not None:
+            kept = (t != options["ignore_index"]).all(-1).double()
+            t = t * kept[:, None]
     else:
         ids = exact.targets.reshape(-1).long()
         kept = torch.ones(rows, dtype=torch.float64) * (1.0 if options["ignore_index"] is None else (ids != options["ignore_index"]).double())

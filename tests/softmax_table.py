@@ -7,7 +7,7 @@ import zlib
 from typing import Any, NamedTuple
 
 import torch
-from cases import ID_DTYPES, LAYOUTS, RANK_NEEDED, Call
+from cases import ID_DTYPES, LAYOUTS, RANK_NEEDED, Call, with_ignored
 
 LOSS = "softmax_focal_loss"
 
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
     def is_possible(self) -> bool:
         dense = self.targets.startswith("dense")
-        if dense and ("positives" in self.reduction or self.ignore_index != -100 or self.smoothing):
+        if dense and ("positives" in self.reduction or self.smoothing):
             return False
         if len(self.shape) < RANK_NEEDED.get(self.layout, 1) or (self.upstream != "ones" and (self.reduction != "none" or len(self.shape) < 3)):
             return False
@@ -73,6 +73,8 @@ def build(row: Row) -> Call:
         soft = torch.softmax(torch.randn(shape, generator=rng) * 3, -1) * (torch.rand(shape, generator=rng) < 0.5)
         targets = {"soft": soft.to(dtype), "float32": soft, "one-hot": hard.to(dtype)}.get(kind)
         targets = hard.to(getattr(torch, kind)) if targets is None else targets
+        if row.ignore_index != -100 or kind == "float32":
+            targets = with_ignored(targets, row.ignore_index, 0.3 / max(classes, 1), rng)
     else:
         limits, ids = torch.iinfo(getattr(torch, row.targets.split()[1])), torch.randint(classes, rows, generator=rng)
         ignored = row.ignore_index

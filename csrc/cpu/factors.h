@@ -12,8 +12,8 @@ template <class acc_t, class Factor>
 class Factors {
  public:
   Factors(const Problem& problem, const Common& common)
-      : p_(problem), scale_(common.scale), alpha_(static_cast<const acc_t*>(problem.alpha)), weight_(static_cast<const acc_t*>(problem.weight)),
-        uniform_(is_uniform(problem)) {}
+      : p_(problem), common_(common), scale_(common.scale), alpha_(static_cast<const acc_t*>(problem.alpha)),
+        weight_(static_cast<const acc_t*>(problem.weight)), uniform_(is_uniform(problem)) {}
 
  protected:
   // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block.
@@ -26,12 +26,26 @@ class Factors {
     b.gradient[i] = b.value[i] * upstream;
   }
 
+  // Elements whose factors differ by the target alone.
+  void fill_alike(Block<acc_t>& b, const acc_t* x, const acc_t* t, int64_t n) const {
+    const acc_t of_one = acc_t(p_.alpha_positive), of_zero = acc_t(p_.alpha_negative), scale = acc_t(scale_);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const acc_t a = Factor::of(t[i], of_one, of_zero);
+      b.x[i] = a == 0 ? finite(x[i]) : x[i];
+      b.t[i] = t[i];
+      b.value[i] = a;
+      b.gradient[i] = a * scale;
+    }
+  }
+
   FOCAL_EXT_ONE_COPY void add_positive(Specials<acc_t>& s, int64_t at, int64_t row, int64_t c, acc_t x, acc_t upstream) const {
     fill(s.positives, s.count, row, c, x, p_.scores ? static_cast<const acc_t*>(p_.scores)[row] : acc_t(1), upstream);
     s.at[s.count++] = at;
   }
 
   const Problem& p_;
+  const Common& common_;
   const double scale_;
   const acc_t* const alpha_;
   const acc_t* const weight_;

@@ -30,10 +30,14 @@ static inline bool is_uniform(const Problem& p) { return !p.alpha && !p.weight &
 // Rows of a chunk of a softmax loss, which sums over whole rows.
 static inline int64_t rows_of_chunk(int64_t classes) { return classes < 1 ? kChunk : classes < kChunk ? kChunk / classes : 1; }
 
-// What the chunks of a call have in common: the factor of gradients, and the table of all logits' results unless it is null.
+// What the chunks of a call have in common: the factor of gradients; the table of all logits' results unless it is null; and what is set where a
+// dense target is ignored, which makes the scale wrong if it was made of the number of all targets.
 struct Common {
   double scale;
   const Entry* table;
+  bool* has_ignored;
+
+  void tell_ignored() const { __atomic_store_n(has_ignored, true, __ATOMIC_RELAXED); }
 };
 
 // Computes chunk `index` of the flat logits, or of the rows, or a strip of planes. Returns the sum of losses.

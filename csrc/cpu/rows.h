@@ -11,7 +11,7 @@ namespace {
 template <class acc_t, class Factor>
 class RowBlocks : Factors<acc_t, Factor> {
   using Base = Factors<acc_t, Factor>;
-  using Base::p_, Base::scale_;
+  using Base::p_, Base::common_, Base::scale_;
 
  public:
   using Base::Base, Base::uniform_;
@@ -22,11 +22,9 @@ class RowBlocks : Factors<acc_t, Factor> {
     find_special_rows(rows, p_, first, (begin + n - 1) / p_.classes - first + 1, 1);
   }
 
+  // Whether all its targets are 0, and are negatives.
   bool is_zero_block(int64_t begin, int64_t n) const {
-    if (p_.target == Target::dense_u8) return is_zero(static_cast<const uint8_t*>(p_.targets) + begin, n);
-    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::bf16) return is_zero(static_cast<const BFloat16*>(p_.targets) + begin, n);
-    if (p_.target == Target::dense_scalar && p_.scalar == Scalar::f16) return is_zero(static_cast<const Float16*>(p_.targets) + begin, n);
-    return is_zero(static_cast<const acc_t*>(p_.targets) + begin, n);
+    return ignored_target(p_) != 0 && with_dense(p_, [=](const auto* t) { return is_zero(t + begin, n); });
   }
 
   FOCAL_EXT_ONE_COPY void find_specials(Specials<acc_t>& specials, const SpecialRows& rows, const acc_t* x, int64_t begin, int64_t n) const {
@@ -51,14 +49,30 @@ class RowBlocks : Factors<acc_t, Factor> {
     const acc_t* t = buffer;
     if (p_.target == Target::dense_u8) widen(static_cast<const uint8_t*>(p_.targets) + begin, n, buffer);
     else t = load_block(p_.targets, p_.target == Target::dense_acc ? Scalar::f32 : p_.scalar, begin, n, buffer);
-    const Upstream upstream(p_, scale_, begin, n);
-    each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-      for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], t[offset + c], upstream[offset + c]);
-    });
+    if (uniform_) {
+      this->fill_alike(b, x, t, n);
+    } else {
+      const Upstream upstream(p_, scale_, begin, n);
+      each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
+        for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], t[offset + c], upstream[offset + c]);
+      });
+    }
+    const acc_t ignored = acc_t(ignored_target(p_));
+    const bool bytes = p_.target == Target::dense_u8;
+    if (const int found = unusual(t, n, ignored, bytes)) replace(b, t, n, ignored, bytes, found);
     b.pad(n);
   }
 
  private:
+  // The ignored count 0 whatever logit, weight and upstream factor are, and the bad are NaN.
+  FOCAL_EXT_ONE_COPY void replace(Block<acc_t>& b, const acc_t* t, int64_t n, acc_t ignored, bool bytes, int found) const {
+    if (found & 1) common_.tell_ignored();
+    for (int64_t i = 0; i < n; ++i) {
+      if (t[i] == ignored) b.x[i] = b.t[i] = b.value[i] = b.gradient[i] = 0;
+      else if (bytes && t[i] > 1) b.value[i] = b.gradient[i] = acc_t(__builtin_nan(""));
+    }
+  }
+
   template <class Ranges, class Logit>
   void each_special(Ranges& ranges, Specials<acc_t>& positives, const SpecialRows& rows, int64_t begin, int64_t n, Logit logit) const {
     const Upstream upstream(p_, scale_, begin, n);

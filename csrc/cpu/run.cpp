@@ -39,10 +39,35 @@ void parallel(ParallelFor parallel_for, int64_t n, Body&& body) {
   if (n > 0) parallel_for(n, [](void* context, int64_t i) { (*static_cast<Body*>(context))(i); }, &body);
 }
 
+bool is_counted(const Problem& p) { return p.divisor == Divisor::kept || p.divisor == Divisor::positives; }
+
 int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
 double read_acc(const void* value, Scalar scalar) {
   return scalar == Scalar::f64 ? *static_cast<const double*>(value) : double(*static_cast<const float*>(value));
+}
+
+// Dense targets that are not ignored, of softmax losses rows.
+int64_t count_dense(const Problem& problem, ParallelFor parallel_for) {
+  const int64_t width = has_row_losses(problem) ? problem.classes : 1, units = problem.rows * problem.classes / std::max<int64_t>(width, 1);
+  const int64_t size = std::max<int64_t>(kChunk / std::max<int64_t>(width, 1), 1), chunks = (units + size - 1) / size;
+  const std::unique_ptr<int64_t[]> counts(new int64_t[chunks]);
+  parallel(parallel_for, chunks, [&](int64_t chunk) {
+    counts[chunk] = with_dense(problem, [&](const auto* t) {
+      using acc_t = decltype(load(*t));
+      const acc_t ignored = acc_t(ignored_target(problem));
+      int64_t count = 0;
+      for (int64_t i = chunk * size; i < std::min((chunk + 1) * size, units); ++i) {
+        bool kept = true;
+        for (int64_t c = 0; c < width; ++c) kept &= load(t[i * width + c]) != ignored;
+        count += kept;
+      }
+      return count;
+    });
+  });
+  int64_t total = 0;
+  for (int64_t i = 0; i < chunks; ++i) total += counts[i];
+  return total;
 }
 
 // Rows that count for the divisor: positives, or every row that is not ignored.
@@ -69,6 +94,7 @@ int64_t count_rows(const Problem& problem, ParallelFor parallel_for) {
 }
 
 double divisor_of(const Problem& problem, ParallelFor parallel_for) {
+  if (is_counted(problem) && is_dense(problem.target)) return double(std::max<int64_t>(count_dense(problem, parallel_for), 1));
   switch (problem.divisor) {
     case Divisor::tensor: return read_acc(problem.divisor_tensor, problem.scalar);
     case Divisor::kept: return double(std::max<int64_t>(count_rows(problem, parallel_for) * problem.classes, 1));
@@ -102,18 +128,35 @@ std::unique_ptr<Entry[]> tabulate(const Problem& problem, double scale, Parallel
   return table;
 }
 
-// Runs unit(i, what units have in common) for every i and writes the loss: units in any order, their sums in one.
+// Runs unit(i, what units have in common) for every i: units in any order, their sums in one.
 template <class RunUnit>
-void run_units(const Problem& problem, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
-  const double divisor = divisor_of(problem, parallel_for);
+double sum_of_units(const Problem& problem, int64_t units, double divisor, bool* has_ignored, ParallelFor parallel_for, RunUnit&& unit) {
   const double upstream = problem.grad_output && !problem.grad_output_per_element ? read_acc(problem.grad_output, problem.scalar) : 1.0;
   const std::unique_ptr<Entry[]> table = tabulate(problem, upstream / divisor, parallel_for);
-  const Common common = {upstream / divisor, table.get()};
+  const Common common = {upstream / divisor, table.get(), has_ignored};
   const std::unique_ptr<double[]> sums(new double[units]);
   parallel(parallel_for, units, [&](int64_t i) { sums[i] = unit(i, common); });
-  if (!problem.loss) return;
   double total = 0;
   for (int64_t i = 0; i < units; ++i) total += sums[i];
+  return total;
+}
+
+// Float targets are nearly always all kept, and to count them first would cost a pass over them: that none is ignored is taken for granted, and
+// where one is the pass is made again. A call that overwrites its logits has one pass only.
+bool presumes_all_kept(const Problem& p) { return is_counted(p) && is_dense(p.target) && p.target != Target::dense_u8 && p.gradient != p.inputs; }
+
+template <class RunUnit>
+void run_units(const Problem& problem, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
+  const bool presumes = presumes_all_kept(problem);
+  const int64_t all = has_row_losses(problem) ? problem.rows : numel(problem);
+  double divisor = presumes ? double(std::max<int64_t>(all, 1)) : divisor_of(problem, parallel_for);
+  bool has_ignored = false;
+  double total = sum_of_units(problem, units, divisor, &has_ignored, parallel_for, unit);
+  if (presumes && has_ignored) {
+    divisor = divisor_of(problem, parallel_for);
+    if (problem.gradient) total = sum_of_units(problem, units, divisor, &has_ignored, parallel_for, unit);
+  }
+  if (!problem.loss) return;
   const double loss = units ? total / divisor : 0;  // nothing divided by nothing is 0 too
   if (problem.scalar == Scalar::f64) *static_cast<double*>(problem.loss) = loss;
   else *static_cast<float*>(problem.loss) = float(loss);

@@ -138,9 +138,9 @@ class IdRows : SoftmaxRows<scalar_t> {
 };
 
 template <class scalar_t>
-double run_scalar(const Problem& problem, int64_t first, int64_t last, double scale) {
-  if (is_dense(problem.target)) return DenseRows<scalar_t>(problem, scale).run(first, last);
-  return IdRows<scalar_t>(problem, scale).run(first, last);
+double run_scalar(const Problem& problem, int64_t first, int64_t last, const Common& common) {
+  if (is_dense(problem.target)) return DenseRows<scalar_t>(problem, common).run(first, last);
+  return IdRows<scalar_t>(problem, common.scale).run(first, last);
 }
 
 }  // namespace
@@ -148,10 +148,10 @@ double run_scalar(const Problem& problem, int64_t first, int64_t last, double sc
 double run_rows(const Problem& problem, int64_t index, const Common& common) {
   const int64_t rows = rows_of_chunk(problem.classes), first = index * rows, rest = problem.rows - first, last = first + (rest < rows ? rest : rows);
   switch (problem.scalar) {
-    case Scalar::f64: return run_scalar<double>(problem, first, last, common.scale);
-    case Scalar::bf16: return run_scalar<BFloat16>(problem, first, last, common.scale);
-    case Scalar::f16: return run_scalar<Float16>(problem, first, last, common.scale);
-    default: return run_scalar<float>(problem, first, last, common.scale);
+    case Scalar::f64: return run_scalar<double>(problem, first, last, common);
+    case Scalar::bf16: return run_scalar<BFloat16>(problem, first, last, common);
+    case Scalar::f16: return run_scalar<Float16>(problem, first, last, common);
+    default: return run_scalar<float>(problem, first, last, common);
   }
 }
 

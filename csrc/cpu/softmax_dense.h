@@ -46,16 +46,38 @@ class DenseRows : SoftmaxRows<scalar_t> {
   };
 
  public:
-  DenseRows(const Problem& problem, double scale) : Base(problem, scale) {}
+  DenseRows(const Problem& problem, const Common& common) : Base(problem, common.scale), common_(common) {}
 
   double run(int64_t first, int64_t last) const {
     double total = 0;
     Part part;
-    for (int64_t row = first; row < last; ++row) total += double(one_row(part, row));
+    for (int64_t row = first; row < last; ++row) {
+      const int found = with_dense(p_, [&](const auto* t) { return unusual_of(t + row * classes_); });
+      if (found & 1) common_.tell_ignored();
+      total += double(found == 0 ? one_row(part, row) : constant(row, found & 1 ? acc_t(0) : acc_t(__builtin_nan(""))));
+    }
     return total;
   }
 
  private:
+  // Ignored targets of a row, and bytes above 1, which are bad, as bits of 1 and 2.
+  template <class target_t>
+  int unusual_of(const target_t* t) const {
+    const acc_t ignored = acc_t(ignored_target(p_));
+    int found = 0;
+#pragma omp simd reduction(| : found)
+    for (int64_t i = 0; i < classes_; ++i) found |= (acc_t(load(t[i])) == ignored ? 1 : 0) | (sizeof(target_t) == 1 && acc_t(load(t[i])) > 1 ? 2 : 0);
+    return found;
+  }
+
+  // A row that is not computed.
+  acc_t constant(int64_t row, acc_t everywhere) const {
+    if (p_.loss_map) store(static_cast<scalar_t*>(p_.loss_map)[row], everywhere);
+    if (p_.gradient)
+      for (int64_t c = 0; c < classes_; ++c) store(static_cast<scalar_t*>(p_.gradient)[row * classes_ + c], everywhere);
+    return everywhere;
+  }
+
   acc_t one_row(Part& part, int64_t row) const {
     const scalar_t* const x = this->row_at(row);
     Sums sums;
@@ -132,6 +154,8 @@ class DenseRows : SoftmaxRows<scalar_t> {
     const int64_t largest = sums.slope.at - c;
     if (largest >= 0 && largest < n) put_one(largest, acc_t(sums.slope.rest));
   }
+
+  const Common& common_;
 };
 
 }  // namespace

@@ -88,6 +88,16 @@ auto with_ids(const Problem& p, F f) {
   }
 }
 
+// Calls f with the dense targets as they are stored.
+template <class F>
+auto with_dense(const Problem& p, F f) {
+  if (p.target == Target::dense_u8) return f(static_cast<const uint8_t*>(p.targets));
+  if (p.scalar == Scalar::f64) return f(static_cast<const double*>(p.targets));
+  if (p.target == Target::dense_scalar && p.scalar == Scalar::bf16) return f(static_cast<const BFloat16*>(p.targets));
+  if (p.target == Target::dense_scalar && p.scalar == Scalar::f16) return f(static_cast<const Float16*>(p.targets));
+  return f(static_cast<const float*>(p.targets));
+}
+
 inline int64_t label_at(const Problem& p, int64_t row) {
   return with_ids(p, [row](const auto* ids) { return widened(ids[row]); });
 }

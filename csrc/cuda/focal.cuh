@@ -52,7 +52,7 @@ __device__ acc_t careful_tile(
       if (i >= tile.elements) break;
       const auto [row, c] = place_of(a, tile, i);
       const Term<acc_t> t = targets.template term<Math>(a, tile, i, row, c, x[u], labels, loss);
-      sum += finished(a, tile, i, row, c, t, targets.is_ignored(labels, row), factor);
+      sum += finished(a, tile, i, row, c, t, targets.is_ignored(tile, i, labels, row), factor);
     }
   }
   return sum;

@@ -13,7 +13,7 @@ struct Normaliser {
   acc_t value;
   const acc_t* tensor;
   const uint32_t* counts;  // kScanBlocks of them
-  int64_t classes;
+  int64_t classes;  // that a counted row stands for; 1 where logits are counted
 };
 
 // The divisor, in every lane of the calling warp.

@@ -2,6 +2,7 @@
 // Must not know: what the kernels compute, and torch.
 #include "launch.h"
 
+#include "dense_count.cuh"
 #include "launch.cuh"
 #include "pyramid_plan.cuh"
 #include "scale.cuh"
@@ -47,7 +48,8 @@ Flow choose_flow(const Problem& p) {
   const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) && (!is_dense(p.target) || is_aligned(p.targets)) &&
                        (!p.grad_output_per_element || is_aligned(p.grad_output));
   const bool plain = !p.weight && !p.alpha && p.alpha_negative != 0 && !(p.gradient && p.loss_map);
-  if (!aligned || !plain || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
+  const bool ignores_zeros = is_dense(p.target) && ignored_target(p) == 0;
+  if (!aligned || !plain || ignores_zeros || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
   if (!p.gradient) return Flow::loss;
   return p.grad_output_per_element ? Flow::chain : Flow::gradient;
@@ -59,13 +61,18 @@ bool reads_rows(const Problem& p) { return !is_dense(p.target) || p.weight || p.
 bool needs_counts(const Problem& p) { return p.divisor == Divisor::kept || p.divisor == Divisor::positives; }
 
 const char* count_rows(const Problem& p, uint32_t* counts, void* stream) {
+  if (is_dense(p.target)) {
+    const bool of_rows = has_row_losses(p);
+    const Dense targets = {p.targets, p.target, p.scalar, ignored_target(p)};
+    return launch(count_dense_kernel, kScanBlocks, kScanThreads, stream, targets, of_rows ? p.rows : numel(p), of_rows ? p.classes : int64_t(1), counts);
+  }
   const auto kernel = p.divisor == Divisor::positives ? count_rows_kernel<true> : count_rows_kernel<false>;
   return launch(kernel, kScanBlocks, kScanThreads, stream, ids_of(p), p.rows, counts);
 }
 
 template <class acc_t>
 Normaliser<acc_t> normaliser_of(const Problem& p, const uint32_t* counts) {
-  return {p.divisor, acc_t(p.divisor_value), static_cast<const acc_t*>(p.divisor_tensor), counts, p.classes};
+  return {p.divisor, acc_t(p.divisor_value), static_cast<const acc_t*>(p.divisor_tensor), counts, is_dense(p.target) ? 1 : p.classes};
 }
 
 template <class scalar_t>

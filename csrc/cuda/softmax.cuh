@@ -27,6 +27,7 @@ struct SoftmaxArguments {
   bool vectors;  // every row begins at a 16-byte boundary
 
   Ids ids;
+  acc_t ignored;  // of dense targets; NaN: none
   acc_t alpha_of_all;
   const acc_t* alpha;
   const acc_t* weight;

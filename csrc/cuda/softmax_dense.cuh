@@ -23,6 +23,15 @@ __device__ SumBesideLargest<acc_t> exchange(SumBesideLargest<acc_t> a, uint32_t 
 }
 
 template <class scalar_t>
+__device__ acc_of<scalar_t> target_at(const SoftmaxArguments<scalar_t>& a, int64_t element) {
+  using acc_t = acc_of<scalar_t>;
+  const void* const targets = a.ids.ids;
+  if (a.ids.type == Target::dense_u8) return acc_t(widen(static_cast<const uint8_t*>(targets)[element]));
+  if (a.ids.type == Target::dense_scalar) return widen(static_cast<const scalar_t*>(targets)[element]);
+  return static_cast<const acc_t*>(targets)[element];
+}
+
+template <class scalar_t>
 struct DenseRow {
   using acc_t = acc_of<scalar_t>;
   using Math = RowMath<scalar_t>;
@@ -32,13 +41,7 @@ struct DenseRow {
   acc_t rest, sum, log_sum;  // of the exponentials: without the largest, all, and its logarithm
 
   // alpha_c t_c
-  __device__ acc_t coefficient(uint32_t c) const {
-    const void* const targets = a.ids.ids;
-    const acc_t t = a.ids.type == Target::dense_u8       ? acc_t(widen(static_cast<const uint8_t*>(targets)[begin + c]))
-                    : a.ids.type == Target::dense_scalar ? widen(static_cast<const scalar_t*>(targets)[begin + c])
-                                                         : static_cast<const acc_t*>(targets)[begin + c];
-    return (a.alpha ? a.alpha[c] : a.alpha_of_all) * t;
-  }
+  __device__ acc_t coefficient(uint32_t c) const { return (a.alpha ? a.alpha[c] : a.alpha_of_all) * target_at(a, begin + c); }
 
   // Value and slope times the coefficient.
   template <class Modulator>
@@ -60,6 +63,13 @@ __device__ acc_of<scalar_t> dense_row(const SoftmaxArguments<scalar_t>& a, int64
   const RowPass<scalar_t> pass{a, a.inputs + begin, exists ? a.classes : 0};
   const Top<scalar_t> top(pass);
   acc_t rest = 0;
+  uint32_t ignored = 0, bad = 0;  // targets
+  pass.template each<false>([&](uint32_t c, acc_t) {
+    const acc_t t = target_at(a, begin + c);
+    ignored += t == a.ignored;
+    bad += a.ids.type == Target::dense_u8 && t > 1;
+  });
+  ignored = a.group.sum(ignored), bad = a.group.sum(bad);
   pass.each([&](uint32_t c, acc_t x) { rest += top.exponential(x) * acc_t(c == top.at ? 0 : 1); });
   rest = a.group.sum(rest);
   __syncwarp();  // the passes below share the classes out in another way, and the gradient may replace the logits
@@ -78,6 +88,11 @@ __device__ acc_of<scalar_t> dense_row(const SoftmaxArguments<scalar_t>& a, int64
   slopes =
       a.group.fold(slopes, [](const SumBesideLargest<acc_t>& one, const SumBesideLargest<acc_t>& other) { return SumBesideLargest<acc_t>::both(one, other); });
   if (!exists) return 0;
+  if (ignored + bad != 0) {
+    const acc_t everywhere = ignored ? acc_t(0) : acc_t(NAN);
+    if (a.gradient) pass.template put<false>(a.gradient + begin, [&](uint32_t, acc_t) { return everywhere; });
+    return everywhere;
+  }
   const acc_t coefficient = (a.weight ? a.weight[row * a.weight_row_stride] : acc_t(1)) * top.defined;
   if (a.gradient) {
     const acc_t scale = coefficient * factor * upstream_of_row(a, row), all = slopes.rest + slopes.largest.value;

@@ -35,6 +35,7 @@ const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& 
       {choose_group(p.classes)},
       aligned,
       ids_of(p),
+      acc_t(ignored_target(p)),
       acc_t(p.alpha_positive),
       static_cast<const acc_t*>(p.alpha),
       static_cast<const acc_t*>(p.weight),

@@ -83,7 +83,7 @@ struct IdTargets {
     return __ballot_sync(~0u, special) != 0;
   }
 
-  static __device__ bool is_ignored(const int* labels, uint32_t row) { return labels[row] == kIgnored; }
+  static __device__ bool is_ignored(const Tile&, uint32_t, const int* labels, uint32_t row) { return labels[row] == kIgnored; }
 
   template <class Math, class scalar_t, class Loss>
   __device__ Term<acc_t> term(
@@ -108,6 +108,7 @@ struct DenseTargets {
   using acc_t = acc_of<scalar_t>;
   const void* targets;
   Target type;
+  acc_t ignored;  // NaN: none
 
   // f(targets as what they are)
   template <class F>
@@ -139,11 +140,15 @@ struct DenseTargets {
     return __ballot_sync(~0u, special) != 0;
   }
 
-  static __device__ bool is_ignored(const int*, uint32_t) { return false; }
+  __device__ acc_t target_at(const Tile& tile, uint32_t i) const {
+    return as_stored([&](auto* stored) { return acc_t(widen(stored[tile.first_element + i])); });
+  }
+  __device__ bool is_ignored(const Tile& tile, uint32_t i, const int*, uint32_t) const { return target_at(tile, i) == ignored; }
 
   template <class Math, class Loss>
   __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t, uint32_t c, acc_t x, const int*, const Loss& loss) const {
-    const acc_t t = as_stored([&](auto* stored) { return acc_t(widen(stored[tile.first_element + i])); });
+    const acc_t t = target_at(tile, i);
+    if (type == Target::dense_u8 && t > 1) return {acc_t(NAN), acc_t(NAN)};
     const Alpha<acc_t> alpha = alpha_of(a, c);
     const acc_t factor = Loss::Factor::of(t, alpha.positive, alpha.negative);
     return scaled(loss.template dense<Math>(finite_if(factor == 0, x), t), factor, factor);

@@ -32,7 +32,7 @@ struct SigmoidFocalLossOptions {
   std::variant<double, at::Tensor, Positives> normalizer = 1.0;  // with Reduction::sum; a tensor is 0-d, on the device of inputs
   at::Tensor weight = {};                                      // broadcasts to inputs
   at::Tensor class_alpha = {};                                 // one alpha a class, instead of alpha
-  std::optional<int64_t> ignore_index = -2;                      // class id that is skipped
+  std::optional<int64_t> ignore_index = -2;                      // class id or dense target that is skipped
 };
 
 namespace detail {
@@ -119,6 +119,14 @@ inline at::Tensor plain_weight(const at::Tensor& weight, const at::Tensor& input
   return wide.expand(sizes).reshape({-1, last}).contiguous();
 }
 
+// Integers as bytes: 0 and 1 as they are, one for what is ignored, one for what is bad and makes its logit NaN.
+inline at::Tensor as_bytes(const at::Tensor& targets, std::optional<int64_t>& ignore_index) {
+  const at::Tensor ones = targets == 1;
+  at::Tensor bytes = at::where(ones | (targets == 0), ones.to(at::kByte), at::full({}, 254, targets.options().dtype(at::kByte)));
+  if (ignore_index) bytes = bytes.masked_fill(targets == *ignore_index, 255), ignore_index = 255;
+  return bytes;
+}
+
 inline Named arguments(const at::Tensor& inputs, const at::Tensor& targets, const SigmoidFocalLossOptions& options) {
   TORCH_CHECK_TYPE(at::isFloatingType(inputs.scalar_type()), "inputs: logits must be float32, bfloat16, float16 or float64, got ", inputs.scalar_type());
   TORCH_CHECK_VALUE(inputs.dim() > 0, "inputs: logits need shape (..., classes), got a 0-d tensor");
@@ -137,15 +145,19 @@ inline Named arguments(const at::Tensor& inputs, const at::Tensor& targets, cons
 
   const at::ScalarType accumulation = inputs.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const bool as_they_are = !dense || targets.scalar_type() == inputs.scalar_type() || targets.scalar_type() == at::kBool || targets.scalar_type() == at::kByte;
+  std::optional<int64_t> ignore_index = options.ignore_index;
+  const at::Tensor plain = as_they_are                                        ? targets
+                           : at::isIntegralType(targets.scalar_type(), false) ? as_bytes(targets, ignore_index)
+                                                                              : targets.to(accumulation);
   const bool off = options.alpha == -1 || options.class_alpha.defined();
   int64_t divisor = value ? kByValue : tensor ? kByTensor : kByPositives;
-  double divisor_value = value ? *value : 1;
-  if (options.reduction == Reduction::mean) divisor = dense ? kByValue : kByKept, divisor_value = dense ? double(std::max<int64_t>(inputs.numel(), 1)) : 1;
-  return {{"targets", (as_they_are ? targets : targets.to(accumulation)).contiguous()},
+  const double divisor_value = value ? *value : 1;
+  if (options.reduction == Reduction::mean) divisor = kByKept;
+  return {{"targets", plain.contiguous()},
       {"weight", options.weight.defined() ? c10::IValue(plain_weight(options.weight, inputs, accumulation)) : c10::IValue()},
       {"alpha", options.class_alpha.defined() ? c10::IValue(options.class_alpha.to(accumulation).contiguous()) : c10::IValue()},
       {"normalizer", tensor ? c10::IValue(tensor->to(accumulation)) : c10::IValue()}, {"gamma", options.gamma}, {"alpha_positive", off ? 1.0 : options.alpha},
-      {"alpha_negative", off ? 1.0 : 1 - options.alpha}, {"ignore_index", options.ignore_index}, {"divisor", divisor}, {"divisor_value", divisor_value}};
+      {"alpha_negative", off ? 1.0 : 1 - options.alpha}, {"ignore_index", ignore_index}, {"divisor", divisor}, {"divisor_value", divisor_value}};
 }
 
 }  // namespace detail
