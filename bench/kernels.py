@@ -24,7 +24,7 @@ BUDGET |= {(arch, dtype): budget for dtype in ("bf16", "fp16") for arch, budget 
 PYRAMID_BUDGET = {("sm_80", "bf16"): 24, ("sm_90", "bf16"): 24}
 MUFU = {"0 or 1": 2, "2": 2, "4": 2, "any": 3}
 MUFU_OF_CLIP = 2  # one reciprocal and one logarithm more
-HOT, CAREFUL = "loss and gradient", "careful path"  # what no stream takes: weights, alphas of classes, dense targets that are not 0, unaligned views, a tail
+HOT, CAREFUL = "loss and gradient", "careful path"  # what no stream takes: weights that differ in a tile, alphas of classes, dense targets that are not 0, unaligned views, a tail
 REGISTERS, KERNELS, LIBRARY_BYTES = 64, 200, 9_000_000
 
 
@@ -190,8 +190,8 @@ took part: instruction counts are read from the code, times are a model.
 ## Hot loops
 
 One pass over the stream of negatives, rare branches left out, per logit. Tiles of ids stream with positives and ignored rows among them:
-a vector that a special row touches takes a rare branch, and after the stream one lane computes a row's positive. The careful path takes
-weights, alphas per class, dense targets that are not 0, unaligned views, the last logits of a tile, and every gamma above 6; it is told from
+a vector that a special row touches takes a rare branch, and after the stream one lane computes a row's positive. A weight that all rows of
+a tile share, as those of an image do, is a part of the stream's factor. The careful path takes other weights, alphas per class, dense targets that are not 0, unaligned views, the last logits of a tile, and every gamma above 6; it is told from
 all else by the high product that finds a logit's row. Its row is the cheapest pass that computes and stores all its logits: no weight, no
 alpha per class and, for any gamma, no gamma above 6; of ids, of a negative. Losses whose negatives are the focal loss's share its stream, and one kernel: they differ in its careful path. sm_75 is in the
 certificate only. The budget is the count below which the kernel is limited by memory on the tightest chip of that

@@ -103,6 +103,9 @@ class Programs:
         if tile.labels and self.body.labels:
             labels = self.cost("labels", min(self.body.passes(self.body.labels), key=len))
             begin += steps(labels, min(WARP, tile.labels) * 8, 0, ceil(tile.labels / WARP))
+        if case.weight and self.body.weights:
+            weights = self.cost("weights", min(self.body.passes(self.body.weights), key=len))
+            begin += steps(weights, min(WARP, tile.labels) * 4, 0, ceil(tile.labels / WARP))
         return begin
 
     def stream(self, tile: Tile, case: Case, trace: Trace) -> list[Step]:

@@ -139,6 +139,14 @@ class Body:
         return next((loop for loop in found if not self.has(loop, "MUFU")), None)
 
     @cached_property
+    def weights(self) -> tuple[int, int] | None:
+        """The loop that reads whether a tile's rows have one weight."""
+        first = self.labels[1] if self.labels else self.tile[0]
+        found = [loop for loop in self.loops if first < loop[0] and loop[1] < self.stream[0]]
+        plain = [loop for loop in found if self.has(loop, *MEMORY) and not self.has(loop, "LDG.E.128", "ST", "MUFU", "FLO", "UFLO")]
+        return plain[0] if plain else None
+
+    @cached_property
     def around_stream(self) -> Trace:
         """What a tile costs beside its stream and its labels' loop."""
         header, latch, _ = self.stream

@@ -95,25 +95,44 @@ struct OfWarp {
   int labels[kMaxTileRows];
   float logits[kMaxTileRows];       // of positives
   acc_t factor;                     // not in a register: the hot loop needs all 64
+  float scale;                      // likewise: alpha of a negative, times the weight of all rows
 };
 
+// Whole warp. Whether all rows of a tile have one weight, so that it may stream; leaves what multiplies its values.
+template <class scalar_t>
+__device__ bool has_one_scale(const Arguments<scalar_t>& a, uint32_t lane, OfWarp<float>& own) {
+  bool equal = true;
+  float scale = a.alpha_negative;
+  if (a.weight) {
+    const float common = weight_at(a, own.tile, 0, 0);
+#pragma unroll 1
+    for (uint32_t row = lane; row < own.tile.rows; row += 32) equal &= weight_at(a, own.tile, row, 0) == common;
+    scale *= common;
+  }
+  if (lane == 0) own.scale = scale;
+  __syncwarp();
+  return __ballot_sync(~0u, !equal) == 0;
+}
+
 template <Flow flow, class scalar_t, class Loss>
-__device__ float run_stream(const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>>& walk, float factor, const Loss& loss) {
+__device__ float run_stream(
+    const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>>& walk, float factor, const OfWarp<float>& own, const Loss& loss) {
   const int64_t first = walk.tile.first_element;
   scalar_t* const results = flow == Flow::loss_map ? a.loss_map : a.gradient;
   NegativeStream<scalar_t, flow, Loss, Rows<scalar_t, vanishes<Loss>>> stream{
       a.inputs + first, flow == Flow::chain ? a.upstream_per_element + first : nullptr, flow == Flow::loss ? nullptr : results + first, factor, loss, walk};
   stream.run(walk.vectors(), lane);
-  return a.alpha_negative * stream.sum;
+  return own.scale * stream.sum;
 }
 
-// `factor`: of gradients, alpha included. The choice stands outside the loops.
+// `factor`: of gradients, alpha and weight included. The choice stands outside the loops.
 template <class scalar_t, class Loss>
-__device__ float stream_tile(const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>>& walk, float factor, const Loss& loss) {
-  if (a.flow == Flow::gradient) return run_stream<Flow::gradient>(a, lane, walk, factor, loss);
-  if (a.flow == Flow::loss) return run_stream<Flow::loss>(a, lane, walk, factor, loss);
-  if (a.flow == Flow::loss_map) return run_stream<Flow::loss_map>(a, lane, walk, a.alpha_negative, loss);
-  return run_stream<Flow::chain>(a, lane, walk, factor, loss);
+__device__ float stream_tile(
+    const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>>& walk, float factor, const OfWarp<float>& own, const Loss& loss) {
+  if (a.flow == Flow::gradient) return run_stream<Flow::gradient>(a, lane, walk, factor, own, loss);
+  if (a.flow == Flow::loss) return run_stream<Flow::loss>(a, lane, walk, factor, own, loss);
+  if (a.flow == Flow::loss_map) return run_stream<Flow::loss_map>(a, lane, walk, own.scale, own, loss);
+  return run_stream<Flow::chain>(a, lane, walk, factor, own, loss);
 }
 
 template <class scalar_t, class Targets, class Loss>
@@ -123,12 +142,13 @@ __device__ acc_of<scalar_t> one_tile(const Arguments<scalar_t>& a, const Targets
   acc_of<scalar_t> sum = 0;
   uint32_t done = 0;
   if constexpr (sizeof(scalar_t) < 8) {
-    const float factor = a.alpha_negative * own.factor;
-    if (a.flow != Flow::careful && (!special || targets.has_ids()) && fabsf(factor) < INFINITY) {
+    const bool may_stream = a.flow != Flow::careful && (!special || targets.has_ids()) && has_one_scale(a, lane, own);
+    const float factor = may_stream ? own.scale * own.factor : INFINITY;
+    if (fabsf(factor) < INFINITY) {
       const int* const labels = targets.has_ids() ? own.labels : nullptr;
       const Rows<scalar_t, vanishes<Loss>> walk{a, tile, labels, own.logits, special ? marks_of<scalar_t>(tile, a.classes, labels, lane) : 0};
       done = walk.vectors() * kVector<scalar_t>;
-      sum = stream_tile(a, lane, walk, factor, loss);
+      sum = stream_tile(a, lane, walk, factor, own, loss);
       if constexpr (requires { targets.ids_or_none(); })
         if (special) sum += left_out(a, targets.ids_or_none(), tile, done, lane, own.labels, own.logits, own.factor, loss);
     }

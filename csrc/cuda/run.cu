@@ -47,7 +47,7 @@ const char* with_scalar(Scalar scalar, F&& f) {
 Flow choose_flow(const Problem& p) {
   const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) && (!is_dense(p.target) || is_aligned(p.targets)) &&
                        (!p.grad_output_per_element || is_aligned(p.grad_output));
-  const bool plain = !p.weight && !p.alpha && p.alpha_negative != 0 && !(p.gradient && p.loss_map);
+  const bool plain = (!p.weight || p.weight_class_stride == 0) && !p.alpha && p.alpha_negative != 0 && !(p.gradient && p.loss_map);
   const bool ignores_zeros = is_dense(p.target) && ignored_target(p) == 0;
   if (!aligned || !plain || ignores_zeros || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
@@ -147,6 +147,7 @@ PyramidArguments<scalar_t> arguments_of(const Pyramid& pyramid, const uint32_t* 
   PyramidArguments<scalar_t> a = {};
   a.common = arguments_of<scalar_t>(p, Cut{}, counts, nullptr);
   a.common.weight = static_cast<const acc_of<scalar_t>*>(pyramid.problem.weight);
+  if (p.weight) a.common.flow = Flow::careful;
   a.ids = ids_of(p);
   a.image_rows = p.rows / pyramid.images;
   a.weight_per_image = pyramid.weight_per_image;

@@ -20,6 +20,8 @@ TILES_OF = {1: 1, 3: 40, 4096: 4096}
 # Numbers of classes of known detectors, and 1. Of 41 rows the last tile has a part; of an odd number, a part of a vector.
 CLASSES = (1, 3, 80, 90, 91, 365, 1203)
 FLOWS = {"loss and gradient": ("sum / positives", "ones"), "loss map": ("none", "half"), "gradient times a map": ("none", "map")}
+# What multiplies terms: one factor a row, an image, a class, and two of them.
+FACTORS = ({"weight": "rows"}, {"weight": "first axis"}, {"weight": "classes"}, {"alpha": "list"}, {"weight": "first axis", "alpha": "list"}, {"weight": "rows", "alpha": "list"})
 # Rows enough for tiles of 16, 64 and 128 rows; a warp reads labels in more than one step from 64 on.
 TALL = ((65_537, 3), (262_200, 1), (524_301, 1))
 
@@ -39,6 +41,9 @@ def stream_rows() -> list[Case]:
     rows += [row(shape=shape, dtype="bfloat16", targets="ids rare", reduction="mean") for shape in TALL]
     steep = product(AXES[LOSS]["dtype"], ("ids rare", "dense uint8"), FLOWS.values())  # a large gamma streams nowhere
     rows += [row(shape=(41, 91), dtype=dtype, targets=t, gamma=50.0, reduction=reduction, upstream=upstream) for dtype, t, (reduction, upstream) in steep]
+    gammas = cycle((2.0, 1.7, 0.0))
+    for classes, dtype, factors in product(CLASSES, AXES[LOSS]["dtype"][:3], FACTORS):  # rows of one tile with one weight and with several
+        rows += [row(shape=(3, 17, classes), dtype=dtype, gamma=next(gammas), reduction="sum", **factors)]
     return [case for case in rows if case.is_possible()]
 
 
@@ -59,7 +64,7 @@ GRID_OF = dict(zip(ROWS, cycle(GRIDS)))  # rows take turns
 
 def rows_that_stream() -> list[Case]:
     """Those for which packed arithmetic is another code path."""
-    return [c for c in ROWS if c.dtype != "float64" and c.weight is None and not isinstance(dict(c.axes).get("alpha"), str) and c.layout == "contiguous"]
+    return [c for c in ROWS if c.dtype != "float64" and (c in STREAMS or (c.weight is None and not isinstance(dict(c.axes).get("alpha"), str))) and c.layout == "contiguous"]
 
 
 # In units of 2^-23 or 2^-52, as in tolerances.py. On the host ex2 and rcp are exact; what a GPU's own do to these budgets is shown by
