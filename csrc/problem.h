@@ -36,7 +36,7 @@ struct Problem {
   const void* targets;  // [rows] ids or [rows, classes] dense, contiguous
   Target target;
   bool has_ignore_index;
-  // Tested first; then an id in [0, classes) is positive, -1 or classes background, anything else gives NaN. Softmax losses know no
+  // Tested first; then an id in [0, classes) is positive, -1 or other_background, below, background, anything else gives NaN. Softmax losses know no
   // background. Of dense targets an element that equals it is ignored, of softmax losses its whole row; then a byte above 1 gives NaN.
   int64_t ignore_index;
 
@@ -79,6 +79,9 @@ struct Pyramid {
   const Level* levels;
   int64_t level_count;
 };
+
+// The id of background beside -1: of one class 1 would be a binary label to many, and is bad.
+inline int64_t other_background(int64_t classes) { return classes == 1 ? -1 : classes; }
 
 inline int64_t numel(const Problem& p) { return p.rows * p.classes; }
 

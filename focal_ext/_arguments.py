@@ -159,14 +159,19 @@ def is_dense(inputs: Tensor, targets: Targets) -> bool:
         return True
     if targets.shape == inputs.shape[:-1]:
         if targets.dtype not in ID_DTYPES:
-            raise TypeError(
-                f"targets: of shape inputs.shape[:-1] they are class ids and must be integers, got {targets.dtype}; use targets.long()"
-            )
+            way_out = "targets[..., None], dense labels of the one class" if inputs.shape[-1] == 1 else "targets.long()"
+            raise TypeError(f"targets: of shape inputs.shape[:-1] they are class ids and must be integers, got {targets.dtype}; use {way_out}")
         return False
     raise ValueError(
         f"targets: shape must be {tuple(inputs.shape[:-1])} for class ids or {tuple(inputs.shape)} for dense targets,"
-        f" got {tuple(targets.shape)}"
+        f" got {tuple(targets.shape)}{_class_axis_hint(inputs, targets)}"
     )
+
+
+def _class_axis_hint(inputs: Tensor, ids: Tensor) -> str:
+    """Of ids that fit logits whose classes are dimension 1, as torch's cross_entropy has them. Where all dimensions are equal nothing can be seen."""
+    fits = inputs.dim() > 2 and ids.shape == inputs.shape[:1] + inputs.shape[2:]
+    return "; the classes are the last dimension: use inputs.movedim(1, -1)" if fits else ""
 
 
 def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
@@ -181,6 +186,7 @@ def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | Non
     if ids.shape != inputs.shape[:-1] or scores.shape != ids.shape:
         raise ValueError(
             f"targets: of a pair (ids, scores) both must have shape {tuple(inputs.shape[:-1])}, got {tuple(ids.shape)} and {tuple(scores.shape)}"
+            f"{_class_axis_hint(inputs, ids)}"
         )
     check_layout("targets", scores)
     check_distributed("targets", scores, inputs)
@@ -197,12 +203,18 @@ def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int |
     if first_bad < 0:
         return
     skip = "" if ignore_index is None else f"ignore_index={ignore_index} to skip {'an anchor' if background else 'a row'}"
+    bad = targets.flatten()[first_bad].item()  # on the CPU; int() refuses uint64 beyond int64
+    names = f"{classes} or -1" if classes != 1 else "-1" if ignore_index != -1 else "-1, with another ignore_index,"
+    if background and classes == 1 == bad:
+        raise ValueError(
+            f"targets: class id 1 at anchor {first_bad} is ambiguous with one class, whose id is 0; use {names} for background;"
+            " labels of 0 and 1 are dense targets, targets[..., None]"
+        )
     if background:
-        hint = f"; use {classes} or -1 for background{skip and ', ' + skip}"
+        hint = f"; use {names} for background{skip and ', ' + skip}"
     else:
         hint = f"; softmax has no background, make it a class of its own{skip and ' or use ' + skip}"
     where = f"{'anchor' if background else 'row'} {first_bad}"
-    bad = targets.flatten()[first_bad].item()  # on the CPU; int() refuses uint64 beyond int64
     raise ValueError(f"targets: class id {bad} at {where} is outside [0, {classes}){hint}")
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._reference import widened
+from ._reference import bad_ids, widened
 
 
 def mean_positives(targets: Tensor, num_classes: int, group: dist.ProcessGroup | None = None, ignore_index: int | None = -2) -> Tensor:
@@ -57,6 +57,6 @@ def shard_ids(targets: Tensor, num_classes: int, first: int, classes: int, ignor
     """
     ids = widened(targets)
     here = (ids >= first) & (ids < first + classes)
-    known = (ids >= -1) & (ids <= num_classes)
+    known = ~bad_ids(ids, num_classes, None)
     moved = torch.where(here, ids - first, torch.where(known, -1, torch.iinfo(torch.int64).min))
     return moved if ignore_index is None else torch.where(ids == ignore_index, ids, moved)

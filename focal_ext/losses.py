@@ -32,15 +32,16 @@ def sigmoid_focal_loss(
         inputs: logits of shape (..., C); float32, bfloat16, float16 or float64. Half types compute in float32. Any strides: rows in
             another order are read in place, other layouts cost one copy.
         targets: read by rank. Of shape ``inputs.shape[:-1]``: class ids of any integer dtype, where [0, C) is a positive, -1 or C
-            background. Of shape ``inputs.shape``: dense labels, bool or integers of 0 and 1, or float probabilities in
-            [0, 1], whose values are not checked.
+            background; where C is 1 only -1, for an id of 1 may be meant as a label. Of shape ``inputs.shape``: dense labels, bool or
+            integers of 0 and 1, or float probabilities in [0, 1], whose values are not checked.
         alpha: factor of positives, 1 - alpha that of negatives. None or -1: both 1. A tensor or sequence of C floats: alpha_c for
             positives of class c, 1 - alpha_c for its negatives.
         gamma: focusing exponent, finite and >= 0. 0 is (balanced) cross entropy.
         reduction: "none" returns the loss of each logit in the inputs' dtype; "sum" and "mean" return a float32 (float64 for float64)
             number, "mean" over all logits that are not ignored.
-        normalizer: with "sum" only, what the sum is divided by: a float > 0, a 0-d tensor on the inputs' device (used as it is), or
-            "positives", the number of positive class ids, at least 1, counted on the device.
+        normalizer: with "sum" only, what the sum is divided by: a float > 0; a 0-d tensor on the inputs' device, which is not read, so
+            that 0 or NaN in it gives inf or NaN (``n.clamp(min=1)``); or "positives", the number of positive class ids, at least 1,
+            counted on the device.
         weight: multiplies the loss of each logit; broadcasts to inputs. One value per row is a column: ``weight[:, None]``.
         ignore_index: class id that is skipped, tested before all others; such rows give exactly 0 and a gradient of 0. Of dense targets
             each element that equals it is skipped likewise. None: nothing is.

@@ -21,8 +21,8 @@ def test_ids_are_what_they_say_wherever_they_stand(stored: str, classes: int, ig
     ignore_index = {"none": None, "another id": 100, "a class": classes - 1, "-1": -1, "C": classes}[ignored]
     rng = torch.Generator().manual_seed(classes)
     background = classes if not dtype.is_signed or ignore_index == -1 else -1
-    common = background if ignore_index != background else 0
-    values = [*range(classes), classes, *([-1] if dtype.is_signed else []), *([] if ignore_index is None or (ignore_index < 0 and not dtype.is_signed) else [ignore_index])]
+    common = background if background != ignore_index and background != 1 else 0  # 1 is no background of one class
+    values = [*range(classes), *([classes] if classes > 1 else []), *([-1] if dtype.is_signed else []), *([] if ignore_index is None or (ignore_index < 0 and not dtype.is_signed) else [ignore_index])]
     ids = torch.tensor(values)[torch.randint(0, len(values), (ROWS,), generator=rng)].masked_fill(torch.rand(ROWS, generator=rng) > share, common)
     ids[[0, 7, 8, 511, 512, ROWS - 1]] = values[-1]
     kept = torch.ones(ROWS, dtype=torch.bool) if ignore_index is None else ids != ignore_index

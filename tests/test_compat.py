@@ -120,6 +120,8 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
         lambda x: mmcv.SigmoidFocalLoss(2.0, 0.25, PER_CLASS)(x, LABELLED),
         lambda x: (FOCAL(x, one_hot(LABELLED, 5), 2, 0.25) * PER_CLASS[LABELLED][:, None]).sum() / 12,
     ),
+    "mmcv of one class": (lambda x: mmcv.sigmoid_focal_loss(x[:, :1], IDS.clamp(max=1)), lambda x: FOCAL(x[:, :1], one_hot(IDS, 1), 2, 0.25).sum() / 12),
+    "mmdet of one class": (lambda x: mmdet.sigmoid_focal_loss(x[:, :1], IDS.clamp(max=1)), lambda x: FOCAL(x[:, :1], one_hot(IDS, 1), 2, 0.25).mean()),
     "mmcv softmax mean over rows": (lambda x: mmcv.softmax_focal_loss(x, LABELLED), lambda x: SOFTMAX(x, LABELLED, 2, 0.25).sum() / 12),
     "mmcv softmax positional": (lambda x: mmcv.softmax_focal_loss(x, LABELLED, 1.5, 2.0, None, "sum"), lambda x: SOFTMAX(x, LABELLED, 1.5, 2.0).sum()),
     "mmcv softmax of rows": (lambda x: mmcv.SoftmaxFocalLoss(2.0, 0.25, reduction="none")(x, LABELLED), lambda x: SOFTMAX(x, LABELLED, 2, 0.25)),

@@ -58,10 +58,14 @@ def test_no_positive_divides_by_1_and_one_positive_too(implementation: Implement
 @implementations
 @pytest.mark.parametrize("name", ID_DTYPES)
 def test_one_class_is_a_column_of_binary_targets_for_every_integer_type(name: str, implementation: Implementation) -> None:
-    x, ids = torch.randn(9, 1), torch.tensor([0, 1] * 4 + [0]).to(getattr(torch, name))  # with C = 1, the id 1 is background
-    dense = (ids.long() == 0).float()[:, None]
-    loss = implementation.module.sigmoid_focal_loss(x, ids)
+    dtype = getattr(torch, name)
+    x, other = torch.randn(9, 1), -1 if dtype.is_signed else 0  # no unsigned id is background
+    ids = torch.tensor([0, other] * 4 + [0])
+    dense = (ids == 0).to(dtype)[:, None]
+    loss = implementation.module.sigmoid_focal_loss(x, ids.to(dtype))
     assert torch.allclose(loss, implementation.module.sigmoid_focal_loss(x, dense), rtol=1e-5)
+    with pytest.raises(ValueError, match="class id 1 at anchor 1 is ambiguous with one class"):
+        implementation.module.sigmoid_focal_loss(x, (torch.arange(9) % 2).to(dtype))
 
 
 @every_loss
@@ -74,3 +78,13 @@ def test_mean_divides_by_the_logits_that_are_not_ignored(implementation: Impleme
     dense = torch.rand(6, 5, dtype=torch.float64)
     each = loss_of.on(implementation)(x, dense)
     assert loss_of.on(implementation)(x, dense, reduction="mean").item() == pytest.approx(each.mean().item(), rel=1e-12)
+
+
+@every_loss
+@implementations
+def test_a_normalizer_of_0_or_nan_that_nobody_reads_is_seen_in_the_result(implementation: Implementation, loss_of: Member) -> None:
+    for value in (0.0, torch.nan):
+        x = torch.randn(6, 5, requires_grad=True)
+        loss = loss_of.on(implementation)(x, torch.rand(6, 5), reduction="sum", normalizer=torch.tensor(value))
+        (gradient,) = torch.autograd.grad(loss, x)
+        assert not loss.isfinite() and not gradient.isfinite().any()

@@ -15,8 +15,8 @@ void run(const Problem& problem, ParallelFor parallel_for);
 
 void run(const Pyramid& pyramid, ParallelFor parallel_for);
 
-// Index of the first class id that is neither ignored, nor in [0, classes), nor background (-1 or classes) where there is such a thing;
-// -1 if there is none.
+// Index of the first class id that is neither ignored, nor in [0, classes), nor background where there is such a thing: -1, or of more classes
+// than one their number. -1 if there is none.
 int64_t first_bad_id(const Problem& problem, bool background, ParallelFor parallel_for);
 
 // gradient[i] *= factor, nothing when factor is 1.

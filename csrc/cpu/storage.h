@@ -107,7 +107,7 @@ enum class Row { background, positive, ignored, bad };
 inline Row row_kind(const Problem& p, int64_t label) {
   if (p.has_ignore_index && label == p.ignore_index) return Row::ignored;
   if (label >= 0 && label < p.classes) return Row::positive;
-  return label == -1 || label == p.classes ? Row::background : Row::bad;
+  return label == -1 || label == other_background(p.classes) ? Row::background : Row::bad;
 }
 
 }  // namespace

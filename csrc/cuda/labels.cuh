@@ -17,7 +17,7 @@ struct Ids {
   Target type;
   bool has_ignore_index;
   int64_t ignore_index;
-  int64_t classes;
+  int64_t classes, other_background;
 };
 
 // Widened before any comparison: a uint8 255 is not -1, and a uint64 beyond int64 is bad, never background.
@@ -28,7 +28,7 @@ __device__ int interpret(id_t raw, const Ids& a) {
   if (beyond_int64) return kBad;
   if (a.has_ignore_index && id == a.ignore_index) return kIgnored;
   if (id >= 0 && id < a.classes) return int(id);
-  return id == -1 || id == a.classes ? kBackground : kBad;
+  return id == -1 || id == a.other_background ? kBackground : kBad;
 }
 
 template <class id_t>

@@ -6,7 +6,7 @@
 
 namespace focal_ext::cuda {
 
-inline Ids ids_of(const Problem& p) { return {p.targets, p.target, p.has_ignore_index, p.ignore_index, p.classes}; }
+inline Ids ids_of(const Problem& p) { return {p.targets, p.target, p.has_ignore_index, p.ignore_index, p.classes, other_background(p.classes)}; }
 
 // Any power of a soft target would cost ids their 64 registers; they matter for the most common loss.
 template <class scalar_t, class Loss>

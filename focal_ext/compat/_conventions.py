@@ -32,6 +32,11 @@ def checked_ids(inputs: Tensor, targets: Tensor, lowest: int, highest: int, conv
     return ids
 
 
+def without_last_background(ids: Tensor, classes: int) -> Tensor:
+    """Checked ids of libraries whose background is C, which the core does not take for background where C is 1."""
+    return ids.masked_fill(ids == 1, -1) if holds(classes == 1) else ids
+
+
 @arguments.quiet_under_jit_trace
 def check_dense(inputs: Tensor, targets: Tensor, library: str) -> None:
     arguments.check_inputs(inputs)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from .. import losses
-from ._conventions import checked_ids
+from ._conventions import checked_ids, without_last_background
 
 
 def _ids_and_weight(input: Tensor, target: Tensor, weight: Tensor | None, background: bool) -> tuple[Tensor, Tensor | None]:
@@ -23,6 +23,7 @@ def _ids_and_weight(input: Tensor, target: Tensor, weight: Tensor | None, backgr
     elif background:
         highest, convention = classes, f"mmcv labels: 0..{classes - 1} positive, {classes} background"
     ids = checked_ids(input, target, 0, highest, convention)
+    ids = without_last_background(ids, classes) if background else ids
     return ids, None if weight is None else weight[ids.clamp(0, classes - 1)]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
-from ._conventions import as_scalar, check_dense, checked_ids
+from ._conventions import as_scalar, check_dense, checked_ids, without_last_background
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -27,7 +27,8 @@ def _divisor(reduction: str, avg_factor: float | Tensor | None, count: int) -> t
 
 def _ids(pred: Tensor, target: Tensor) -> Tensor:
     classes = pred.shape[-1]
-    return checked_ids(pred, target, 0, classes, f"mmdet labels: 0..{classes - 1} positive, {classes} background, ignored anchors by a weight of 0")
+    convention = f"mmdet labels: 0..{classes - 1} positive, {classes} background, ignored anchors by a weight of 0"
+    return without_last_background(checked_ids(pred, target, 0, classes, convention), classes)
 
 
 def _weight(pred: Tensor, weight: Tensor | None) -> Tensor | None:

@@ -77,6 +77,8 @@ class FocalLoss(nn.Module):
                     f"targets: monai takes dense targets of the logits' shape {tuple(input.shape)}, got {tuple(target.shape)};"
                     " class ids need to_onehot_y=True"
                 )
+            if kept is not None and target.shape[1] == 1:
+                target = target.masked_fill(kept == 0, 0)  # the number that is ignored is no label
             check_dense(input, target, "monai")
             if not self.use_softmax or self.reduction == "none":
                 check_hard(input, target, "monai")
