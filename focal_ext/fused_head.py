@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from . import _autograd, _native, pyramid
 from ._arguments import Alpha, Normalizer
 from ._call import PyramidCall
 from ._head_arguments import check_convolution, check_features, in_autocast_dtype
-from ._pyramid import check_call, check_ids_of
+from ._pyramid import check_call, check_ids_of, check_maps
 from ._sweep import Head, Sweep
 from ._torch_private import outside_old_graphs
 from .modules import init_prior_
@@ -126,14 +126,16 @@ class _Fused(torch.autograd.Function):
         return None, None, *pyramid.scaled(ctx.saved_tensors, grad_output)
 
 
-class FusedFocalHead(nn.Conv2d):
-    """The last convolution of a detection head, which in training returns the loss instead of the logits.
+class FusedFocalHead(nn.Module):
+    """The last convolution of a detection head, which given targets returns the loss without the logits.
 
-    A torch.nn.Conv2d from in_channels to num_anchors * num_classes channels with the stride 1 and a padding that keeps the size; its
-    state dict is that of the plain convolution. Weights start at N(0, 0.01), biases so that every score is ``prior`` (Lin et al. 2017).
+    A convolution from in_channels to num_anchors * num_classes channels with the stride 1 and a padding that keeps the size. Its parameters
+    are ``weight`` and ``bias``, so that its state dict is that of a torch.nn.Conv2d. Weights start at N(0, 0.01), biases so that every score
+    is ``prior`` (Lin et al. 2017).
 
-    In training mode forward(features, targets) returns :func:`conv_sigmoid_focal_loss`; ``weight_of_anchors`` and ``normalizer`` may be
-    given with it. In eval mode forward(features) returns the logits [B, A * K, H_l, W_l] of each level.
+    forward(features) returns the logits [B, A * K, H_l, W_l] of each level, forward(features, targets) the loss of
+    :func:`conv_sigmoid_focal_loss`, in training and in eval mode alike: a validation loss under torch.no_grad() stores no logits either.
+    ``weight``, of images or anchors, and ``normalizer`` may be given with targets.
 
     Args:
         in_channels: of the features.
@@ -147,7 +149,7 @@ class FusedFocalHead(nn.Conv2d):
         >>> head = FusedFocalHead(16, 9, 80, normalizer="positives")
         >>> features = [torch.randn(2, 16, s, s) for s in (8, 4)]
         >>> head(features, torch.full((2, 9 * (64 + 16)), -1)).backward()
-        >>> logits = head.eval()(features)
+        >>> logits = head(features)
     """
 
     def __init__(
@@ -166,30 +168,41 @@ class FusedFocalHead(nn.Conv2d):
         label_smoothing: float = 0.0,
         memory_budget: int = MEMORY_BUDGET,
     ) -> None:
-        super().__init__(in_channels, num_anchors * num_classes, kernel_size, padding=kernel_size // 2)
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: must be odd for a padding that keeps the size, got {kernel_size}")
+        self.weight = nn.Parameter(torch.empty(num_anchors * num_classes, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.empty(num_anchors * num_classes))
         nn.init.normal_(self.weight, std=0.01)
         init_prior_(self, prior)
-        self.num_classes = num_classes
+        self.num_classes, self.padding = num_classes, kernel_size // 2
         self.loss_options: dict[str, Any] = {
             "alpha": alpha, "gamma": gamma, "reduction": reduction, "normalizer": normalizer, "ignore_index": ignore_index,
             "label_smoothing": label_smoothing, "memory_budget": memory_budget,
         }  # fmt: skip
 
-    def forward(  # type: ignore[override]
+    @overload
+    def forward(self, features: Sequence[Tensor], targets: None = None) -> list[Tensor]: ...
+    @overload
+    def forward(
+        self, features: Sequence[Tensor], targets: Tensor | Sequence[Tensor], weight: Tensor | None = None, normalizer: Normalizer = None
+    ) -> Tensor: ...
+    def forward(
         self,
         features: Sequence[Tensor],
         targets: Tensor | Sequence[Tensor] | None = None,
-        weight_of_anchors: Tensor | None = None,
+        weight: Tensor | None = None,
         normalizer: Normalizer = None,
     ) -> Tensor | list[Tensor]:
-        if not self.training:
-            return [super(FusedFocalHead, self).forward(x) for x in features]
         if targets is None:
-            raise ValueError("targets: needed in training mode, where the head returns the loss; use head.eval() for logits")
+            if weight is not None or normalizer is not None:
+                raise ValueError("targets: needed with weight or normalizer, which the logits do not have")
+            check_maps("features", features, "channels")
+            return [nn.functional.conv2d(x, self.weight, self.bias, padding=self.padding) for x in features]
         options = self.loss_options if normalizer is None else {**self.loss_options, "normalizer": normalizer}
-        return conv_sigmoid_focal_loss(
-            features, self.weight, self.bias, targets, self.num_classes, stride=self.stride, padding=self.padding, weight=weight_of_anchors, **options  # type: ignore[arg-type]
-        )
+        return conv_sigmoid_focal_loss(features, self.weight, self.bias, targets, self.num_classes, padding=self.padding, weight=weight, **options)
 
     def extra_repr(self) -> str:
-        return ", ".join([super().extra_repr(), f"num_classes={self.num_classes}", *(f"{name}={value!r}" for name, value in self.loss_options.items())])
+        outputs, inputs, size = self.weight.shape[:3]
+        sizes = f"{inputs}, {outputs // self.num_classes}, {self.num_classes}, kernel_size={size}"
+        return ", ".join([sizes, *(f"{name}={value!r}" for name, value in self.loss_options.items())])

@@ -12,6 +12,8 @@ from pyramids import LAYOUTS, Shape, labels, maps
 from test_autograd import Ops
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 fused = focal_ext.conv_sigmoid_focal_loss
 CHANNELS, ANCHORS, CLASSES = 6, 3, 5
@@ -242,24 +244,60 @@ def test_a_compiled_function_holds_it_as_one_op() -> None:
     assert [str(node.target) for node in counter.graphs[0].graph.nodes].count("focal_ext.conv_loss_and_gradients") == 1
 
 
-def test_the_head_is_the_plain_convolution_in_eval_mode_and_its_loss_in_training() -> None:
+def test_the_head_is_the_plain_convolution_without_targets_and_its_loss_with_them() -> None:
     given = Given()
     head = focal_ext.FusedFocalHead(CHANNELS, ANCHORS, CLASSES, prior=0.02, normalizer="positives", memory_budget=PLANE)
     plain = nn.Conv2d(CHANNELS, ANCHORS * CLASSES, 3, padding=1)
     plain.load_state_dict(head.state_dict())
-    assert list(head.state_dict()) == ["weight", "bias"]
+    assert list(head.state_dict()) == ["weight", "bias"] and not isinstance(head, nn.Conv2d)
     assert torch.allclose(head.bias.sigmoid(), torch.tensor(0.02)) and float(head.weight.std()) == pytest.approx(0.01, rel=0.1)
-    logits = head.eval()(given.features)
-    assert all(torch.equal(a, plain(x)) for a, x in zip(logits, given.features))
-    loss = head.train()(given.features, given.ids)
     want = focal_ext.sigmoid_focal_loss_pyramid([plain(x) for x in given.features], given.ids, CLASSES, normalizer="positives")
-    assert torch.allclose(loss, want, rtol=1e-6)
+    for training in (True, False):
+        head.train(training)
+        logits = head(given.features)
+        assert isinstance(logits, list) and all(torch.equal(a, plain(x)) for a, x in zip(logits, given.features))
+        assert torch.allclose(head(given.features, given.ids), want, rtol=1e-6)
+    loss = head(given.features, given.ids)
     loss.backward()
     want.backward()
     assert torch.allclose(head.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-6)
     assert torch.allclose(head(given.features, given.ids, normalizer=2.0), 0.5 * head(given.features, given.ids, normalizer=1.0))
-    weighted = head(given.features, given.ids, torch.full((2, 1), 3.0))
+    weighted = head(given.features, given.ids, weight=torch.full((2, 1), 3.0))
     assert torch.allclose(weighted, 3 * loss, rtol=1e-6)
-    with pytest.raises(ValueError, match=r"targets: needed in training mode.*eval\(\)"):
-        head(given.features)
-    assert "num_classes=5" in repr(head) and "memory_budget" in repr(head)
+    assert repr(head).startswith(f"FusedFocalHead({CHANNELS}, {ANCHORS}, {CLASSES}, kernel_size=3, alpha=0.25") and "memory_budget" in repr(head)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements that a result of an operation had."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.numel = max(self.numel, *(t.numel() for t in tree_flatten(result)[0] if isinstance(t, Tensor)), 0)
+        return result
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_validation_loss_stores_no_logits(training: bool) -> None:
+    given = Given()
+    head = focal_ext.FusedFocalHead(CHANNELS, ANCHORS, CLASSES, memory_budget=PLANE // 3).train(training)
+    with torch.no_grad():
+        with LargestTensor() as of_loss:
+            loss = head(given.features, given.ids)
+        with LargestTensor() as of_logits:
+            logits = head(given.features)
+    assert torch.allclose(loss, focal_ext.sigmoid_focal_loss_pyramid(logits, given.ids, CLASSES), rtol=1e-6) and not loss.requires_grad
+    assert of_logits.numel == logits[0].numel() and of_loss.numel < of_logits.numel / 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_head_refuses_what_it_cannot_take(training: bool) -> None:
+    given, head = Given(), focal_ext.FusedFocalHead(CHANNELS, ANCHORS, CLASSES).train(training)
+    for targets in ((), (given.ids,)):
+        with pytest.raises(TypeError, match=r"^features: .*list.*\[features\]"):
+            head(given.features[0], *targets)
+    with pytest.raises(ValueError, match="^targets: needed with weight or normalizer"):
+        head(given.features, normalizer=2.0)
+    with pytest.raises(ValueError, match="^kernel_size: must be odd.*4"):
+        focal_ext.FusedFocalHead(CHANNELS, ANCHORS, CLASSES, kernel_size=4)
