@@ -106,6 +106,19 @@ void check_errors() {
   expect(loss.isnan().item<bool>(), "a class id out of range makes the loss NaN");
 }
 
+void check_masks() {
+  at::manual_seed(1);
+  const Tensor x = at::randn({64, 5}) * 3, ones = at::rand({64, 5}) < 0.3, there = at::rand({64, 5}) < 0.2;
+  const Tensor mask = ones.to(at::kLong).masked_fill(there, 255), alpha = at::full({}, 0.25, at::kDouble);
+  const Tensor each = textbook(x.to(at::kDouble), ones.to(at::kDouble), alpha, 2).masked_fill(there, 0), want = each.sum() / there.logical_not().sum();
+  for (const Tensor& targets : {mask, mask.to(at::kInt), mask.to(at::kByte), mask.to(at::kFloat)}) {
+    const Tensor loss = focal_ext::sigmoid_focal_loss(x, targets, {.reduction = Reduction::mean, .ignore_index = 255});
+    expect(loss.to(at::kDouble).allclose(want, 1e-5), "the ignored elements of a mask count 0 and not in the mean");
+  }
+  for (const Tensor& targets : {mask, mask.to(at::kByte)})
+    expect(at::equal(focal_ext::sigmoid_focal_loss(x, targets).isnan(), there), "integers other than 0 and 1 are NaN");
+}
+
 }  // namespace
 
 int main() {
@@ -127,6 +140,7 @@ int main() {
   };
   for (const Row& row : rows) check(row);
   check_errors();
+  check_masks();
   std::printf("focal_ext %s: %zu rows, %d failures\n", focal_ext_version(), std::size(rows), failures);
   return failures != 0;
 }

@@ -91,7 +91,7 @@ def arguments(row: Row) -> Arguments:
         x = torch.where(rand(*shape) < 0.1, far[torch.randint(0, len(far), shape, generator=rng)], x)
     chance, classes = rand(*shape[:-1]), shape[-1]
     often = {"negatives": 0.0, "ids": 0.3, "dense soft": 1.0, "dense bool": 0.3}.get(row.targets, 0.02)
-    ids = torch.where(chance < often, torch.randint(0, classes, shape[:-1], generator=rng), torch.where(chance < 0.6, -1, classes))
+    ids = torch.where(chance < often, torch.randint(0, classes, shape[:-1], generator=rng), torch.where(chance < 0.6, -1, classes if classes > 1 else -1))
     ids = torch.where((chance < 1.4 * often) & (chance > often), -2, ids)
     scores = torch.where(rand(*shape[:-1]) < 0.2, rand(*shape[:-1]).round(), rand(*shape[:-1]))
     targets: Any = ids

@@ -92,8 +92,8 @@ def test_more_rows_than_32_bits_can_count(ops: HostOps) -> None:
     rows = 2**32 + 2**20
     parts = select(ops, rows, tile_rows=128)
     near = sum(part.stop - part.start for part in parts)
-    x, targets = (torch.randn(near, 1) * 4).to(DTYPE), torch.randint(0, 2, (near,)).to(torch.uint8)
-    memory, ids = Reserved((rows, 1), DTYPE), Reserved((rows,), torch.uint8)
+    x, targets = (torch.randn(near, 1) * 4).to(DTYPE), torch.randint(-1, 1, (near,)).to(torch.int8)
+    memory, ids = Reserved((rows, 1), DTYPE), Reserved((rows,), torch.int8)
     far_x, far_targets = fill(memory, parts, x), fill(ids, parts, targets)
     ops.run(far_x, call(far_x, far_targets, None), gradient=far_x)
     ops.module.set_only_blocks([])
