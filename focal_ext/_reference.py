@@ -132,7 +132,8 @@ def widened(ids: Tensor) -> Tensor:
 def bad_ids(ids: Tensor, classes: int, ignore_index: int | None, background: bool = True) -> Tensor:
     """Where a widened class id is neither ignored, nor in [0, classes), nor background (-1 or classes, but 1 is no background of one class) where there is
     such a thing."""
-    bad = (ids < -1) | (ids > classes - (classes == 1)) if background else (ids < 0) | (ids >= classes)
+    highest = classes if holds(classes != 1) else 0
+    bad = (ids < -1) | (ids > highest) if background else (ids < 0) | (ids >= classes)
     return bad if ignore_index is None else bad & (ids != ignore_index)
 
 
