@@ -94,12 +94,11 @@ struct Rows {
   }
 
   // In units of the stream's factor; false if the logit counts as nothing here.
-  template <class Loss>
+  template <Grade grade, class Loss>
   __device__ bool term(float x, uint32_t j, uint32_t to_go, const Loss& loss, Term<float>& term) const {
     const auto [row, c] = place_of(a, tile, first_of(to_go) + j);
     term = loss.template negative<DeviceFloat>(x);
     if constexpr (!may_patch) {  // the bits that the vector would have had without its special row
-      constexpr Grade grade = sizeof(scalar_t) == 2 && !is_exact<Loss> ? Grade::half : Grade::single;
       const Term<float> streamed = loss.template negative<Stream<float, grade>>(x);
       if (fabsf(streamed.value) < INFINITY) term = streamed;
     }

@@ -68,7 +68,7 @@ struct Lines {
   static __device__ void pass(uint32_t) {}
 
   // In units of a negative's alpha.
-  template <class Loss>
+  template <Grade, class Loss>
   __device__ bool term(float x, uint32_t j, uint32_t to_go, const Loss& loss, Term<float>& term) const {
     const int call = calls ? calls[j] : 0;
     const bool positive = call == int(to_go);

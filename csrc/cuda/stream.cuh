@@ -6,15 +6,18 @@
 
 namespace focal_ext::cuda {
 
-// float or Pair by the chip; bf16 and fp16 need less than float's accuracy, unless the formula multiplies an error.
+// float or Pair by the chip.
 using StreamLanes = std::conditional_t<FOCAL_EXT_PACKED, Pair, float>;
-template <class scalar_t, class Loss>
-using StreamMath = Stream<StreamLanes, sizeof(scalar_t) == 2 && !is_exact<Loss> ? Grade::half : Grade::single>;
+// bf16 and fp16 need less than float's accuracy, unless the formula multiplies an error, or a loss map of fp16 should be correctly rounded.
+template <class scalar_t, Flow flow, class Loss>
+constexpr Grade stream_grade =
+    sizeof(scalar_t) == 2 && !is_exact<Loss> && !(flow == Flow::loss_map && std::is_same_v<scalar_t, __half>) ? Grade::half : Grade::single;
 
 // One lane's vectors of a tile. Vectors in flight are independent of each other, so their instructions interleave.
 template <class scalar_t, Flow flow, class Loss, class Walk>
 struct NegativeStream {
-  using Math = StreamMath<scalar_t, Loss>;
+  static constexpr Grade kGrade = stream_grade<scalar_t, flow, Loss>;
+  using Math = Stream<StreamLanes, kGrade>;
   using T = typename Math::value_t;
   static constexpr int kSize = kVector<scalar_t>;
   // Vectors in flight: 16 logits, or 8 where a second stream or a longer formula needs the registers.
@@ -125,7 +128,7 @@ struct NegativeStream {
     for (uint32_t j = 0; j < kSize; ++j) {
       const Elements i = offset + j;
       Term<float> term;
-      const bool counts = walk.term(widen(inputs[i]), j, to_go, loss, term);
+      const bool counts = walk.template term<kGrade>(widen(inputs[i]), j, to_go, loss, term);
       float scaled = (flow == Flow::loss_map ? term.value : term.gradient) * factor;
       if constexpr (flow == Flow::chain) scaled *= widen(upstream[i]);
       if (counts) sum += term.value;
