@@ -24,7 +24,7 @@ def holds(*conditions: bool, unknown: bool = True) -> bool:
     """Whether comparisons hold, as a bool; `unknown` in place of those that a graph cannot know."""
     if is_compiling() or torch.SymBool in map(type, conditions):
         return all(guard_or(condition, unknown) for condition in conditions)
-    return False not in conditions
+    return all(conditions)
 
 
 def quoted(number: object) -> object:
