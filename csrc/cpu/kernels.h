@@ -35,7 +35,7 @@ static inline int64_t rows_of_chunk(int64_t classes) { return classes < 1 ? kChu
 struct Common {
   double scale;
   const Entry* table;
-  bool* has_ignored;
+  bool* has_ignored = nullptr;
 
   void tell_ignored() const { __atomic_store_n(has_ignored, true, __ATOMIC_RELAXED); }
 };
