@@ -13,11 +13,15 @@ inline int64_t size_of(Scalar scalar) { return scalar == Scalar::f64 ? 8 : scala
 inline bool is_half(Scalar scalar) { return size_of(scalar) == 2; }
 
 // How targets are stored. Class ids: one integer a row. Dense: one number a logit.
-enum class Target : int { u8, i8, u16, i16, u32, i32, u64, i64, dense_u8, dense_scalar, dense_acc };
+// Dense integers but bytes are known to the CPU alone.
+enum class Target : int { u8, i8, u16, i16, u32, i32, u64, i64, dense_u8, dense_scalar, dense_acc, dense_i8, dense_i16, dense_i32, dense_i64 };
 
 inline int64_t size_of(Target ids) { return int64_t(1) << int(ids) / 2; }  // of class ids: u8 and i8 1, up to u64 and i64 8
 
 inline bool is_dense(Target target) { return target >= Target::dense_u8; }
+
+// Dense ones, of which others than 0, 1 and the ignored one are bad.
+inline bool are_integers(Target dense) { return dense == Target::dense_u8 || dense >= Target::dense_i8; }
 
 // What the reduced loss and the gradient are divided by.
 enum class Divisor : int {
@@ -37,7 +41,8 @@ struct Problem {
   Target target;
   bool has_ignore_index;
   // Tested first; then an id in [0, classes) is positive, -1 or other_background, below, background, anything else gives NaN. Softmax losses know no
-  // background. Of dense targets an element that equals it is ignored, of softmax losses its whole row; then a byte above 1 gives NaN.
+  // background. Of dense targets an element that equals it is ignored, of softmax losses its whole row; then an integer
+  // other than 0 and 1 gives NaN.
   int64_t ignore_index;
 
   const void* scores;  // class ids: acc_t[rows], the target of a positive row's class; null means 1

@@ -56,6 +56,12 @@ inline Target dense_target(const Tensor& inputs, const Tensor& targets) {
   const ScalarType type = targets.scalar_type();
   if (type == ScalarType::Bool || type == ScalarType::Byte) return Target::dense_u8;
   if (type == inputs.scalar_type()) return Target::dense_scalar;
+  if (inputs.is_cpu()) {
+    if (type == ScalarType::Char) return Target::dense_i8;
+    if (type == ScalarType::Short) return Target::dense_i16;
+    if (type == ScalarType::Int) return Target::dense_i32;
+    if (type == ScalarType::Long) return Target::dense_i64;
+  }
   STD_TORCH_CHECK(type == accumulation_type(inputs), "targets: unsupported dtype of dense targets");
   return Target::dense_acc;
 }

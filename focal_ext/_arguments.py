@@ -231,36 +231,34 @@ def ignores_some(targets: Tensor, ignore_index: int | None) -> bool:
 IGNORED_BYTE, BAD_BYTE = 255, 254
 
 
-def as_bytes(targets: Tensor, ignore_index: int | None) -> tuple[Tensor, int | None]:
-    """Dense targets of a wide integer type as bytes, 0 and 1 as they are, with the byte that is ignored."""
+def as_stored_integers(targets: Tensor, ignore_index: int | None) -> tuple[Tensor, int | None]:
+    """Dense integers as kernels read them, with the one that is ignored: on the CPU as they are, on devices bytes."""
     if targets.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch compares none of them
         targets = targets.to(torch.int64)  # beyond int64 negative, and bad too
+    if targets.device.type == "cpu" or targets.dtype is torch.uint8:
+        return targets, ignore_index
+    return as_bytes(targets, ignore_index)
+
+
+def as_bytes(targets: Tensor, ignore_index: int | None) -> tuple[Tensor, int | None]:
+    """Dense integers as bytes: 0 and 1 as they are, one for all that are ignored, one for all that are bad."""
     ones = targets == 1
-    codes = torch.where(ones | (targets == 0), ones, BAD_BYTE)
+    codes = torch.where(ones | (targets == 0), ones.to(torch.uint8), BAD_BYTE)
     if ignore_index is not None:
         codes = torch.where(targets == ignore_index, IGNORED_BYTE, codes)
-    return codes.to(torch.uint8), None if ignore_index is None else IGNORED_BYTE
+    return codes, None if ignore_index is None else IGNORED_BYTE
 
 
-def check_dense(targets: Tensor, ignore_index: int | None) -> None:
-    """Raises for the first integer that is neither 0, nor 1, nor ignored. Floats are not checked."""
-    if targets.numel() == 0 or targets.is_floating_point() or targets.dtype is torch.bool:
+def check_dense(first_bad: int, targets: Tensor, ignore_index: int | None) -> None:
+    """Raises for the dense integer at flat position first_bad unless that is -1."""
+    if first_bad < 0:
         return
-    wide = targets if targets.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32) else targets.to(torch.int64)
-    least, most = torch.aminmax(wide)
-    if least >= 0 and most <= 1:
-        return
-    bad = (wide != 0) & (wide != 1)
-    if ignore_index is not None:
-        bad &= wide != ignore_index
-    places = bad.nonzero()
-    if len(places):
-        at = tuple(places[0].tolist())
-        value = targets[at].item()
-        raise ValueError(
-            f"targets: dense integers must be 0 or 1{'' if ignore_index is None else f', or ignore_index={ignore_index}'}, got {value} at {at};"
-            f" use ignore_index={value} to skip it, or float targets for probabilities"
-        )
+    value = targets.flatten()[first_bad].item()  # on the CPU
+    at = tuple(int(i) for i in torch.unravel_index(torch.tensor(first_bad), targets.shape))
+    raise ValueError(
+        f"targets: dense integers must be 0 or 1{'' if ignore_index is None else f', or ignore_index={ignore_index}'}, got {value} at {at};"
+        f" use ignore_index={value} to skip it, or float targets for probabilities"
+    )
 
 
 NUMBERS = (float, int, numbers.Real, *SYMBOLS)

@@ -226,11 +226,9 @@ def _check_by_rules(
         raise TypeError(f"overwrite_inputs: must be a bool, got {type(overwrite_inputs).__name__}")
     if overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
         arguments.check_overwrite(inputs, targets, weight, scores)
-    if dense and targets.dtype not in (torch.bool, torch.uint8) and not targets.is_floating_point():
-        if arguments.values_are_readable(targets):
-            arguments.check_dense(targets, ignore_index)
-        targets, ignore_index = arguments.as_bytes(targets, ignore_index)
-    elif dense and targets.dtype not in (inputs.dtype, torch.bool, torch.uint8):
+    if dense and not (targets.is_floating_point() or targets.dtype is torch.bool):
+        targets, ignore_index = arguments.as_stored_integers(targets, ignore_index)
+    elif dense and targets.dtype not in (inputs.dtype, torch.bool):
         targets = targets.to(arguments.accumulation_dtype(inputs.dtype))
     return Call(
         targets=targets.contiguous(),

@@ -171,8 +171,9 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     if call.targets.shape == inputs.shape:
         dense = call.targets.reshape(x.shape)
         t = dense.to(dtype)
-        ignored = torch.zeros_like(t, dtype=torch.bool) if call.ignore_index is None else t.detach() == call.ignore_index
-        bad = (t > 1) & ~ignored if dense.dtype is torch.uint8 else None
+        ignored = torch.zeros_like(t, dtype=torch.bool) if call.ignore_index is None else dense.detach() == call.ignore_index
+        bad = None if dense.is_floating_point() or dense.dtype is torch.bool else (t > 1) | (t < 0)
+        bad = None if bad is None else bad & ~ignored
         if is_per_row(call):
             ignored = ignored.any(-1, keepdim=True)  # without one of its probabilities a row has no cross entropy
             bad = None if bad is None else bad.any(-1, keepdim=True) & ~ignored
@@ -213,9 +214,9 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     return loss.sum() / divisor  # type: ignore[operator]
 
 
-def first_bad_id(call: Call, classes: int) -> int:
+def first_bad(targets: Tensor, classes: int, ignore_index: int | None, background: bool) -> int:
     """Flat position of the first class id out of range; -1 if there is none."""
-    bad = bad_ids(widened(call.targets.flatten()), classes, call.ignore_index, not is_per_row(call)).nonzero()
+    bad = bad_ids(widened(targets.flatten()), classes, ignore_index, background).nonzero()
     return int(bad[0]) if bad.numel() else -1
 
 
@@ -223,8 +224,8 @@ def checked(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     """compute(), after an error for the first bad class id where values can be read for free."""
     targets, classes = call.targets, inputs.shape[-1]
     if arguments.values_are_readable(inputs, targets):
-        if targets.dim() == inputs.dim():
-            arguments.check_dense(targets, call.ignore_index)
-        else:
-            arguments.check_ids(first_bad_id(call, classes), targets, classes, call.ignore_index, not is_per_row(call))
+        if targets.dim() < inputs.dim():
+            arguments.check_ids(first_bad(targets, classes, call.ignore_index, not is_per_row(call)), targets, classes, call.ignore_index, not is_per_row(call))
+        elif not (targets.is_floating_point() or targets.dtype is torch.bool):
+            arguments.check_dense(first_bad(targets, 2, call.ignore_index, background=False), targets, call.ignore_index)
     return compute(inputs, call, reduction)

@@ -25,7 +25,7 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
     def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         inputs, call, reduction, overwrite_inputs, ordinary = request(*args, **kwargs)
         targets = call.targets
-        is_unchecked = targets.dim() == inputs.dim() and targets.dtype is not torch.uint8
+        is_unchecked = targets.dim() == inputs.dim() and (targets.is_floating_point() or targets.dtype is torch.bool)
         if is_unchecked or not (inputs.is_cpu if ordinary else arguments.values_are_readable(inputs, targets)):
             return _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
         # A bad target makes a reduced loss NaN: looking for it only then saves every other call a pass over the targets.
@@ -42,12 +42,14 @@ def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
 
 
 def _check_targets(inputs: Tensor, call: Call) -> None:
-    classes, background = inputs.shape[-1], not is_per_row(call)
     if arguments.is_fx_traced():
         return
-    if call.targets.dim() == inputs.dim():
-        arguments.check_dense(call.targets, call.ignore_index)
-        return
+    targets, ignore_index = call.targets, call.ignore_index
+    dense = targets.dim() == inputs.dim()
+    classes, background = (2, False) if dense else (inputs.shape[-1], not is_per_row(call))  # dense integers are ids of 0 and 1
     native = _native.available
-    first_bad = int(_native.ops.first_bad_id(call.targets, classes, call.ignore_index, background)) if native else _reference.first_bad_id(call, classes)
-    arguments.check_ids(first_bad, call.targets, classes, call.ignore_index, background)
+    first_bad = int(_native.ops.first_bad_id(targets, classes, ignore_index, background)) if native else _reference.first_bad(targets, classes, ignore_index, background)
+    if dense:
+        arguments.check_dense(first_bad, targets, ignore_index)
+    else:
+        arguments.check_ids(first_bad, targets, classes, ignore_index, background)

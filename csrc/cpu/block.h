@@ -160,15 +160,15 @@ bool is_zero(const target_t* t, int64_t n) {
   return !nonzero;
 }
 
-// Ignored targets, and bytes above 1, which are bad, as bits of 1 and 2.
+// Ignored targets, and integers other than 0 and 1, which are bad unless they are ignored, as bits of 1 and 2.
 template <class acc_t>
-FOCAL_EXT_ONE_COPY int unusual(const acc_t* t, int64_t n, acc_t ignored, bool bytes) {
+FOCAL_EXT_ONE_COPY int unusual(const acc_t* t, int64_t n, acc_t ignored, bool integers) {
   int is_ignored = 0, is_bad = 0;
 #pragma omp simd reduction(| : is_ignored)
   for (int64_t i = 0; i < n; ++i) is_ignored |= t[i] == ignored;
-  if (!bytes) return is_ignored;
+  if (!integers) return is_ignored;
 #pragma omp simd reduction(| : is_bad)
-  for (int64_t i = 0; i < n; ++i) is_bad |= t[i] > 1;
+  for (int64_t i = 0; i < n; ++i) is_bad |= (t[i] > 1) | (t[i] < 0);
   return is_ignored + 2 * is_bad;
 }
 

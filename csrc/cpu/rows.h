@@ -47,7 +47,7 @@ class RowBlocks : Factors<acc_t, Factor> {
   FOCAL_EXT_ONE_COPY void fill_dense(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
     acc_t buffer[kBlock];
     const acc_t* t = buffer;
-    if (p_.target == Target::dense_u8) widen(static_cast<const uint8_t*>(p_.targets) + begin, n, buffer);
+    if (are_integers(p_.target)) with_dense(p_, [&](const auto* stored) { widen(stored + begin, n, buffer); });
     else t = load_block(p_.targets, p_.target == Target::dense_acc ? Scalar::f32 : p_.scalar, begin, n, buffer);
     if (uniform_) {
       this->fill_alike(b, x, t, n);
@@ -58,18 +58,18 @@ class RowBlocks : Factors<acc_t, Factor> {
       });
     }
     const acc_t ignored = acc_t(ignored_target(p_));
-    const bool bytes = p_.target == Target::dense_u8;
-    if (const int found = unusual(t, n, ignored, bytes)) replace(b, t, n, ignored, bytes, found);
+    const bool integers = are_integers(p_.target);
+    if (const int found = unusual(t, n, ignored, integers)) replace(b, t, n, ignored, integers, found);
     b.pad(n);
   }
 
  private:
   // The ignored count 0 whatever logit, weight and upstream factor are, and the bad are NaN.
-  FOCAL_EXT_ONE_COPY void replace(Block<acc_t>& b, const acc_t* t, int64_t n, acc_t ignored, bool bytes, int found) const {
+  FOCAL_EXT_ONE_COPY void replace(Block<acc_t>& b, const acc_t* t, int64_t n, acc_t ignored, bool integers, int found) const {
     if (found & 1) common_.tell_ignored();
     for (int64_t i = 0; i < n; ++i) {
       if (t[i] == ignored) b.x[i] = b.t[i] = b.value[i] = b.gradient[i] = 0;
-      else if (bytes && t[i] > 1) b.value[i] = b.gradient[i] = acc_t(__builtin_nan(""));
+      else if (integers && (t[i] > 1 || t[i] < 0)) b.value[i] = b.gradient[i] = acc_t(__builtin_nan(""));
     }
   }
 

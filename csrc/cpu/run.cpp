@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "kernels.h"
@@ -68,6 +69,16 @@ int64_t count_dense(const Problem& problem, ParallelFor parallel_for) {
   int64_t total = 0;
   for (int64_t i = 0; i < chunks; ++i) total += counts[i];
   return total;
+}
+
+// A negative id is large.
+template <class Id>
+uint64_t largest(const Id* ids, int64_t n) {
+  using Unsigned = std::make_unsigned_t<Id>;
+  Unsigned most = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < n; ++i) most = Unsigned(ids[i]) > most ? Unsigned(ids[i]) : most;
+  return most;
 }
 
 // Rows that count for the divisor: positives, or every row that is not ignored.
@@ -141,8 +152,8 @@ double sum_of_units(const Problem& problem, int64_t units, double divisor, bool*
   return total;
 }
 
-// Float targets are nearly always all kept, and to count them first would cost a pass over them: that none is ignored is taken for granted, and
-// where one is the pass is made again. A call that overwrites its logits has one pass only.
+// Nearly always all targets are kept, and to count them first would cost a pass over them: that none is ignored is taken for granted, and
+// where one is the pass is made again. Not of bytes, which hold the number only if somebody chose it, and not where the logits are overwritten.
 bool presumes_all_kept(const Problem& p) { return is_counted(p) && is_dense(p.target) && p.target != Target::dense_u8 && p.gradient != p.inputs; }
 
 template <class RunUnit>
@@ -242,7 +253,9 @@ int64_t first_bad_id(const Problem& problem, bool background, ParallelFor parall
   const std::unique_ptr<int64_t[]> first(new int64_t[chunks]);
   parallel(parallel_for, chunks, [&](int64_t i) {
     first[i] = -1;
-    for (int64_t row = i * kChunk; first[i] < 0 && row < std::min((i + 1) * kChunk, problem.rows); ++row)
+    const int64_t begin = i * kChunk, end = std::min(begin + kChunk, problem.rows);
+    if (with_ids(problem, [&](const auto* ids) { return largest(ids + begin, end - begin) < uint64_t(problem.classes); })) return;  // all positive
+    for (int64_t row = begin; first[i] < 0 && row < end; ++row)
       if (const Row kind = row_kind(problem, label_at(problem, row)); kind == Row::bad || (kind == Row::background && !background)) first[i] = row;
   });
   for (int64_t i = 0; i < chunks; ++i)

@@ -60,13 +60,17 @@ class DenseRows : SoftmaxRows<scalar_t> {
   }
 
  private:
-  // Ignored targets of a row, and bytes above 1, which are bad, as bits of 1 and 2.
+  // As unusual(), of a row.
   template <class target_t>
   int unusual_of(const target_t* t) const {
     const acc_t ignored = acc_t(ignored_target(p_));
+    const bool integers = are_integers(p_.target);
     int found = 0;
 #pragma omp simd reduction(| : found)
-    for (int64_t i = 0; i < classes_; ++i) found |= (acc_t(load(t[i])) == ignored ? 1 : 0) | (sizeof(target_t) == 1 && acc_t(load(t[i])) > 1 ? 2 : 0);
+    for (int64_t i = 0; i < classes_; ++i) {
+      const acc_t own = acc_t(load(t[i]));
+      found |= (own == ignored ? 1 : 0) | (integers && (own > 1 || own < 0) ? 2 : 0);
+    }
     return found;
   }
 
@@ -117,9 +121,7 @@ class DenseRows : SoftmaxRows<scalar_t> {
 
   void terms(Part& part, const Sums& sums, int64_t row, int64_t c, int64_t n) const {
     const int64_t begin = row * classes_ + c;
-    if (p_.target == Target::dense_u8) coefficients(part, static_cast<const uint8_t*>(p_.targets) + begin, c, n);
-    else if (p_.target == Target::dense_scalar) coefficients(part, static_cast<const scalar_t*>(p_.targets) + begin, c, n);
-    else coefficients(part, static_cast<const acc_t*>(p_.targets) + begin, c, n);
+    with_dense(p_, [&](const auto* t) { coefficients(part, t + begin, c, n); });
     const scalar_t* const x = this->row_at(row) + c;
     for (int64_t i = 0; i < n; ++i) {
       const acc_t own = load(x[i]);

@@ -24,6 +24,10 @@ constexpr int kHighHalf = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, kLowHalf = 
 inline float load(const float& a) { return a; }
 inline double load(const double& a) { return a; }
 inline float load(const uint8_t& a) { return float(a); }
+inline float load(const int8_t& a) { return float(a); }
+inline float load(const int16_t& a) { return float(a); }
+inline float load(const int32_t& a) { return float(a); }
+inline double load(const int64_t& a) { return double(a); }
 inline float load(const BFloat16& a) { return float_of(uint32_t(a.bits) << 16); }
 inline float load(const Float16& a) {
   const uint32_t magnitude = uint32_t(a.bits & 0x7fff) << 13, sign = uint32_t(a.bits & 0x8000) << 16;
@@ -91,7 +95,14 @@ auto with_ids(const Problem& p, F f) {
 // Calls f with the dense targets as they are stored.
 template <class F>
 auto with_dense(const Problem& p, F f) {
-  if (p.target == Target::dense_u8) return f(static_cast<const uint8_t*>(p.targets));
+  switch (p.target) {
+    case Target::dense_u8: return f(static_cast<const uint8_t*>(p.targets));
+    case Target::dense_i8: return f(static_cast<const int8_t*>(p.targets));
+    case Target::dense_i16: return f(static_cast<const int16_t*>(p.targets));
+    case Target::dense_i32: return f(static_cast<const int32_t*>(p.targets));
+    case Target::dense_i64: return f(static_cast<const int64_t*>(p.targets));
+    default: break;
+  }
   if (p.scalar == Scalar::f64) return f(static_cast<const double*>(p.targets));
   if (p.target == Target::dense_scalar && p.scalar == Scalar::bf16) return f(static_cast<const BFloat16*>(p.targets));
   if (p.target == Target::dense_scalar && p.scalar == Scalar::f16) return f(static_cast<const Float16*>(p.targets));

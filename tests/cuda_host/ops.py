@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from focal_ext._arguments import as_bytes
 from focal_ext._call import Call, Loss, PyramidCall, is_per_row
 from torch import Tensor
 
@@ -17,6 +18,11 @@ DENSE_U8, DENSE_SCALAR, DENSE_ACC = range(8, 11)
 
 def accumulation(inputs: Tensor) -> torch.dtype:
     return torch.float64 if inputs.dtype == torch.float64 else torch.float32
+
+
+def is_wide(inputs: Tensor, targets: Tensor) -> bool:
+    """Dense integers that the argument rules leave to the CPU's kernels and make bytes for a device's."""
+    return targets.dim() == inputs.dim() and targets.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def target_kind(inputs: Tensor, targets: Tensor) -> int:
@@ -48,6 +54,8 @@ class HostOps:
 
     def run(self, inputs: Tensor, call: tuple[Any, ...], grad_output: Tensor | None = None, **results: Tensor) -> None:
         call = Call(*call)
+        if is_wide(inputs, call.targets):
+            call = call._replace(**dict(zip(("targets", "ignore_index"), as_bytes(call.targets, call.ignore_index))))
         targets, weight = call.targets, call.weight
         logits, upstream = inputs.contiguous(), None if grad_output is None else grad_output.contiguous()
         tensors = {"inputs": logits, "targets": targets, "scores": call.scores, "weight": weight, "alpha": call.alpha, "divisor_tensor": call.normalizer, "grad_output": upstream, **results}
