@@ -21,8 +21,9 @@ COPY = Path(__file__).with_name("copy.cu")
 LAUNCH = 2.0  # microseconds of a launch behind another: the gap, the first blocks' start, the last ones' end
 TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16"}
 NAMES = {
-    "focal": r"focal_kernelI{}\w*?(Either|Id)Targets\w*12SigmoidFocalINS_14WholeModulatorILi2E",
-    "asymmetric": r"focal_kernelI{}\w*?(Either|Dense)Targets\w*10AsymmetricINS_14WholeModulatorILi4E",
+    "focal": r"focal_kernelI{}\w*?(Either|Id)Targets\w*12SigmoidFocalINS_14WholeModulatorILi2E\w*7FactorsE0E",
+    "weighted": r"focal_kernelI{}\w*?(Either|Id)Targets\w*12SigmoidFocalINS_14WholeModulatorILi2E\w*7FactorsE1E",
+    "asymmetric": r"focal_kernelI{}\w*?(Either|Dense)Targets\w*10AsymmetricINS_14WholeModulatorILi4E\w*7FactorsE0E",
     "pyramid": r"pyramid_kernelI{}NS_12SigmoidFocalINS_14WholeModulatorILi2E",
     "scale": r"scale_kernelI{}E",
 }
@@ -132,7 +133,7 @@ class Programs:
 
 def main_kernel(code: Code, chip: Chip, dtype: str, case: Case) -> float:
     """Microseconds, by the model, from the first block to the last byte."""
-    programs = Programs(code, "pyramid" if case.pyramid_images else case.loss, dtype, chip)
+    programs = Programs(code, "pyramid" if case.pyramid_images else "weighted" if case.weight else case.loss, dtype, chip)
     known: dict[Tile, Program] = {}
     tiles = workloads.tiles(case, dtype)
     for tile in set(tiles):

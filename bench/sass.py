@@ -18,12 +18,14 @@ NAME = re.compile(
     r"(focal|pyramid)_kernelI(f|d|13__nv_bfloat16|6__half)(?:\w*?(Id|Dense|Either)TargetsI)?\w*?"
     r"\d(SigmoidFocal|SmoothedSigmoidFocal|FocalNegatives|Asymmetric)I\w*?(?:WholeModulatorILi(\d)E|(ZeroOrOne|Any)Modulator)"
 )
+FACTORS = re.compile(r"7FactorsE([12])E")  # at its end, where they are not one for a tile
 OF_A_LOSS = re.compile(r"(focal|pyramid)_kernelI")
 TYPES = {"f": "fp32", "d": "fp64", "13__nv_bfloat16": "bf16", "6__half": "fp16"}
 CLIPPED = "asymmetric with clip"
 # The focal loss is named by its targets, another loss by itself: it takes all.
 TARGETS = {"Id": "ids", "Dense": "dense", "Either": "ids or dense"}
 SMOOTHED, PYRAMID = "label smoothing", "pyramid"
+OF_ROWS, OF_CLASSES = ", factors of rows", ", factors of classes"
 LOSSES = {"SmoothedSigmoidFocal": SMOOTHED, "FocalNegatives": "quality, varifocal, asymmetric", "Asymmetric": CLIPPED}
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][\w.]*)(.*?);?\s*$")
 
@@ -124,7 +126,8 @@ class Kernel:
         gamma = match[5] or {"ZeroOrOne": "0 or 1", "Any": "any"}[match[6]]
         if match[1] == "pyramid":
             return TYPES[match[2]], PYRAMID if match[4] == "SigmoidFocal" else f"{PYRAMID}, {SMOOTHED}", gamma
-        return TYPES[match[2]], LOSSES.get(match[4], TARGETS[match[3]]), gamma
+        factors = FACTORS.search(self.name)
+        return TYPES[match[2]], LOSSES.get(match[4], TARGETS[match[3]]) + ({"1": OF_ROWS, "2": OF_CLASSES}[factors[1]] if factors else ""), gamma
 
 
 def resources(library: Path) -> dict[tuple[str, str], Kernel]:

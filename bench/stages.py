@@ -79,7 +79,7 @@ class Body:
         return [
             found
             for found in cheapest
-            if Loop(Counter(found[2])).vector_stores and not Loop(Counter(found[2])).count("VOTE")
+            if Loop(Counter(found[2])).vector_stores and not Loop(Counter(found[2])).count("VOTE", "LDS")  # one factor
         ]
 
     def careful(self, dense: bool) -> Trace:
@@ -140,10 +140,10 @@ class Body:
 
     @cached_property
     def weights(self) -> tuple[int, int] | None:
-        """The loop that reads whether a tile's rows have one weight."""
+        """The loop that reads the weights of a tile's rows."""
         first = self.labels[1] if self.labels else self.tile[0]
         found = [loop for loop in self.loops if first < loop[0] and loop[1] < self.stream[0]]
-        plain = [loop for loop in found if self.has(loop, *MEMORY) and not self.has(loop, "LDG.E.128", "ST", "MUFU", "FLO", "UFLO")]
+        plain = [loop for loop in found if self.has(loop, *MEMORY) and not self.has(loop, "LDG.E.128", "STG", "MUFU", "FLO", "UFLO")]
         return plain[0] if plain else None
 
     @cached_property

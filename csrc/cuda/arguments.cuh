@@ -18,6 +18,9 @@ enum class Flow : int {
   chain      // gradient times grad_output per element
 };
 
+// What multiplies a tile's terms, for which a kernel has loops: two kinds of them in one kernel would not fit 64 registers.
+enum class Factors : int { one, rows, classes };
+
 template <class scalar_t>
 struct Arguments {
   using acc_t = acc_of<scalar_t>;
@@ -32,8 +35,9 @@ struct Arguments {
   uint32_t classes, classes_reciprocal;      // floor((2^32 - 1) / classes)
   uint64_t classes_wide_reciprocal;          // floor((2^64 - 1) / classes)
   Flow flow;
+  Factors factors;
 
-  acc_t alpha_positive, alpha_negative;
+  acc_t alpha_positive, alpha_negative;  // the latter 1 beside `alpha`
   const acc_t* alpha;
   const acc_t* weight;
   int64_t weight_row_stride, weight_class_stride;

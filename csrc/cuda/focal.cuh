@@ -3,7 +3,7 @@
 // Must not know: how many blocks run or who launched them.
 #pragma once
 #include "marks.cuh"
-#include "stream.cuh"
+#include "weights.cuh"
 
 namespace focal_ext::cuda {
 
@@ -88,67 +88,53 @@ __device__ float left_out(const Arguments<scalar_t>& a, const IdTargets<float>& 
   return sum;
 }
 
-// What a warp keeps in shared memory.
-template <class acc_t>
-struct OfWarp {
-  Tile tile;  // as `factor`
-  int labels[kMaxTileRows];
-  float logits[kMaxTileRows];       // of positives
-  acc_t factor;                     // not in a register: the hot loop needs all 64
-  float scale;                      // likewise: alpha of a negative, times the weight of all rows
-};
-
-// Whole warp. Whether all rows of a tile have one weight, so that it may stream; leaves what multiplies its values.
-template <class scalar_t>
-__device__ bool has_one_scale(const Arguments<scalar_t>& a, uint32_t lane, OfWarp<float>& own) {
-  bool equal = true;
-  float scale = a.alpha_negative;
-  if (a.weight) {
-    const float common = weight_at(a, own.tile, 0, 0);
-#pragma unroll 1
-    for (uint32_t row = lane; row < own.tile.rows; row += 32) equal &= weight_at(a, own.tile, row, 0) == common;
-    scale *= common;
-  }
-  if (lane == 0) own.scale = scale;
-  __syncwarp();
-  return __ballot_sync(~0u, !equal) == 0;
-}
-
-template <Flow flow, class scalar_t, class Loss>
+template <Flow flow, Factors factors, class scalar_t, class Loss, class Coefficients>
 __device__ float run_stream(
-    const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>>& walk, float factor, const OfWarp<float>& own, const Loss& loss) {
+    const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>, factors>& walk, const Coefficients& k, const Loss& loss) {
   const int64_t first = walk.tile.first_element;
   scalar_t* const results = flow == Flow::loss_map ? a.loss_map : a.gradient;
-  NegativeStream<scalar_t, flow, Loss, Rows<scalar_t, vanishes<Loss>>> stream{
-      a.inputs + first, flow == Flow::chain ? a.upstream_per_element + first : nullptr, flow == Flow::loss ? nullptr : results + first, factor, loss, walk};
+  NegativeStream<scalar_t, flow, Loss, Rows<scalar_t, vanishes<Loss>, factors>, Coefficients> stream{a.inputs + first,
+      flow == Flow::chain ? a.upstream_per_element + first : nullptr, flow == Flow::loss ? nullptr : results + first, k, loss, walk, results != nullptr};
   stream.run(walk.vectors(), lane);
-  return own.scale * stream.sum;
+  return stream.sum;
 }
 
-// `factor`: of gradients, alpha and weight included. The choice stands outside the loops.
-template <class scalar_t, class Loss>
-__device__ float stream_tile(
-    const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>>& walk, float factor, const OfWarp<float>& own, const Loss& loss) {
-  if (a.flow == Flow::gradient) return run_stream<Flow::gradient>(a, lane, walk, factor, own, loss);
-  if (a.flow == Flow::loss) return run_stream<Flow::loss>(a, lane, walk, factor, own, loss);
-  if (a.flow == Flow::loss_map) return run_stream<Flow::loss_map>(a, lane, walk, own.scale, own, loss);
-  return run_stream<Flow::chain>(a, lane, walk, factor, own, loss);
+// The sum of values without own.scale. The choice stands outside the loops: one factor for each flow, others for loss and gradient alone.
+template <Factors factors, class scalar_t, class Loss>
+__device__ float stream_tile(const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>, factors>& walk,
+    const OfWarp<float, factors>& own, const float* class_slots, const Loss& loss) {
+  const float factor = own.scale * own.factor;
+  const Position<scalar_t> at{a, walk.tile.offset + lane * kVector<scalar_t>};
+  if constexpr (factors == Factors::classes) return run_stream<Flow::gradient, factors>(a, lane, walk, PerClass<scalar_t>{factor, class_slots, at}, loss);
+  if constexpr (factors == Factors::rows) {
+    if (!walk.weights) return run_stream<Flow::gradient, factors>(a, lane, walk, Common{factor}, loss);
+    if (a.classes % kVector<scalar_t> == 0) return run_stream<Flow::gradient, factors>(a, lane, walk, PerRow<scalar_t, true>{factor, walk.weights, at}, loss);
+    return run_stream<Flow::gradient, factors>(a, lane, walk, PerRow<scalar_t, false>{factor, walk.weights, at}, loss);
+  }
+  if constexpr (factors == Factors::one) {
+    if (a.flow == Flow::gradient) return run_stream<Flow::gradient, factors>(a, lane, walk, Uniform{factor}, loss);
+    if (a.flow == Flow::loss) return run_stream<Flow::loss, factors>(a, lane, walk, Uniform{factor}, loss);
+    if (a.flow == Flow::loss_map) return run_stream<Flow::loss_map, factors>(a, lane, walk, Uniform{own.scale}, loss);
+    return run_stream<Flow::chain, factors>(a, lane, walk, Uniform{factor}, loss);
+  }
 }
 
-template <class scalar_t, class Targets, class Loss>
-__device__ acc_of<scalar_t> one_tile(const Arguments<scalar_t>& a, const Targets& targets, uint32_t lane, OfWarp<acc_of<scalar_t>>& own, const Loss& loss) {
+template <Factors factors, class scalar_t, class Targets, class Loss>
+__device__ acc_of<scalar_t> one_tile(
+    const Arguments<scalar_t>& a, const Targets& targets, uint32_t lane, OfWarp<acc_of<scalar_t>, factors>& own, const float* class_slots, const Loss& loss) {
   const Tile& tile = own.tile;
   const bool special = targets.has_special(a, tile, lane, own.labels);
   acc_of<scalar_t> sum = 0;
   uint32_t done = 0;
   if constexpr (sizeof(scalar_t) < 8) {
-    const bool may_stream = a.flow != Flow::careful && (!special || targets.has_ids()) && has_one_scale(a, lane, own);
-    const float factor = may_stream ? own.scale * own.factor : INFINITY;
-    if (fabsf(factor) < INFINITY) {
+    const Weights weights = a.flow != Flow::careful && (!special || targets.has_ids()) ? read_weights(a, lane, own, targets.has_ids()) : Weights::no_stream;
+    if (weights != Weights::no_stream && fabsf(own.scale * own.factor) < INFINITY) {
       const int* const labels = targets.has_ids() ? own.labels : nullptr;
-      const Rows<scalar_t, vanishes<Loss>> walk{a, tile, labels, own.logits, special ? marks_of<scalar_t>(tile, a.classes, labels, lane) : 0};
+      const Rows<scalar_t, vanishes<Loss>, factors> walk{
+          a, tile, labels, own.logits, special ? marks_of<scalar_t>(tile, a.classes, labels, lane) : 0, weights == Weights::rows ? own.weights : nullptr};
       done = walk.vectors() * kVector<scalar_t>;
-      sum = stream_tile(a, lane, walk, factor, own, loss);
+      sum = stream_tile(a, lane, walk, own, class_slots, loss);
+      sum *= own.scale;
       if constexpr (requires { targets.ids_or_none(); })
         if (special) sum += left_out(a, targets.ids_or_none(), tile, done, lane, own.labels, own.logits, own.factor, loss);
     }
@@ -167,13 +153,20 @@ constexpr int resident_blocks() {
   return !Loss::mirrors || (has_any_power<Loss> && !is_ids) ? 3 : 4;
 }
 
-template <class scalar_t, class Targets, class Loss>
+template <class scalar_t, class Targets, class Loss, Factors factors>
 __global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, Targets, Loss>())) void focal_kernel(
     const __grid_constant__ Arguments<scalar_t> a, const __grid_constant__ Targets targets, const __grid_constant__ Loss loss) {
   using acc_t = acc_of<scalar_t>;
-  FOCAL_EXT_SHARED(OfWarp<acc_t>, of_warp, [kWarps]);
+  using Own = OfWarp<acc_t, factors>;
+  FOCAL_EXT_SHARED(Own, of_warp, [kWarps]);
+  const float* class_slots = nullptr;
+  if constexpr (factors == Factors::classes) {
+    FOCAL_EXT_SHARED(float4, slots, [kClassSlots / 4]);  // which aligns them
+    class_slots = reinterpret_cast<const float*>(slots);
+    fill_class_slots(reinterpret_cast<float*>(slots), a);
+  }
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  OfWarp<acc_t>& own = of_warp[warp];
+  Own& own = of_warp[warp];
   const acc_t factor = gradient_factor(a);
   if (lane == 0) own.factor = factor;
   __syncwarp();
@@ -184,7 +177,7 @@ __global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, Targets, Loss>
       own.tile = tile;  // a store of its own: ThreadSanitizer does not see how a result is written
     }
     __syncwarp();
-    sum += one_tile(a, targets, lane, own, loss);
+    sum += one_tile(a, targets, lane, own, class_slots, loss);
     if (!FOCAL_EXT_PLANTED(overwritten_labels)) __syncwarp();  // the next tile's labels overwrite this one's
   }
   if (!a.partials) return;

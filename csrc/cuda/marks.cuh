@@ -46,7 +46,7 @@ __device__ uint32_t marks_of(const Tile& tile, uint32_t classes, const int* labe
 }
 
 // Through rows: a warp reads 512 neighbouring bytes at a time.
-template <class scalar_t, bool may_patch>
+template <class scalar_t, bool may_patch, Factors factors = Factors::one>
 struct Rows {
   static constexpr uint32_t kSize = kVector<scalar_t>;
   static constexpr uint32_t step = 32 * kSize;  // from one of a lane's vectors to its next, in elements
@@ -56,6 +56,7 @@ struct Rows {
   const int* labels;  // of the tile's rows, or null: all are negatives
   float* logits;      // of the positives, one slot a row
   uint32_t marks;     // of the lane's vectors from the next on
+  const float* weights = nullptr;  // of the rows, where the stream's factor has not all of them
 
   __device__ uint32_t vectors() const { return tile.elements / kTileUnit * (kTileUnit / kSize); }
 
@@ -97,10 +98,15 @@ struct Rows {
   template <Grade grade, class Loss>
   __device__ bool term(float x, uint32_t j, uint32_t to_go, const Loss& loss, Term<float>& term) const {
     const auto [row, c] = place_of(a, tile, first_of(to_go) + j);
-    term = loss.template negative<DeviceFloat>(x);
+    const float alpha = factors == Factors::classes && a.alpha ? 1 - a.alpha[c] : 1.f;  // else in the scale
+    term = loss.template negative<DeviceFloat>(finite_if(alpha == 0, x));
     if constexpr (!may_patch) {  // the bits that the vector would have had without its special row
       const Term<float> streamed = loss.template negative<Stream<float, grade>>(x);
       if (fabsf(streamed.value) < INFINITY) term = streamed;
+    }
+    if constexpr (factors != Factors::one) {
+      const float weight = weights ? weights[row] : factors == Factors::classes && a.weight_class_stride != 0 ? a.weight[c * a.weight_class_stride] : 1.f;
+      term = scaled(term, alpha * weight, alpha * weight);
     }
     return !labels || !is_other(labels[row], row, c, x);
   }

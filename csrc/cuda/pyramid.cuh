@@ -134,7 +134,7 @@ __device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArg
   Lines<scalar_t> walk{step, a.positive_ratio};
   if (special) walk.heed(labels + lane * size, tile);
   NegativeStream<scalar_t, flow, Loss, Lines<scalar_t>> stream{
-      level.inputs + tile.first_element, nullptr, flow == Flow::loss ? nullptr : level.gradient + tile.first_element, scale * factor, loss, walk};
+      level.inputs + tile.first_element, nullptr, flow == Flow::loss ? nullptr : level.gradient + tile.first_element, {scale * factor}, loss, walk};
   stream.run(level.planes ? 32 * tile.lines : tile.lines * tile.columns / size, lane);
   return scale * stream.sum;
 }

@@ -2,6 +2,7 @@
 // Must not know: what the kernels compute, and torch.
 #include "launch.h"
 
+#include "coefficients.cuh"
 #include "dense_count.cuh"
 #include "launch.cuh"
 #include "pyramid_plan.cuh"
@@ -44,15 +45,28 @@ const char* with_scalar(Scalar scalar, F&& f) {
   }
 }
 
+// Weights or alphas of classes, which the stream takes from shared memory.
+bool is_per_class(const Problem& p) { return p.alpha || (p.weight && p.weight_class_stride != 0); }
+
 Flow choose_flow(const Problem& p) {
   const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) && (!is_dense(p.target) || is_aligned(p.targets)) &&
                        (!p.grad_output_per_element || is_aligned(p.grad_output));
-  const bool plain = (!p.weight || p.weight_class_stride == 0) && !p.alpha && p.alpha_negative != 0 && !(p.gradient && p.loss_map);
+  const bool weight_per_logit = p.weight && p.weight_row_stride != 0 && p.weight_class_stride != 0;
+  const bool plain = !weight_per_logit && (p.alpha || p.alpha_negative != 0) && !(p.gradient && p.loss_map);
+  const bool is_sigmoid_focal = p.loss_parameters.loss == Loss::sigmoid_focal;
+  const bool has_loop = !is_per_class(p) || (is_sigmoid_focal && fits_class_slots(p.classes) && !p.loss_map && !p.grad_output_per_element);
   const bool ignores_zeros = is_dense(p.target) && ignored_target(p) == 0;
-  if (!aligned || !plain || ignores_zeros || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
+  if (!aligned || !plain || !has_loop || ignores_zeros || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
   if (!p.gradient) return Flow::loss;
   return p.grad_output_per_element ? Flow::chain : Flow::gradient;
+}
+
+Factors choose_factors(const Problem& p, Flow flow) {
+  if (flow != Flow::loss && flow != Flow::gradient) return Factors::one;
+  if (is_per_class(p)) return Factors::classes;
+  const bool rows = p.weight && p.weight_row_stride != 0 && p.classes >= 16 / size_of(p.scalar) && p.classes <= kMaxPositionClasses;
+  return rows ? Factors::rows : Factors::one;
 }
 
 // Whether anything comes by the row; else the logits are a flat array, of which rows and classes mean nothing.
@@ -91,8 +105,9 @@ Arguments<scalar_t> arguments_of(const Problem& p, const Cut& tiles, const uint3
   a.classes_reciprocal = 0xffffffffu / a.classes;
   a.classes_wide_reciprocal = ~uint64_t(0) / a.classes;
   a.flow = choose_flow(p);
+  a.factors = choose_factors(p, a.flow);
   a.alpha_positive = acc_t(p.alpha_positive);
-  a.alpha_negative = acc_t(p.alpha_negative);
+  a.alpha_negative = p.alpha ? acc_t(1) : acc_t(p.alpha_negative);
   a.alpha = static_cast<const acc_t*>(p.alpha);
   a.weight = static_cast<const acc_t*>(p.weight);
   a.weight_row_stride = p.weight_row_stride;
@@ -147,7 +162,7 @@ PyramidArguments<scalar_t> arguments_of(const Pyramid& pyramid, const uint32_t* 
   PyramidArguments<scalar_t> a = {};
   a.common = arguments_of<scalar_t>(p, Cut{}, counts, nullptr);
   a.common.weight = static_cast<const acc_of<scalar_t>*>(pyramid.problem.weight);
-  if (p.weight) a.common.flow = Flow::careful;
+  if (p.weight || p.alpha) a.common.flow = Flow::careful;  // its streams know one factor a tile
   a.ids = ids_of(p);
   a.image_rows = p.rows / pyramid.images;
   a.weight_per_image = pyramid.weight_per_image;

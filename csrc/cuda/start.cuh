@@ -19,7 +19,15 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
   const IdTargets<acc_t> ids = {ids_of(p), static_cast<const acc_t*>(p.scores)};
   const DenseTargets<scalar_t> dense = {p.targets, p.target, acc_t(ignored_target(p))};
   const auto start = [&]<class Targets, class Loss>(const Targets& targets, const Loss& loss) {
-    return launch(focal_kernel<scalar_t, Targets, Loss>, blocks, kThreads, stream, arguments, targets, loss);
+    const auto of = [&]<Factors factors>() {
+      return launch(focal_kernel<scalar_t, Targets, Loss, factors>, blocks, kThreads, stream, arguments, targets, loss);
+    };
+    if constexpr (sizeof(scalar_t) < 8) {
+      if (arguments.factors == Factors::rows) return of.template operator()<Factors::rows>();
+      if constexpr (Loss::mirrors)  // the others have no alpha
+        if (arguments.factors == Factors::classes) return of.template operator()<Factors::classes>();
+    }
+    return of.template operator()<Factors::one>();
   };
   // fp64 is the accurate path, not the fast one: few kernels serve every gamma.
   return with_loss_by_negatives<sizeof(scalar_t) < 8>(p.loss_parameters, [&]<class Loss>(const Loss& loss) {

@@ -1,6 +1,6 @@
 // Owns: the hot loop, a tile of negatives as one stream of 16-byte vectors.
 // Must not know: labels, rows, columns: no index arithmetic but a pointer per stream. A Walk tells what lies between two vectors of a lane
-// (marks.cuh, pyramid.cuh), and what is no negative there.
+// (marks.cuh, pyramid.cuh), and what is no negative there; Coefficients what multiplies a term (coefficients.cuh).
 #pragma once
 #include "targets.cuh"
 
@@ -13,23 +13,40 @@ template <class scalar_t, Flow flow, class Loss>
 constexpr Grade stream_grade =
     sizeof(scalar_t) == 2 && !is_exact<Loss> && !(flow == Flow::loss_map && std::is_same_v<scalar_t, __half>) ? Grade::half : Grade::single;
 
+// One factor for all.
+struct Uniform {
+  static constexpr bool kPerLogit = false;
+  float factor;  // of the gradient or of the loss map
+
+  __device__ Uniform next() const { return *this; }
+  template <class Math, class Loss, class T>
+  __device__ auto term(const Loss& loss, T x, int) const {
+    return loss.template negative<Math>(x);
+  }
+  static __device__ float total(float value) { return value; }
+};
+
 // One lane's vectors of a tile. Vectors in flight are independent of each other, so their instructions interleave.
-template <class scalar_t, Flow flow, class Loss, class Walk>
+template <class scalar_t, Flow flow, class Loss, class Walk, class Coefficients = Uniform>
 struct NegativeStream {
   static constexpr Grade kGrade = stream_grade<scalar_t, flow, Loss>;
   using Math = Stream<StreamLanes, kGrade>;
   using T = typename Math::value_t;
   static constexpr int kSize = kVector<scalar_t>;
   // Vectors in flight: 16 logits, or 8 where a second stream or a longer formula needs the registers.
-  static constexpr int kInFlight = (flow == Flow::chain || (kSize == 8 && is_exact<Loss>) ? 8 : 16) / kSize;
+  static constexpr bool has_many = flow == Flow::chain || (kSize == 8 && is_exact<Loss>);
+  static constexpr int kInFlight = (has_many ? 8 : 16) / kSize;
+  // Rarer coefficients share one loop for the loss with and without its gradient.
+  static constexpr bool may_lack_results = !std::is_same_v<Coefficients, Uniform>;
 
   const scalar_t* inputs;
   const scalar_t* upstream;
   scalar_t* results;  // gradient or loss map
-  float factor;       // of the gradient or of the loss map
+  Coefficients coefficients;
   const Loss& loss;
   Walk walk;
-  float sum = 0;  // of values without alpha
+  bool stores = true;
+  float sum = 0;  // of values without what multiplies them all
 
   static __device__ uint4 load(const scalar_t* from) { return *reinterpret_cast<const uint4*>(from); }
 
@@ -103,21 +120,22 @@ struct NegativeStream {
     float x[kSize], chain[kSize], result[kSize];
     unpack<scalar_t>(words, x);
     if constexpr (flow == Flow::chain) unpack<scalar_t>(chain_words, chain);
+    const auto k = coefficients.next();
     T values = Math::constant(0);
 #pragma unroll
     for (int j = 0; j < kSize; j += Math::width) {
-      const auto term = loss.template negative<Math>(Math::load(x + j));
+      const auto term = k.template term<Math>(loss, Math::load(x + j), j);
       values = values + term.value;
-      T scaled = (flow == Flow::loss_map ? term.value : term.gradient) * Math::constant(factor);
+      T scaled = (flow == Flow::loss_map ? term.value : term.gradient) * Math::constant(k.factor);
       if constexpr (flow == Flow::chain) scaled = scaled * Math::load(chain + j);
       Math::store(result + j, scaled);
     }
-    const float value = Math::sum(values);
-    const bool done = plain && value < INFINITY;
+    const float value = k.total(Math::sum(values));
+    const bool done = plain && (may_lack_results ? fabsf(value) : value) < INFINITY;  // a weight may be negative
     sum += done ? value : 0.f;
     if constexpr (flow != Flow::loss) {
       const uint4 packed = pack<scalar_t>(result);
-      if (done) *reinterpret_cast<uint4*>(results + offset) = packed;
+      if (done && (!may_lack_results || stores)) *reinterpret_cast<uint4*>(results + offset) = packed;
     }
     return done;
   }
@@ -129,10 +147,11 @@ struct NegativeStream {
       const Elements i = offset + j;
       Term<float> term;
       const bool counts = walk.template term<kGrade>(widen(inputs[i]), j, to_go, loss, term);
-      float scaled = (flow == Flow::loss_map ? term.value : term.gradient) * factor;
+      float scaled = (flow == Flow::loss_map ? term.value : term.gradient) * coefficients.factor;
       if constexpr (flow == Flow::chain) scaled *= widen(upstream[i]);
       if (counts) sum += term.value;
-      if constexpr (flow != Flow::loss) results[i] = narrow<scalar_t>(counts ? scaled : 0.f);
+      if constexpr (flow != Flow::loss)
+        if (!may_lack_results || stores) results[i] = narrow<scalar_t>(counts ? scaled : 0.f);
     }
     walk.heard(to_go);
   }

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from environments import HOME, ROOT, built, run
 
-LARGEST_LIBRARY = 9e6  # bytes
+LARGEST_LIBRARY = 12e6  # bytes
 # Of the wheel's libraries; everything else would have to be on every user's machine.
 NEEDED = {"libtorch.so", "libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1"}
 HEADERS = ("torch.h", "losses/primitives.h", "losses/sigmoid_focal.h")
