@@ -30,7 +30,7 @@ WAYS = (
     Way("`torch.compile` of that formula", "torch.compile", "torch.compile, masked", "torch.compile, masked", "#7c8798"),
     Way("`torch.compile`, rewritten for it", "torch.compile,\nrewritten", "torch.compile, selected", "torch.compile, selected", "#7c8798"),
     Way("**`sigmoid_focal_loss`**", "sigmoid_focal_loss", "focal_ext", "rows op", "#2563eb"),
-    Way("**`sigmoid_focal_loss_pyramid`**", "sigmoid_focal_loss\n_pyramid", "", "pyramid op", "#2563eb"),
+    Way("**`pyramid.sigmoid_focal_loss`**", "pyramid.\nsigmoid_focal_loss", "", "pyramid op", "#2563eb"),
     Way("**`FusedFocalHead`**", "FusedFocalHead", "", "fused head", "#dc2626"),
 )
 PANELS = {ROWS: "rows [N, C], fp32", BF16: "rows [N, C], bf16", OUTPUTS: "the head's outputs, fp32"}

@@ -78,7 +78,7 @@ def ours(levels: list[Tensor], ids: Tensor, classes: int, **options: bool) -> Te
 
 
 def pyramid(levels: list[Tensor], ids: Tensor, classes: int, **options: bool) -> Tensor:
-    return focal_ext.sigmoid_focal_loss_pyramid(levels, ids, classes, normalizer="positives", **options)
+    return focal_ext.pyramid.sigmoid_focal_loss(levels, ids, classes, normalizer="positives", **options)
 
 
 LOSSES: dict[str, Loss] = {

@@ -3,35 +3,25 @@
 import importlib
 from types import ModuleType
 
-from . import reference
+from . import losses, pyramid, reference
 from ._native import build_info
 from ._version import __version__
 from .fused_head import FusedFocalHead, conv_sigmoid_focal_loss
-from .losses import asymmetric_loss, quality_focal_loss, sigmoid_focal_loss, softmax_focal_loss, varifocal_loss
-from .modules import AsymmetricLoss, QualityFocalLoss, SigmoidFocalLoss, SoftmaxFocalLoss, VarifocalLoss, init_prior_
-from .pyramid import sigmoid_focal_loss_pyramid
+from .losses import *  # noqa: F403  the list of losses
+from .modules import init_prior_
 
-__all__ = [
-    "AsymmetricLoss",
+__all__ = [  # noqa: F405  two are imported when first used
     "FusedFocalHead",
-    "QualityFocalLoss",
-    "SigmoidFocalLoss",
-    "SoftmaxFocalLoss",
-    "VarifocalLoss",
     "__version__",
-    "asymmetric_loss",
     "build_info",
     "compat",
     "conv_sigmoid_focal_loss",
     "distributed",
     "init_prior_",
-    "quality_focal_loss",
+    "pyramid",
     "reference",
-    "sigmoid_focal_loss",
-    "sigmoid_focal_loss_pyramid",
-    "softmax_focal_loss",
-    "varifocal_loss",
 ]
+__all__ += losses.__all__
 
 
 def __getattr__(name: str) -> ModuleType:

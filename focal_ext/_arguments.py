@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from ._symbols import SYMBOLS, holds, quoted
-from ._torch_private import is_jit_traced, is_transformed, owner_of
+from ._torch_private import is_differentiated_forward, is_jit_traced, is_transformed, owner_of
 
 Alpha = float | Sequence[float] | Tensor | None
 Normalizer = float | str | Tensor | None
 Targets = Tensor | tuple[Tensor, Tensor]
 
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+STRIDED = torch.strided
+DENSE_DTYPES = frozenset((*LOGIT_DTYPES, torch.bool, torch.uint8, torch.int64, torch.int32))
 ID_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
@@ -33,6 +35,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def is_traced() -> bool:
     """Whether torch.compile, torch.export, torch.jit.trace or a torch.func transform runs the call."""
     return is_compiling() or is_transformed() or is_jit_traced()
+
+
+def is_watched() -> bool:
+    """Whether anything runs the call that would see or ask for more than its result: what traces it, or forward-mode AD."""
+    return is_compiling() or is_jit_traced() or is_differentiated_forward()
 
 
 P = ParamSpec("P")
@@ -135,7 +142,14 @@ def check_allocated(name: str, tensor: Tensor) -> None:
         )
 
 
+def is_in_memory(tensor: Tensor) -> bool:
+    """Whether it is contiguous memory and of no subclass: what nearly every call brings, of which nothing else need be asked in Python."""
+    return type(tensor) is Tensor and tensor.layout is STRIDED and not tensor.is_nested and tensor.is_contiguous()
+
+
 def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
+    if is_in_memory(inputs) and inputs.dtype in LOGIT_DTYPES and inputs.dim():
+        return
     if not isinstance(inputs, Tensor):
         raise TypeError(f"{name}: must be a torch.Tensor, got {type(inputs).__name__}")
     check_layout(name, inputs)
@@ -171,7 +185,7 @@ def is_dense(inputs: Tensor, targets: Targets) -> bool:
 def _class_axis_hint(inputs: Tensor, ids: Tensor) -> str:
     """Of ids that fit logits whose classes are dimension 1, as torch's cross_entropy has them. Where all dimensions are equal nothing can be seen."""
     fits = inputs.dim() > 2 and ids.shape == inputs.shape[:1] + inputs.shape[2:]
-    return "; the classes are the last dimension: use inputs.movedim(1, -1)" if fits else ""
+    return "; the classes are taken from the last dimension: pass class_dim=1" if fits else ""
 
 
 def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
@@ -216,6 +230,11 @@ def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int |
         hint = f"; softmax has no background, make it a class of its own{skip and ' or use ' + skip}"
     where = f"{'anchor' if background else 'row'} {first_bad}"
     raise ValueError(f"targets: class id {bad} at {where} is outside [0, {classes}){hint}")
+
+
+def are_integers(dense: Tensor) -> bool:
+    """Whether dense targets are integers, of which others than 0, 1 and the ignored one are bad."""
+    return not (dense.is_floating_point() or dense.dtype is torch.bool)
 
 
 def ignores_some(targets: Tensor, ignore_index: int | None) -> bool:

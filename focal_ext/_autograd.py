@@ -19,7 +19,8 @@ from . import _arguments as arguments
 from . import _by_tensors as by_tensors
 from . import _native as native
 from . import _reference as reference
-from ._call import Call
+from ._call import TENSORS, Call, spec_of, tensors_of
+from ._levels import is_native_layout
 from ._native import ops
 from ._torch_private import (
     apply_of,
@@ -38,85 +39,106 @@ if native.available and not getattr(ops, "registered", False):  # the package ma
     setattr(ops, "registered", True)  # noqa: B010  a namespace of ops declares no attributes
 
 
-def _reference_gradient(ctx: Any, inputs: Tensor, call: Call, grad_output: Tensor) -> Tensor:
-    """The gradient as a differentiable graph, for create_graph=True. No second derivative is written by hand."""
-    loss = reference.compute(inputs, call, ctx.reduction)
-    return torch.autograd.grad(loss, inputs, grad_output, create_graph=True)[0]
+def _reference_gradients(ctx: Any, logits: Sequence[Tensor], call: Call, grad_output: Tensor) -> tuple[Tensor, ...]:
+    """The gradients as a differentiable graph, for create_graph=True. No second derivative is written by hand."""
+    loss = reference.compute(logits, call, ctx.reduction)
+    return torch.autograd.grad(loss, logits, grad_output, create_graph=True)
 
 
-def _save(ctx: Any, call: Call, reduction: str, *logits: Tensor) -> None:
+def _save(ctx: Any, call: Call, reduction: str, logits: Sequence[Tensor], gradients: Sequence[Tensor] = ()) -> None:
     """Saves tensors through autograd, so that hooks see them and a change in place is an error, never a wrong gradient."""
-    tensors = [t.clone() if t is not None and t.is_inference() else t for t in call.tensors]  # autograd refuses to save those
-    ctx.save_for_backward(*logits, *tensors)
-    ctx.scalars, ctx.reduction = call.scalars, reduction
+    tensors = [t.clone() if t is not None and t.is_inference() else t for t in tensors_of(call)]  # autograd refuses to save those
+    ctx.save_for_backward(*tensors, *logits, *gradients)
+    ctx.scalars, ctx.reduction, ctx.count = call[TENSORS:], reduction, len(logits)
+
+
+def _saved(ctx: Any) -> tuple[Sequence[Tensor], Call]:
+    """The logits and the call."""
+    saved = ctx.saved_tensors
+    return saved[TENSORS : TENSORS + ctx.count], Call(*saved[:TENSORS], *ctx.scalars)
 
 
 class _OnePass(torch.autograd.Function):
     """Sum or mean with the gradient computed beside the loss; backward only scales it."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str, given: int | None) -> Tensor:
+    def forward(ctx: FunctionCtx, call: Call, reduction: str, *logits: Tensor) -> Tensor:
         with below_autograd():
-            loss, gradient = ops.loss_and_gradient(inputs, *call[:given])
-        _save(ctx, call, reduction, gradient, inputs)
+            if call.classes:
+                loss, gradients = ops.pyramid_loss_and_gradient(logits, *call)
+            else:
+                loss, *gradients = ops.loss_and_gradient(*logits, *call)
+        _save(ctx, call, reduction, logits, gradients)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
-        gradient, inputs, *tensors = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
-            return _reference_gradient(ctx, inputs, Call(*tensors, *ctx.scalars), grad_output), None, None, None
-        # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
-        if is_compiling() or keeps_graph() or is_batched(grad_output) or not arguments.is_plain(grad_output):
-            return gradient * grad_output, None, None, None
-        if gradient.is_cpu and is_one(grad_output):  # on the CPU, where reading the factor costs less than the op
-            return gradient, None, None, None
-        with below_in_place():
-            ops.scale_(gradient, grad_output)  # decided on the device: no read, no write when the factor is 1
-        return gradient, None, None, None
+            return None, None, *_reference_gradients(ctx, *_saved(ctx), grad_output)
+        return None, None, *scaled(ctx.saved_tensors[TENSORS + ctx.count :], grad_output)
 
 
 _apply_one_pass = apply_of(_OnePass)
+
+
+def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> Sequence[Tensor | None]:
+    """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
+    # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
+    if is_compiling() or keeps_graph() or is_batched(factor) or not arguments.is_plain(factor):
+        return [None if gradient is None else gradient * factor for gradient in gradients]
+    if factor.is_cpu and is_one(factor):  # on the CPU, where reading the factor costs less than the op
+        return gradients
+    if not native.runs_on(factor.device):
+        return [None if gradient is None else gradient * factor for gradient in gradients]
+    for gradient in gradients:
+        if gradient is not None:  # in the order of its memory; decided on the device: no read, no write when the factor is 1
+            rows = gradient if gradient.is_contiguous() else gradient.permute(0, 2, 3, 1)
+            with below_in_place():
+                ops.scale_(rows, factor)
+    return gradients
 
 
 class _Recompute(torch.autograd.Function):
     """Unreduced losses, and fp16: an easy negative's unscaled fp16 gradient underflows before a GradScaler's factor reaches it."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str) -> Tensor:
-        _save(ctx, call, reduction, inputs)
-        return loss_only(inputs, call, reduction)
+    def forward(ctx: FunctionCtx, call: Call, reduction: str, *logits: Tensor) -> Tensor:
+        _save(ctx, call, reduction, logits)
+        return loss_only(logits, call, reduction)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        inputs, *tensors = ctx.saved_tensors
-        call = Call(*tensors, *ctx.scalars)
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        logits, call = _saved(ctx)
         if torch.is_grad_enabled():
-            return _reference_gradient(ctx, inputs, call, grad_output), None, None
-        return ops.gradient(inputs, *call, _upstream(inputs, grad_output)), None, None
+            return None, None, *_reference_gradients(ctx, logits, call, grad_output)
+        upstream = _upstream(logits[0], grad_output)
+        gradients = ops.pyramid_gradient(logits, *call, upstream) if call.classes else [ops.gradient(*logits, *call, upstream)]
+        return None, None, *gradients
 
 
 class _Overwrite(torch.autograd.Function):
     """Backward writes the gradient over the logits: no memory beside them."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, inputs: Tensor, call: Call, reduction: str) -> Tensor:
-        _save(ctx, call, reduction, inputs)
-        return loss_only(inputs, call, reduction)
+    def forward(ctx: FunctionCtx, call: Call, reduction: str, *logits: Tensor) -> Tensor:
+        _save(ctx, call, reduction, logits)
+        return loss_only(logits, call, reduction)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        claim_overwrite(ctx)
-        inputs, *tensors = ctx.saved_tensors
-        target = inputs.detach()
-        call, upstream = Call(*tensors, *ctx.scalars), _upstream(inputs, grad_output)
-        if target.is_contiguous():
-            with below_in_place():
-                ops.gradient_(target, *call, upstream)
-        else:
-            target.copy_(ops.gradient(target, *call, upstream))
-        torch.autograd.graph.increment_version(inputs)  # whoever else saved the logits gets autograd's error
-        return target, None, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        _claim_overwrite(ctx)
+        logits, call = _saved(ctx)
+        targets, upstream = [t.detach() for t in logits], _upstream(logits[0], grad_output)
+        with below_in_place():
+            if call.classes:
+                ops.pyramid_gradient_(targets, *call, upstream, None)
+            elif targets[0].is_contiguous():
+                ops.gradient_(*targets, *call, upstream, None)
+            else:
+                targets[0].copy_(ops.gradient(*targets, *call, upstream))
+        for t in logits:
+            torch.autograd.graph.increment_version(t)  # whoever else saved the logits gets autograd's error
+        return None, None, *targets
 
 
 def is_one(factor: Tensor) -> bool:
@@ -129,7 +151,7 @@ def is_one(factor: Tensor) -> bool:
         raise
 
 
-def claim_overwrite(ctx: Any) -> None:
+def _claim_overwrite(ctx: Any) -> None:
     """The first and only backward of a call with overwrite_inputs."""
     if torch.is_grad_enabled():
         raise RuntimeError("overwrite_inputs=True is once differentiable: its backward replaces the logits; use overwrite_inputs=False")
@@ -150,31 +172,37 @@ def _upstream(inputs: Tensor, grad_output: Tensor) -> Tensor:
     return grad_output.contiguous()
 
 
-def loss_only(inputs: Tensor, call: Call, reduction: str) -> Tensor:
+def loss_only(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:
     with below_autograd():
-        return ops.loss_map(inputs, *call) if reduction == "none" else ops.loss(inputs, *call)
+        if call.classes:
+            return ops.pyramid_loss(logits, *call)
+        return ops.loss_map(*logits, *call) if reduction == "none" else ops.loss(*logits, *call)
 
 
-def needs_graph(tensors: Sequence[Tensor | None], traced: bool = True) -> bool:
-    """Whether a transform, torch.jit.trace or torch.onnx.export runs the call, or something besides the logits wants a gradient; `traced`: whether
-    a tracer may run it."""
-    if is_differentiated_forward() or (traced and (torch.onnx.is_in_onnx_export() if is_compiling() else is_jit_traced())):
-        return True
+def is_watched_by_autograd() -> bool:
+    """Whether a transform, forward-mode AD, torch.jit.trace or torch.onnx.export runs the call: they take it apart, or ask for derivatives that no
+    kernel has."""
+    return is_differentiated_forward() or (torch.onnx.is_in_onnx_export() if is_compiling() else is_jit_traced())
+
+
+def wants_more(call: Call) -> bool:
+    """Whether something besides the logits wants a gradient."""
     if torch.is_grad_enabled():
-        for t in tensors:
+        for t in tensors_of(call):
             if t is not None and t.requires_grad:
                 return True
     return False
 
 
-def _compiled(inputs: Tensor, call: Call, reduction: str) -> Tensor:
+def _compiled(logits: tuple[Tensor, ...], call: Call, reduction: str, wants_gradient: bool) -> Tensor:
     """The route of torch.compile and torch.export: plain op calls that a graph can hold."""
     constants, numbers = by_tensors.apart(call)
+    given, layout = (logits, "pyramid_") if call.classes else (logits[0], "")
     if reduction == "none":
-        return by_tensors.call("loss_map", numbers, inputs, *constants)
-    if inputs.requires_grad and torch.is_grad_enabled() and inputs.dtype is not torch.float16:
-        return by_tensors.call("loss_and_gradient", numbers, inputs, *constants)[0]
-    return by_tensors.call("loss", numbers, inputs, *constants)
+        return by_tensors.call("loss_map", numbers, given, *constants)
+    if wants_gradient and logits[0].dtype is not torch.float16:
+        return by_tensors.call(f"{layout}loss_and_gradient", numbers, given, *constants)[0]
+    return by_tensors.call(f"{layout}loss", numbers, given, *constants)
 
 
 def _by_falling_stride(strides: tuple[int, ...]) -> list[int]:
@@ -203,30 +231,34 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
     return rows, call._replace(targets=targets, scores=scores), order
 
 
-def dispatch(inputs: Tensor, call: Call, reduction: str, overwrite_inputs: bool, ordinary: int | None = None) -> Tensor:
-    """The loss of checked arguments by the fastest implementation that is right for them."""
-    if (needs_graph(call[:2], traced=False) if ordinary else needs_graph(call[:5])) or not native.runs_on(inputs.device):
-        return reference.compute(inputs, call, reduction)
-    compiling = not ordinary and is_compiling()
-    if not (ordinary or compiling or arguments.are_plain((inputs, *call.tensors))):
-        return reference.compute(inputs, call, reduction)
-    wants_gradient = inputs.requires_grad and torch.is_grad_enabled()
-    overwrite = overwrite_inputs and wants_gradient and not compiling
-    order = None
-    if not (ordinary or inputs.is_contiguous()):
-        rows = _as_rows(inputs, call)
-        if rows[2] is not None or not overwrite:  # a copy could not be overwritten in the inputs' place
-            inputs, call, order = rows
+def dispatch(logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_inputs: bool, plain: bool = False) -> Tensor:
+    """The loss of checked arguments by the fastest implementation that is right for them; `plain` as in Request."""
+    first = logits[0]
+    compiling = not plain and is_compiling()
+    is_right = plain or (not is_watched_by_autograd() and (compiling or arguments.are_plain((*logits, *tensors_of(call)))))
+    if not is_right or wants_more(call) or not native.runs_on(first.device):
+        return reference.compute(logits, call, reduction)
+    if call.classes and not native.has_kernel_for_levels(spec_of(call).is_per_row, call.loss, first.device):
+        rows, call = reference.in_rows(logits, call)
+        return dispatch((rows,), call, reduction, False)
+    wants_gradient = torch.is_grad_enabled() and (any(t.requires_grad for t in logits) if call.classes else first.requires_grad)
+    overwrite, order = overwrite_inputs and wants_gradient and not compiling, None
+    if call.classes:
+        logits = tuple(level if is_native_layout(level) else level.contiguous() for level in logits)
+    elif not (plain or first.is_contiguous()):
+        rows, in_order, order = _as_rows(first, call)
+        if order is not None or not overwrite:  # a copy could not be overwritten in the inputs' place
+            logits, call = (rows,), in_order
     if compiling:
-        loss = _compiled(inputs, call, reduction)
+        loss = _compiled(logits, call, reduction, wants_gradient)
     elif not wants_gradient:
-        loss = loss_only(inputs, call, reduction)
+        loss = loss_only(logits, call, reduction)
     elif overwrite:
-        loss = _Overwrite.apply(inputs, call, reduction)
-    elif reduction == "none" or inputs.dtype is torch.float16:
-        loss = _Recompute.apply(inputs, call, reduction)
+        loss = _Overwrite.apply(call, reduction, *logits)
+    elif reduction == "none" or first.dtype is torch.float16:
+        loss = _Recompute.apply(call, reduction, *logits)
     else:
-        loss = _apply_one_pass(unwrap_if_dead(inputs), call, reduction, ordinary)
+        loss = _apply_one_pass(call, reduction, *map(unwrap_if_dead, logits))
     if order is not None and reduction == "none":
         loss = loss.permute([order.index(d) for d in range(loss.dim())])  # the classes are last before and after
     return loss

@@ -8,21 +8,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._call import Call, PyramidCall, check_numbers_of
+from ._call import NUMBERS, Call, spec_of
 from ._native import ops
+from ._options import check_again
 from ._symbols import as_tensor, is_constant
 from ._torch_private import register_fake, schema_of
 
 SUFFIX = "_by_tensors"
+FIELDS = len(Call._fields)
 
 
 class Numbers(NamedTuple):
     tensors: list[Tensor]  # 0-d
-    places: list[int]  # of the numbers among the op's arguments
+    places: list[int]  # among the numbers of a Call
 
 
 NONE = Numbers([], [])
-FLOATS, PYRAMID_FLOATS = (tuple(name for name, kind in fields.__annotations__.items() if "float" in str(kind)) for fields in (Call, PyramidCall))
 _defined = {"loss"} if hasattr(ops, f"loss{SUFFIX}") else set()  # the package may be imported anew, the ops stay
 
 
@@ -37,36 +38,35 @@ def define(name: str, registrations: torch.library.Library) -> bool:
     arguments, results = schema.rsplit(" -> ", 1)
     arguments = ", ".join(argument.split("=")[0] for argument in arguments[arguments.index("(") + 1 : -1].split(", "))
 
-    def run(*given: Any) -> Any:
-        plain = filled(given[:-2], *given[-2:])
-        fields = PyramidCall if name.startswith("pyramid") else Call
-        check_numbers_of(fields(*plain[1 : 1 + len(fields._fields)]))
-        return op(*plain)
+    def run(logits: Any, *given: Any) -> Any:
+        call = filled(Call(*given[:FIELDS]), *given[-2:])
+        return op(logits, *call, *given[FIELDS:-2])
 
-    registrations.define(f"{name}{SUFFIX}({arguments}, Tensor[] numbers, int[] places) -> {results}")
+    registrations.define(f"{name}{SUFFIX}({arguments}, Tensor[] by_tensors, int[] places) -> {results}")
     registrations.impl(f"{name}{SUFFIX}", run, "CompositeExplicitAutograd")
     register_fake(f"focal_ext::{name}{SUFFIX}", lambda *given: op(*given[:-2]), registrations)
     _defined.add(name)
     return True
 
 
-def filled(arguments: Sequence[Any], numbers: Sequence[Tensor], places: Sequence[int]) -> list[Any]:
-    """The arguments with the numbers in their places."""
-    plain = list(arguments)
-    for place, number in zip(places, numbers):
-        plain[place] = number.item()  # on the CPU
-    return plain
+def filled(call: Call, tensors: Sequence[Tensor], places: Sequence[int]) -> Call:
+    """The call with the numbers in their places, which are checked now that their values are known."""
+    numbers = list(call.numbers)
+    for place, tensor in zip(places, tensors):
+        numbers[place] = tensor.item()  # on the CPU
+    check_again(spec_of(call), tuple(numbers))
+    return call._replace(numbers=tuple(numbers))
 
 
-def apart(call: Call | PyramidCall, first: int = 1) -> tuple[Any, Numbers]:
-    """The call with constants alone, and the numbers that are none as tensors; `first` is the place of the call's first field."""
-    floats = PYRAMID_FLOATS if isinstance(call, PyramidCall) else FLOATS
-    names = [name for name in floats if not is_constant(getattr(call, name))]
-    if not names or not _defined:
+def apart(call: Call) -> tuple[Any, Numbers]:
+    """The call with constants alone, and the numbers that are none as tensors."""
+    given = call.numbers
+    places = [place for place, number in enumerate(given) if not is_constant(number)]
+    if not places or not _defined:
         return call, NONE
-    tensors = [as_tensor(getattr(call, name), torch.ones(()), torch.float64) for name in names]
-    constants: dict[str, Any] = dict.fromkeys(names, 0.5)  # never read
-    return call._replace(**constants), Numbers(tensors, [first + call._fields.index(name) for name in names])
+    tensors = [as_tensor(given[place], torch.ones(()), torch.float64) for place in places]
+    constants = tuple(0.5 if place in places else number for place, number in enumerate(given))  # of which those are never read
+    return (*call[:NUMBERS], constants, *call[NUMBERS + 1 :]), Numbers(tensors, places)
 
 
 def call(name: str, numbers: Numbers, *arguments: Any) -> Any:
@@ -75,7 +75,7 @@ def call(name: str, numbers: Numbers, *arguments: Any) -> Any:
 
 def numbers_of(arguments: tuple[Any, ...]) -> Numbers:
     """The numbers that end the arguments of an op that takes them by tensors."""
-    return Numbers(*arguments[-2:]) if isinstance(arguments[-1], (list, tuple)) else NONE
+    return Numbers(*arguments[-2:]) if isinstance(arguments[-2], (list, tuple)) else NONE
 
 
 def numbers_saved(ctx: Any) -> tuple[Numbers, list[Tensor]]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._arguments import Alpha, Normalizer, accumulation_dtype, as_float, check_layout, in_dtype, is_number, is_plain, is_traced, values_are_readable
+from ._arguments import accumulation_dtype, as_float, check_layout, in_dtype, is_in_memory, is_number, is_plain, is_traced, values_are_readable
 from ._symbols import as_tensor, holds, is_constant, quoted
 
 # What the reduced loss is divided by; the numbers are those of csrc/problem.h.
 BY_VALUE, BY_TENSOR, BY_KEPT, BY_POSITIVES = range(4)
+
+
+class _OfTensor:
+    """A normalizer whose value a tensor holds, among numbers and words."""
+
+
+OF_TENSOR = _OfTensor()
 
 
 _kept: dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor] = {}
@@ -39,17 +47,25 @@ def tensor_of(values: tuple[float, ...], dtype: torch.dtype, inputs: Tensor) -> 
     return tensor
 
 
-def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float, float, Tensor | None]:
-    """Returns the factors of positives and negatives, and the tensor of per-class alphas if there is one."""
-    rule = "in [0, 1]" if most == 1 else "finite and >= 0"
-    if alpha is None or (is_number(alpha) and holds(alpha == -1, unknown=False)):  # type: ignore[arg-type]
-        return 1.0, 1.0, None
-    if is_number(alpha):
-        factor = as_float(alpha)
-        if not holds(factor >= 0, factor <= most, factor < math.inf):
-            raise ValueError(f"alpha: must be {rule}, or None or -1 to switch it off, got {quoted(alpha)}")
-        return factor + 0.0, 1.0 - factor, None  # -0.0 is 0.0, to which it is equal
-    classes, dtype = inputs.shape[-1], accumulation_dtype(inputs.dtype)
+def check_alpha(alpha: Any, most: float = 1.0) -> tuple[float, float]:
+    """The factors of a target of 1 and of 0 for an alpha that is one number, or off."""
+    if alpha is None or (is_number(alpha) and holds(alpha == -1, unknown=False)):
+        return 1.0, 1.0
+    if not is_number(alpha):
+        raise TypeError(f"alpha: must be None, a float, or a tensor or sequence of one float a class, got {type(alpha).__name__}")
+    factor = as_float(alpha)
+    if not holds(factor >= 0, factor <= most, factor < math.inf):
+        raise ValueError(f"alpha: must be {_rule_of_alpha(most)}, or None or -1 to switch it off, got {quoted(alpha)}")
+    return factor + 0.0, 1.0 - factor  # -0.0 is 0.0, to which it is equal
+
+
+def _rule_of_alpha(most: float) -> str:
+    return "in [0, 1]" if most == 1 else "finite and >= 0"
+
+
+def check_class_alpha(alpha: Any, like: Tensor, classes: int, most: float) -> Tensor:
+    """One alpha a class, as the ops take it."""
+    rule, dtype = _rule_of_alpha(most), accumulation_dtype(like.dtype)
     if not isinstance(alpha, Tensor):
         alpha = alpha.tolist() if hasattr(alpha, "tolist") else alpha
         if isinstance(alpha, (str, bytes, bool)) or not isinstance(alpha, Sequence) or not all(map(is_number, alpha)):
@@ -57,17 +73,17 @@ def check_alpha(alpha: Alpha, inputs: Tensor, most: float = 1.0) -> tuple[float,
         values = tuple(as_float(a) for a in alpha)
         if not all(holds(a >= 0, a <= most, a < math.inf) for a in values):
             raise ValueError(f"alpha: every value must be {rule}, got {[quoted(a) for a in values]}")
-        alpha = tensor_of(values, dtype, inputs)
+        alpha = tensor_of(values, dtype, like)
     check_layout("alpha", alpha)
     if alpha.is_complex() or alpha.is_quantized or alpha.dtype is torch.bool:
         raise TypeError(f"alpha: must be real numbers, got {alpha.dtype}")
     if alpha.shape != (classes,):
         raise ValueError(f"alpha: a tensor or sequence must hold one value per class, shape ({classes},), got {tuple(alpha.shape)}")
-    if alpha.device != inputs.device:
-        raise ValueError(f"alpha: must be on the device of inputs, {inputs.device}, got {alpha.device}")
+    if alpha.device != like.device:
+        raise ValueError(f"alpha: must be on the device of inputs, {like.device}, got {alpha.device}")
     if values_are_readable(alpha) and not bool(((alpha >= 0) & (alpha <= most) & (alpha < math.inf)).all()):
         raise ValueError(f"alpha: every value must be {rule}, got {alpha.tolist()}")
-    return 1.0, 1.0, in_dtype(alpha, dtype).contiguous()
+    return in_dtype(alpha, dtype).contiguous()
 
 
 def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
@@ -107,47 +123,49 @@ def check_row_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
     return check_weight(weight, inputs)
 
 
-def check_normalizer(
-    normalizer: Normalizer, reduction: str, inputs: Tensor, dense: bool, per_row: bool = False, ignores_some: bool = True
-) -> tuple[int, float, Tensor | None]:
-    """Returns the divisor's kind, its value and its tensor; the mean is that of all losses that are not ignored, one a row or one a logit.
-    `ignores_some`: whether a dense target may be ignored."""
+def check_normalizer(normalizer: Any, reduction: Any, per_row: bool) -> tuple[int, float]:
+    """The kind of the divisor and its value; the mean is that of all losses that are not ignored, one a row or one a logit."""
     if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: must be 'none', 'mean' or 'sum', got {reduction!r}")
     if normalizer is None:
-        if reduction != "mean":
-            return BY_VALUE, 1.0, None
-        if dense and not ignores_some:
-            return _by_value(as_float(max(math.prod(inputs.shape[:-1]) if per_row else inputs.numel(), 1)), inputs)
-        return BY_POSITIVES if per_row else BY_KEPT, 1.0, None
+        return (BY_VALUE if reduction != "mean" else BY_POSITIVES if per_row else BY_KEPT), 1.0
     if reduction != "sum":
         raise ValueError(f"normalizer: goes with reduction='sum', got reduction={reduction!r}")
+    if normalizer is OF_TENSOR:
+        return BY_TENSOR, 1.0
     if isinstance(normalizer, str):
         if normalizer != "positives":
             raise ValueError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {normalizer!r}")
-        if dense:
-            raise ValueError("normalizer: 'positives' counts class ids, got dense targets; pass a float or a 0-d tensor")
-        return BY_POSITIVES, 1.0, None
-    if isinstance(normalizer, Tensor):
-        check_layout("normalizer", normalizer)
-        if normalizer.dim() != 0:
-            raise ValueError(f"normalizer: a tensor must be 0-d, got shape {tuple(normalizer.shape)}; use normalizer.sum() or .squeeze()")
-        if normalizer.is_complex() or normalizer.is_quantized or normalizer.dtype is torch.bool:
-            raise TypeError(f"normalizer: must be a real number, got {normalizer.dtype}")
-        if normalizer.device != inputs.device:
-            raise ValueError(f"normalizer: must be on the device of inputs, {inputs.device}, got {normalizer.device}")
-        return BY_TENSOR, 1.0, in_dtype(normalizer, accumulation_dtype(inputs.dtype))
+        return BY_POSITIVES, 1.0
     if not is_number(normalizer):
         raise TypeError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {type(normalizer).__name__}")
     divisor = as_float(normalizer)
     if not holds(divisor > 0, divisor < math.inf):
         raise ValueError(f"normalizer: must be finite and > 0, got {quoted(normalizer)}; clamp a count of positives with max(n, 1)")
-    return _by_value(divisor, inputs)
+    return BY_VALUE, divisor
 
 
-def _by_value(divisor: float, inputs: Tensor) -> tuple[int, float, Tensor | None]:
-    """A number, by tensor where it changes from call to call of a graph; one that no rule could be asked of and that is broken is NaN there."""
-    if is_constant(divisor):
-        return BY_VALUE, divisor, None
-    tensor = as_tensor(divisor, inputs, accumulation_dtype(inputs.dtype))
-    return BY_TENSOR, 1.0, tensor.where((tensor > 0) & (tensor < math.inf), torch.nan)
+def divisor_of(divisor: int, numbers: tuple[float, ...], normalizer: Tensor | None, like: Tensor) -> tuple[int, tuple[float, ...], Tensor | None]:
+    """The kind of the divisor, the numbers with its value, and its tensor."""
+    if divisor == BY_TENSOR:
+        return divisor, numbers, _check_normalizer_tensor(normalizer, like)
+    if divisor == BY_VALUE and not is_constant(numbers[2]):
+        # By tensor what changes from call to call of a graph; one that no rule could be asked of and that is broken is NaN there.
+        tensor = as_tensor(numbers[2], like, accumulation_dtype(like.dtype))
+        return BY_TENSOR, (*numbers[:2], 1.0, *numbers[3:]), tensor.where((tensor > 0) & (tensor < math.inf), torch.nan)
+    return divisor, numbers, None
+
+
+def _check_normalizer_tensor(normalizer: Tensor | None, like: Tensor) -> Tensor:
+    assert normalizer is not None
+    dtype = accumulation_dtype(like.dtype)
+    if normalizer.dtype is dtype and normalizer.dim() == 0 and normalizer.device == like.device and is_in_memory(normalizer):
+        return normalizer
+    check_layout("normalizer", normalizer)
+    if normalizer.dim() != 0:
+        raise ValueError(f"normalizer: a tensor must be 0-d, got shape {tuple(normalizer.shape)}; use normalizer.sum() or .squeeze()")
+    if normalizer.is_complex() or normalizer.is_quantized or normalizer.dtype is torch.bool:
+        raise TypeError(f"normalizer: must be a real number, got {normalizer.dtype}")
+    if normalizer.device != like.device:
+        raise ValueError(f"normalizer: must be on the device of inputs, {like.device}, got {normalizer.device}")
+    return in_dtype(normalizer, dtype)

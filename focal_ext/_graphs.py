@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import _by_tensors as by_tensors
 from ._arguments import accumulation_dtype
-from ._call import Call, PyramidCall, is_per_row
+from ._call import TENSORS, Call, spec_of
 from ._formulas import no_gradients, refuse_create_graph
 from ._native import IN_PLACE_OPS, ops, registrations
 from ._torch_private import below_in_place, in_place_keys, register_autograd, register_fake
@@ -39,40 +39,51 @@ def _number(inputs: Tensor) -> Tensor:
     return inputs.new_empty((), dtype=accumulation_dtype(inputs.dtype))
 
 
-# ---- logits in rows: inputs, then the fields of a Call ------------------------------------------------------------------------------
+def _like_logits(logits: Any) -> Any:
+    """Gradients: of rows contiguous, of levels each in its own memory format."""
+    if isinstance(logits, Tensor):
+        return torch.empty_like(logits, memory_format=torch.contiguous_format)
+    return [torch.empty_like(level) for level in logits]
 
 
-def _like_logits(inputs: Tensor) -> Tensor:
-    return torch.empty_like(inputs, memory_format=torch.contiguous_format)
+# ---- each op over both layouts: logits, the fields of a Call, and what else it takes --------------------------------------------------
 
 
-@fake_of("loss")
-def _(inputs: Tensor, *call: Any) -> Tensor:
-    _check_devices(inputs, call)
-    return _number(inputs)
+def _fake_loss(logits: Any, *call: Any) -> Tensor:
+    return _number(_first(logits, call))
 
 
-@fake_of("loss_and_gradient")
-def _(inputs: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
-    _check_devices(inputs, call)
-    return _number(inputs), _like_logits(inputs)
+def _fake_loss_and_gradient(logits: Any, *call: Any) -> tuple[Tensor, Any]:
+    return _number(_first(logits, call)), _like_logits(logits)
+
+
+def _fake_gradient(logits: Any, *call_and_grad_output: Any) -> Any:
+    _first(logits, call_and_grad_output)
+    return _like_logits(logits)
+
+
+def _fake_in_place(logits: Any, *call_and_results: Any) -> None:
+    _first(logits, call_and_results)
+
+
+def _first(logits: Any, others: Sequence[Any]) -> Tensor:
+    """The logits, or their first level, all on one device."""
+    levels = [logits] if isinstance(logits, Tensor) else logits
+    _check_devices(levels[0], (*levels, *others))
+    return levels[0]
+
+
+for layout in ("", "pyramid_"):
+    fake_of(f"{layout}loss")(_fake_loss)
+    fake_of(f"{layout}loss_and_gradient")(_fake_loss_and_gradient)
+    fake_of(f"{layout}gradient")(_fake_gradient)
+    fake_of(f"{layout}gradient_")(_fake_in_place)
 
 
 @fake_of("loss_map")
 def _(inputs: Tensor, *call: Any) -> Tensor:
     _check_devices(inputs, call)
-    return inputs.new_empty(inputs.shape[:-1]) if is_per_row(Call(*call)) else _like_logits(inputs)
-
-
-@fake_of("gradient")
-def _(inputs: Tensor, *call_and_grad_output: Any) -> Tensor:
-    _check_devices(inputs, call_and_grad_output)
-    return _like_logits(inputs)
-
-
-@fake_of("gradient_")
-def _(inputs: Tensor, *call_and_grad_output: Any) -> None:
-    _check_devices(inputs, call_and_grad_output)
+    return inputs.new_empty(inputs.shape[:-1]) if spec_of(Call(*call)).is_per_row else _like_logits(inputs)
 
 
 @fake_of("scale_")
@@ -85,29 +96,35 @@ def _(targets: Tensor, classes: int, ignore_index: int | None, background: bool 
     return targets.new_empty((), dtype=torch.int64)
 
 
-def save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+def save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Any]) -> None:
+    ctx.is_list = not isinstance(output[1], Tensor)
+    gradients = output[1] if ctx.is_list else [output[1]]
+    ctx.mark_non_differentiable(*gradients)
+    ctx.save_for_backward(*gradients)
     ctx.rest = no_gradients(inputs[1:])
 
 
-def scale_gradient(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
+def scale_gradients(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
     refuse_create_graph()
-    return ctx.saved_tensors[0] * grad_loss, *ctx.rest
+    gradients = [gradient * grad_loss for gradient in ctx.saved_tensors]
+    return gradients if ctx.is_list else gradients[0], *ctx.rest
 
 
-def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    call, numbers = Call(*inputs[1 : 1 + len(Call._fields)]), by_tensors.numbers_of(inputs)
-    ctx.save_for_backward(*numbers.tensors, inputs[0], *call.tensors)
-    ctx.scalars, ctx.places, ctx.rest = call.scalars, numbers.places, no_gradients(inputs[1:])
+def save_logits(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    call, numbers = Call(*inputs[1 : 1 + by_tensors.FIELDS]), by_tensors.numbers_of(inputs)
+    ctx.is_list = not isinstance(inputs[0], Tensor)
+    ctx.save_for_backward(*numbers.tensors, *call[:TENSORS], *(inputs[0] if ctx.is_list else [inputs[0]]))
+    ctx.scalars, ctx.places, ctx.rest = call[TENSORS:], numbers.places, no_gradients(inputs[1:])
 
 
-def recompute_gradient(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+def recompute_gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     refuse_create_graph()
-    numbers, (inputs, *tensors) = by_tensors.numbers_saved(ctx)
+    numbers, saved = by_tensors.numbers_saved(ctx)
+    tensors, logits = saved[:TENSORS], saved[TENSORS:]
     # A number is of the accumulation dtype, also where it is the loss of a single row.
-    grad_output = grad_output.contiguous() if grad_output.dim() else grad_output.to(accumulation_dtype(inputs.dtype))
-    return by_tensors.call("gradient", numbers, inputs, *tensors, *ctx.scalars, grad_output), *ctx.rest
+    grad_output = grad_output.contiguous() if grad_output.dim() else grad_output.to(accumulation_dtype(logits[0].dtype))
+    name, given = ("pyramid_gradient", logits) if ctx.is_list else ("gradient", logits[0])
+    return by_tensors.call(name, numbers, given, *tensors, *ctx.scalars, grad_output), *ctx.rest
 
 
 def save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -119,69 +136,14 @@ def refuse(ctx: Any, *grads: Any) -> Any:
 
 
 FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "loss_and_gradient": (scale_gradient, save_gradient),
-    "loss": (recompute_gradient, save_inputs),
-    "loss_map": (recompute_gradient, save_inputs),
-    "gradient": (refuse, save_nothing),
-}
-
-
-# ---- pyramids: levels, then the fields of a PyramidCall -----------------------------------------------------------------------------
-
-
-@fake_of("pyramid_loss")
-def _(levels: list[Tensor], *call: Any) -> Tensor:
-    _check_devices(levels[0], (*levels, *call))
-    return _number(levels[0])
-
-
-@fake_of("pyramid_loss_and_gradient")
-def _(levels: list[Tensor], *call: Any) -> tuple[Tensor, list[Tensor]]:
-    _check_devices(levels[0], (*levels, *call))
-    return _number(levels[0]), [torch.empty_like(level) for level in levels]
-
-
-@fake_of("pyramid_gradient")
-def _(levels: list[Tensor], *call_and_grad_output: Any) -> list[Tensor]:
-    _check_devices(levels[0], (*levels, *call_and_grad_output))
-    return [torch.empty_like(level) for level in levels]
-
-
-@fake_of("pyramid_gradient_")
-def _(levels: list[Tensor], *call_grad_output_and_loss: Any) -> None:
-    _check_devices(levels[0], (*levels, *call_grad_output_and_loss))
-
-
-def save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
-    ctx.mark_non_differentiable(*output[1])
-    ctx.save_for_backward(*output[1])
-    ctx.rest = no_gradients(inputs[1:])
-
-
-def scale_gradients(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
-    refuse_create_graph()
-    return [gradient * grad_loss for gradient in ctx.saved_tensors], *ctx.rest
-
-
-def save_levels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    call, numbers = PyramidCall(*inputs[1 : 1 + len(PyramidCall._fields)]), by_tensors.numbers_of(inputs)
-    ctx.save_for_backward(*numbers.tensors, *call.tensors, *inputs[0])
-    ctx.scalars, ctx.places, ctx.rest = call.scalars, numbers.places, no_gradients(inputs[1:])
-
-
-def recompute_gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-    refuse_create_graph()
-    numbers, saved = by_tensors.numbers_saved(ctx)
-    tensors = len(PyramidCall._fields) - len(ctx.scalars)
-    call, levels = saved[:tensors], list(saved[tensors:])
-    return by_tensors.call("pyramid_gradient", numbers, levels, *call, *ctx.scalars, grad_output.contiguous()), *ctx.rest
-
-
-FORMULAS |= {
-    "pyramid_loss_and_gradient": (scale_gradients, save_gradients),
-    "pyramid_loss": (recompute_gradients, save_levels),
-    "pyramid_gradient": (refuse, save_nothing),
-}
+    f"{layout}{name}": formula
+    for layout in ("", "pyramid_")
+    for name, formula in (
+        ("loss_and_gradient", (scale_gradients, save_gradients)),
+        ("loss", (recompute_gradients, save_logits)),
+        ("gradient", (refuse, save_nothing)),
+    )
+} | {"loss_map": (recompute_gradients, save_logits)}
 
 for name, formula in FORMULAS.items():
     register_autograd(getattr(ops, name).default, *formula, registrations)
@@ -196,7 +158,7 @@ def _in_place(op: Callable[..., None]) -> Callable[..., None]:
     written = [i for i, argument in enumerate(op._schema.arguments) if argument.alias_info is not None and argument.alias_info.is_write]  # type: ignore[attr-defined]
 
     def announce(keys: Any, *given: Any) -> None:
-        tensors = [t for i in written for t in (given[i] if isinstance(given[i], (list, tuple)) else [given[i]]) if t is not None]
+        tensors = [t for i in written if i < len(given) for t in (given[i] if isinstance(given[i], (list, tuple)) else [given[i]]) if t is not None]
         for t in tensors:
             if t.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(f"{op}: writes over a tensor that requires grad, and has no derivative; pass t.detach(), or call it under torch.no_grad()")

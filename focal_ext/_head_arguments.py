@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._chunks import Geometry
-from ._pyramid import check_classes, check_maps
+from ._levels import check_classes, check_maps
 
 
 def in_autocast_dtype(features: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:

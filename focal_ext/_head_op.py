@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _by_tensors as by_tensors
 from ._arguments import accumulation_dtype
-from ._call import PyramidCall, check_numbers_of
+from ._call import Call
 from ._chunks import Geometry
 from ._formulas import no_gradients, refuse_create_graph
 from ._native import ops, registrations
@@ -18,21 +18,20 @@ from ._sweep import Head, Sweep
 from ._torch_private import register_autograd, register_fake
 
 NAME = "conv_loss_and_gradients"
-FIELDS = len(PyramidCall._fields)
+FIELDS = len(Call._fields)
 
-# Features, weight and bias of the convolution, the fields of a PyramidCall, the convolution, which gradients are wanted (of weight, bias
+# Features, weight and bias of the convolution, the fields of a Call, the convolution, which gradients are wanted (of weight, bias
 # and each level), and the numbers that come as tensors. A gradient that is not wanted is empty.
 SCHEMA = (
-    "(Tensor[] features, Tensor conv_weight, Tensor? conv_bias, Tensor targets, Tensor? weight, Tensor? alpha, Tensor? normalizer, "
-    "int classes, float gamma, float smoothing, float alpha_positive, float alpha_negative, int? ignore_index, int divisor, "
-    "float divisor_value, int[] geometry, int memory_budget, bool[] wanted, Tensor[] numbers, int[] places) -> (Tensor, Tensor[])"
+    "(Tensor[] features, Tensor conv_weight, Tensor? conv_bias, Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, "
+    "Tensor? normalizer, int loss, float[] numbers, int? ignore_index, int divisor, int classes, int[] geometry, int memory_budget, bool[] wanted, "
+    "Tensor[] by_tensors, int[] places) -> (Tensor, Tensor[])"
 )
 
 
 def _run(features: list[Tensor], conv_weight: Tensor, conv_bias: Tensor | None, *rest: Any) -> tuple[Tensor, list[Tensor]]:
     *fields, geometry, memory_budget, wanted, numbers, places = rest
-    call = PyramidCall(*by_tensors.filled(fields, numbers, places))
-    check_numbers_of(call)
+    call = by_tensors.filled(Call(*fields), numbers, places)
     head = Head(Geometry(*(tuple(geometry[i : i + 2]) for i in (0, 2, 4))), memory_budget)
     sweep = Sweep(head, call, conv_weight, conv_bias, wanted)
     loss = sweep.run(features)
@@ -64,10 +63,10 @@ if not hasattr(ops, NAME):  # the package may be imported anew, the ops stay
     register_autograd(getattr(ops, NAME).default, _scale, _save, registrations)
 
 
-def loss_of(head: Head, call: PyramidCall, weight: Tensor, bias: Tensor | None, features: Sequence[Tensor]) -> Tensor:
+def loss_of(head: Head, call: Call, weight: Tensor, bias: Tensor | None, features: Sequence[Tensor]) -> Tensor:
     """The op on the arguments of a call that is being compiled."""
     given = (weight, bias, *features)
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in given]
-    constants, numbers = by_tensors.apart(call, first=0)
+    constants, numbers = by_tensors.apart(call)
     geometry = [size for pair in head.geometry for size in pair]
     return ops.conv_loss_and_gradients(list(features), weight, bias, *constants, geometry, head.memory_budget, wanted, *numbers)[0]

@@ -1,55 +1,65 @@
 # Owns: a checked request as a public function: the dispatch, and the error for a target that is out of range.
-# Must not know: which losses there are, argument rules, kernels.
+# Must not know: any one loss, argument rules, kernels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec
 
-import torch
 from torch import Tensor
 
 from . import _arguments as arguments
 from . import _autograd, _native, _reference
-from ._call import Call, Request, is_per_row
+from ._call import Call, Request, classes_of, tensors_of
+from ._spec import LossSpec, declare
 from ._torch_private import outside_old_graphs
 
 P = ParamSpec("P")
 
 
-def fused(request: Callable[P, Request]) -> Callable[P, Tensor]:
-    """The loss function whose arguments `request` checks, computed by the fastest implementation that is right for them."""
+def fused(spec: LossSpec) -> Callable[[Callable[P, Request]], Callable[P, Tensor]]:
+    """Makes the function of a loss of one that checks its arguments, and puts the loss on the list."""
 
-    @functools.wraps(request)
-    @outside_old_graphs
-    def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        inputs, call, reduction, overwrite_inputs, ordinary = request(*args, **kwargs)
-        targets = call.targets
-        is_unchecked = targets.dim() == inputs.dim() and (targets.is_floating_point() or targets.dtype is torch.bool)
-        if is_unchecked or not (inputs.is_cpu if ordinary else arguments.values_are_readable(inputs, targets)):
-            return _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
-        # A bad target makes a reduced loss NaN: looking for it only then saves every other call a pass over the targets.
-        only_then = reduction != "none" and _native.available and inputs.shape[-1] != 0 and (ordinary or arguments.are_plain(call.tensors))
-        if not only_then:
-            _check_targets(inputs, call)
-        loss = _autograd.dispatch(inputs, call, reduction, overwrite_inputs, ordinary)
-        if only_then and arguments.is_nan(loss):
-            _check_targets(inputs, call)
+    def decorate(request: Callable[P, Request]) -> Callable[P, Tensor]:
+        @functools.wraps(request)
+        @outside_old_graphs
+        def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+            return run(*request(*args, **kwargs))
+
+        loss.__annotations__["return"] = "Tensor"
+        loss.spec = spec  # type: ignore[attr-defined]
+        declare(spec, loss)
         return loss
 
-    loss.__annotations__["return"] = "Tensor"
+    return decorate
+
+
+def run(
+    logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_inputs: bool, plain: bool = False, moved_from: int | None = None
+) -> Tensor:
+    """The loss by the fastest implementation that is right for the request."""
+    if moved_from is not None and reduction == "none":
+        return run(logits, call, reduction, overwrite_inputs, plain).movedim(-1, moved_from)
+    first, targets = logits[0], call.targets
+    readable = first.is_cpu if plain else arguments.values_are_readable(first, targets)
+    if not readable or not (call.classes or targets.dim() < first.dim() or arguments.are_integers(targets)):
+        return _autograd.dispatch(logits, call, reduction, overwrite_inputs, plain)
+    # A bad target makes a reduced loss NaN: looking for it only then saves every other call a pass over the targets.
+    only_then = reduction != "none" and _native.available and classes_of(logits, call) != 0 and (plain or arguments.are_plain(tensors_of(call)))
+    if not only_then:
+        _check_targets(logits, call)
+    loss = _autograd.dispatch(logits, call, reduction, overwrite_inputs, plain)
+    if only_then and arguments.is_nan(loss):
+        _check_targets(logits, call)
     return loss
 
 
-def _check_targets(inputs: Tensor, call: Call) -> None:
-    if arguments.is_fx_traced():
-        return
-    targets, ignore_index = call.targets, call.ignore_index
-    dense = targets.dim() == inputs.dim()
-    classes, background = (2, False) if dense else (inputs.shape[-1], not is_per_row(call))  # dense integers are ids of 0 and 1
-    native = _native.available
-    first_bad = int(_native.ops.first_bad_id(targets, classes, ignore_index, background)) if native else _reference.first_bad(targets, classes, ignore_index, background)
-    if dense:
-        arguments.check_dense(first_bad, targets, ignore_index)
-    else:
-        arguments.check_ids(first_bad, targets, classes, ignore_index, background)
+def check_targets_where_nan(loss: Tensor, logits: Sequence[Tensor], call: Call) -> None:
+    """Names the first bad target where a value can be read for free; it makes the loss NaN."""
+    if arguments.values_are_readable(loss, call.targets) and arguments.is_nan(loss):
+        _check_targets(logits, call)
+
+
+def _check_targets(logits: Sequence[Tensor], call: Call) -> None:
+    if not arguments.is_fx_traced():
+        _reference.check_targets(logits, call, _native.ops.first_bad_id if _native.available else _reference.first_bad_target)

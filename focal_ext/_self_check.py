@@ -15,7 +15,7 @@ from . import losses, pyramid, reference
 
 Targets = Tensor | tuple[Tensor, Tensor]
 CLASSES, CELLS, ANCHORS = 12, (16, 20), 9  # of the checked logits: [16 * 20 * 9, 12]
-PYRAMID = "sigmoid_focal_loss_pyramid"
+PYRAMID = "pyramid.sigmoid_focal_loss"
 
 # What each loss is given of the class ids and of a score for each.
 TARGETS: dict[str, Callable[[Tensor, Tensor], Targets]] = {
@@ -77,7 +77,7 @@ def draw(anchors: int, classes: int, deviation: float, mean: float) -> tuple[Ten
 def fused(name: str, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     if name == PYRAMID:
         level = x.reshape(1, *CELLS, ANCHORS * CLASSES).permute(0, 3, 1, 2).contiguous()  # as a convolution writes it
-        return pyramid.sigmoid_focal_loss_pyramid([level], ids[None], CLASSES, reduction="sum")
+        return pyramid.sigmoid_focal_loss([level], ids[None], CLASSES, reduction="sum")
     loss: Tensor = getattr(losses, name)(x, TARGETS[name](ids, scores), reduction="sum")
     return loss
 
@@ -85,7 +85,7 @@ def fused(name: str, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
 def exact(name: str, x: Tensor, ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Value and gradient in float64 on the CPU, in plain PyTorch."""
     wide = x.detach().cpu().double().requires_grad_()
-    loss = getattr(reference, name.removesuffix("_pyramid"))(wide, TARGETS[name](ids, scores), reduction="sum")
+    loss = getattr(reference, name.removeprefix("pyramid."))(wide, TARGETS[name](ids, scores), reduction="sum")
     (gradient,) = torch.autograd.grad(loss, wide)
     return loss.detach(), gradient
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from . import _factors as factors
-from . import _reference, pyramid
-from ._call import PyramidCall
+from . import _native, _reference
+from ._call import Call
 from ._chunks import Chunk, Geometry, Window, chunks, window
 from ._native import convolution_backward, ops
-from ._pyramid import is_native_layout
+from ._levels import is_native_layout
 
 
 class Head(NamedTuple):
@@ -23,7 +23,7 @@ class Head(NamedTuple):
     memory_budget: int
 
 
-def _one_divisor(call: PyramidCall, dtype: torch.dtype) -> PyramidCall:
+def _one_divisor(call: Call, dtype: torch.dtype) -> Call:
     """The call with a divisor that holds for every chunk: what is counted is counted over all levels and images, on the device."""
     if call.divisor not in (factors.BY_KEPT, factors.BY_POSITIVES):
         return call
@@ -36,7 +36,7 @@ def _one_divisor(call: PyramidCall, dtype: torch.dtype) -> PyramidCall:
 class Sweep:
     """One pass over all chunks: adds up the loss and the gradients that are wanted, of weight, bias and each level of the features."""
 
-    def __init__(self, head: Head, call: PyramidCall, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> None:
+    def __init__(self, head: Head, call: Call, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> None:
         self.dtype = arguments.accumulation_dtype(weight.dtype)
         self.head, self.call, self.weight, self.bias = head, _one_divisor(call, self.dtype), weight, bias
         self.wanted, self.one = wanted, torch.ones((), dtype=self.dtype, device=weight.device)
@@ -66,14 +66,14 @@ class Sweep:
             offset += count
         return torch.stack(self.losses).sum(dtype=torch.float64).to(self.dtype) if self.losses else torch.zeros_like(self.one)
 
-    def _call_of(self, chunk: Chunk, labels: Tensor, weights: Tensor | None) -> PyramidCall:
+    def _call_of(self, chunk: Chunk, labels: Tensor, weights: Tensor | None) -> Call:
         def of_chunk(values: Tensor) -> Tensor:
             part = values[chunk.images] if values.dim() == 2 else values[chunk.images, chunk.rows, :, chunk.anchors].flatten(1)
             return part.contiguous()
 
         return self.call._replace(targets=of_chunk(labels), weight=None if weights is None else of_chunk(weights))
 
-    def _add(self, chunk: Chunk, x: Tensor, gradient: Tensor | None, call: PyramidCall, whole: bool) -> None:
+    def _add(self, chunk: Chunk, x: Tensor, gradient: Tensor | None, call: Call, whole: bool) -> None:
         """Convolution, loss and both backwards of one chunk."""
         kernel, stride, padding = self.head.geometry
         inputs, view = x[chunk.images], Window(slice(None), 0, 0)
@@ -98,16 +98,16 @@ class Sweep:
         if self.bias_gradient is not None:
             self.bias_gradient[rows].add_(by_bias)
 
-    def _loss_over(self, logits: Tensor, call: PyramidCall, with_gradient: bool) -> Tensor:
+    def _loss_over(self, logits: Tensor, call: Call, with_gradient: bool) -> Tensor:
         """The loss of a chunk; its gradient, if wanted, replaces the logits."""
-        if pyramid.has_kernels(logits.device):
+        if _native.runs_on(logits.device):
             if not with_gradient:
                 return ops.pyramid_loss([logits], *call)
             loss = torch.zeros_like(self.one)
             ops.pyramid_gradient_([logits], *call, self.one, loss)
             return loss
         with torch.set_grad_enabled(with_gradient):
-            loss = pyramid.reference([logits.requires_grad_(with_gradient)], call)
+            loss = _reference.compute([logits.requires_grad_(with_gradient)], call, "sum")
             derivative = torch.autograd.grad(loss, logits)[0] if with_gradient else None
         logits.requires_grad_(False)
         if derivative is not None:

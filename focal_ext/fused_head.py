@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from . import _arguments as arguments
-from . import _autograd, _native, pyramid
+from . import _autograd, _native
 from ._arguments import Alpha, Normalizer
-from ._call import PyramidCall
+from ._call import Call, check, tensors_of
 from ._head_arguments import check_convolution, check_features, in_autocast_dtype
-from ._pyramid import check_call, check_ids_of, check_maps
+from ._levels import Levels, check_maps
+from ._run import check_targets_where_nan, run
 from ._sweep import Head, Sweep
 from ._torch_private import outside_old_graphs
+from .losses import sigmoid_focal
 from .modules import init_prior_
 
 if _native.available:
@@ -47,7 +49,7 @@ def conv_sigmoid_focal_loss(
 ) -> Tensor:
     """The last convolution of a detection head and its sigmoid focal loss together, without the logits.
 
-    Equal to ``sigmoid_focal_loss_pyramid([conv2d(x, conv_weight, conv_bias, stride, padding) for x in features], targets, ...)``, to
+    Equal to ``pyramid.sigmoid_focal_loss([conv2d(x, conv_weight, conv_bias, stride, padding) for x in features], targets, ...)``, to
     rounding. Some anchors of some images are convolved at a time; loss and gradient are computed in place over their logits, the
     convolution's backward runs at once, the logits are dropped. Nothing is computed twice. Only gradients are kept for backward, those
     of the features in their dtype, those of weight and bias added up in float32.
@@ -56,9 +58,9 @@ def conv_sigmoid_focal_loss(
         features: maps [B, C_in, H_l, W_l] of each level; float32, bfloat16 or float64.
         conv_weight: [A * K, C_in, height, width] of the features' dtype, any kernel size; output channel ``a * K + k``.
         conv_bias: [A * K] or None.
-        targets: class ids, as in :func:`focal_ext.sigmoid_focal_loss_pyramid`, on the positions of the convolution's output.
+        targets: class ids, as in :func:`focal_ext.pyramid.sigmoid_focal_loss`, on the positions of the convolution's output.
         num_classes: K.
-        alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing: as in :func:`focal_ext.sigmoid_focal_loss_pyramid`.
+        alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing: as in :func:`focal_ext.pyramid.sigmoid_focal_loss`.
             "mean" and "positives" count over all levels and images.
         stride, padding: of the convolution, one number or (height, width).
         memory_budget: bytes that the logits of a chunk may take. Several anchors and images share a chunk while they fit; an anchor
@@ -69,7 +71,7 @@ def conv_sigmoid_focal_loss(
 
     Raises:
         TypeError: also for float16, whose gradients underflow before a GradScaler's factor reaches them.
-        ValueError: as in :func:`focal_ext.sigmoid_focal_loss_pyramid`, and where shapes of features, conv_weight and conv_bias disagree.
+        ValueError: as in :func:`focal_ext.pyramid.sigmoid_focal_loss`, and where shapes of features, conv_weight and conv_bias disagree.
 
     Under autocast to bfloat16 features, weight and bias are cast as a convolution casts them. torch.compile sees one op. Under torch.func
     and forward-mode AD, where weight, alpha or normalizer want a gradient, and in graphs for devices without kernels, the plain convolution
@@ -86,24 +88,25 @@ def conv_sigmoid_focal_loss(
     anchors = conv_weight.shape[0] // num_classes
     sizes = [geometry.output(*x.shape[2:]) for x in features]
     counts = [height * width * anchors for height, width in sizes]
-    call = check_call(features[0], counts, targets, num_classes, alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing)
-    head = Head(geometry, memory_budget)
+    levels = Levels(features, num_classes, counts)
+    request = check(sigmoid_focal.SPEC, levels, targets, alpha, reduction, normalizer, weight, ignore_index, False, -1, gamma, label_smoothing)
+    call, head = request.call, Head(geometry, memory_budget)
     return _dispatch(head, call, conv_weight, conv_bias, features)
 
 
-def _dispatch(head: Head, call: PyramidCall, weight: Tensor, bias: Tensor | None, features: Sequence[Tensor]) -> Tensor:
+def _dispatch(head: Head, call: Call, weight: Tensor, bias: Tensor | None, features: Sequence[Tensor]) -> Tensor:
     given, compiling = (weight, bias, *features), torch.compiler.is_compiling()
-    plain = pyramid.has_kernels(weight.device) if compiling else arguments.are_plain((*given, *call.tensors))
-    if _autograd.needs_graph(call[:4]) or not plain:
+    plain = _native.runs_on(weight.device) if compiling else arguments.are_plain((*given, *tensors_of(call)))
+    if _autograd.is_watched_by_autograd() or _autograd.wants_more(call) or not plain:
         maps = [torch.conv2d(x, weight, bias, head.geometry.stride, head.geometry.padding) for x in features]
-        loss = pyramid.dispatch(tuple(maps), call, False)
-    elif compiling:
+        return run(tuple(maps), call, "sum", False)
+    if compiling:
         loss = _head_op.loss_of(head, call, weight, bias, features)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
         loss = _Fused.apply(head, call, *given)
     else:
         loss = Sweep(head, call, weight, bias, [False] * len(given)).run(features)
-    check_ids_of(loss, call)
+    check_targets_where_nan(loss, features, call)
     return loss
 
 
@@ -111,7 +114,7 @@ class _Fused(torch.autograd.Function):
     """Forward computes every gradient that is wanted; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, head: Head, call: PyramidCall, weight: Tensor, bias: Tensor | None, *features: Tensor) -> Tensor:
+    def forward(ctx: Any, head: Head, call: Call, weight: Tensor, bias: Tensor | None, *features: Tensor) -> Tensor:
         sweep = Sweep(head, call, weight, bias, ctx.needs_input_grad[2:])
         loss = sweep.run(features)
         ctx.save_for_backward(*sweep.gradients())
@@ -121,9 +124,9 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "conv_sigmoid_focal_loss is once differentiable; for create_graph=True convolve first and use sigmoid_focal_loss_pyramid"
+                "conv_sigmoid_focal_loss is once differentiable; for create_graph=True convolve first and use focal_ext.pyramid.sigmoid_focal_loss"
             )
-        return None, None, *pyramid.scaled(ctx.saved_tensors, grad_output)
+        return None, None, *_autograd.scaled(ctx.saved_tensors, grad_output)
 
 
 class FusedFocalHead(nn.Module):

@@ -1,38 +1,34 @@
 # Owns: the public functions over the textbook formulas.
-# Must not know: formulas, the native library.
+# Must not know: any one loss, the native library.
 """The same functions as :mod:`focal_ext`, in plain PyTorch and differentiable in every tensor, to any order.
 
-Same arguments, same errors, same results to rounding. ``overwrite_inputs`` is checked and has no other effect.
+Same arguments, same errors, same results to rounding; ``reference.pyramid`` has those of :mod:`focal_ext.pyramid`. ``overwrite_inputs`` is checked
+and has no other effect.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import ParamSpec
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from . import _reference, losses
-from ._torch_private import outside_old_graphs
-
-P = ParamSpec("P")
-
-
-def _plain(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    request = function.__wrapped__  # type: ignore[attr-defined]
-
-    @functools.wraps(function)
-    @outside_old_graphs
-    def loss(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        inputs, call, reduction, *_ = request(*args, **kwargs)
-        return _reference.checked(inputs, call, reduction)
-
-    return loss
+from . import _reference, losses  # noqa: F401  the rooms declare the functions
+from ._call import Call
+from ._spec import FUNCTIONS
+from ._twins import over_levels, over_rows
 
 
-sigmoid_focal_loss = _plain(losses.sigmoid_focal_loss)
-quality_focal_loss = _plain(losses.quality_focal_loss)
-varifocal_loss = _plain(losses.varifocal_loss)
-asymmetric_loss = _plain(losses.asymmetric_loss)
-softmax_focal_loss = _plain(losses.softmax_focal_loss)
+def _finish(logits: Sequence[Tensor], call: Call, reduction: str, overwrite_inputs: bool, plain: bool, moved_from: int | None) -> Tensor:
+    loss = _reference.checked(logits, call, reduction)
+    return loss if moved_from is None or reduction != "none" else loss.movedim(-1, moved_from)
+
+
+__all__ = [function.__name__ for function in FUNCTIONS]
+globals().update((function.__name__, over_rows(function, _finish)) for function in FUNCTIONS)
+pyramid = SimpleNamespace(**{function.__name__: over_levels(function, _finish, f"{__name__}.pyramid") for function in FUNCTIONS})
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Callable[..., Tensor]: ...

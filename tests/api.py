@@ -30,7 +30,7 @@ def section(name: str, value: object) -> list[str]:
 def page() -> str:
     import focal_ext
 
-    exported = [(name, getattr(focal_ext, name)) for name in focal_ext.__all__ if not name.startswith("__")]
+    exported = [(name, getattr(focal_ext, name)) for name in sorted(focal_ext.__all__) if not name.startswith("__")]
     head = ["# API", "", "Written from the docstrings by `python tests/api.py --write`; a test fails when they differ.", "", *[f"- [`{name}`](#focal_ext{name.lower()})" for name, _ in exported], ""]
     return "\n".join([*head, *(line for name, value in exported for line in section(name, value))]).rstrip() + "\n"
 

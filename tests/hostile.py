@@ -21,7 +21,6 @@ ROWS, CLASSES = 6, 4
 PAGE, PROT_NONE = mmap.PAGESIZE, 0
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_kept: list[Any] = []  # maps live as long as the process
 
 
 def guarded(t: Tensor) -> Tensor:
@@ -33,7 +32,7 @@ def guarded(t: Tensor) -> Tensor:
     memory = mmap.mmap(-1, (pages + 1) * PAGE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     assert libc.mprotect(start + pages * PAGE, PAGE, PROT_NONE) == 0
-    _kept.append(memory)
+    # The tensor keeps the map: it is gone with the last of them, or a process would have too many.
     return torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=pages * PAGE - size).view(t.shape).copy_(t)
 
 
@@ -105,17 +104,21 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
 NUMBERS: list[Any] = [math.nan, math.inf, -math.inf, -1.0, 1e308, -0.0, 2**62, -(2**63), -1, 99, None, True, "a"]
 
 
+PARAMETERS = {0: [2.0, 0.0], 1: [2.0], 3: [4.0, 1.0, 0.05], 4: [2.0, 0.0]}  # each loss's own numbers
+
+
 def rows_call(loss: int, dense: bool = False, dtype: torch.dtype = torch.float32) -> list[Any]:
     acc = torch.float64 if dtype is torch.float64 else torch.float32
     targets = torch.rand(ROWS, CLASSES).to(dtype) if dense else torch.randint(0, CLASSES, (ROWS,))
     weight, alpha = torch.rand(ROWS, 1, dtype=acc), torch.rand(CLASSES, dtype=acc)
     return [torch.randn(ROWS, CLASSES).to(dtype), targets, None if dense else torch.rand(ROWS, dtype=acc), weight, alpha, torch.tensor(2.0, dtype=acc),
-            loss, 2.0, -2, 0.25, 0.75, 0.0, 1, 1.0, 0.0, 0.0]  # fmt: skip
+            loss, [0.25, 0.75, 1.0, *PARAMETERS[loss]], -2, 1, 0]  # fmt: skip
 
 
-def pyramid_call() -> list[Any]:
+def pyramid_call(loss: int = 0) -> list[Any]:
     levels = [torch.randn(2, 2 * CLASSES, 3, 3), torch.randn(2, 2 * CLASSES, 2, 2)]
-    return [levels, torch.randint(-1, CLASSES, (2, 26)), torch.rand(2, 26), torch.rand(CLASSES), torch.tensor(2.0), CLASSES, 2.0, 0.0, 0.25, 0.75, -2, 1, 1.0]
+    return [levels, torch.randint(-1, CLASSES, (2, 26)), torch.rand(52), torch.rand(2, 26), torch.rand(CLASSES), torch.tensor(2.0), loss,
+            [0.25, 0.75, 1.0, *PARAMETERS[loss]], -2, 1, CLASSES]  # fmt: skip
 
 
 def right_calls() -> Iterator[tuple[str, list[Any]]]:
@@ -126,13 +129,15 @@ def right_calls() -> Iterator[tuple[str, list[Any]]]:
     yield "loss_and_gradient", rows_call(4)
     yield "loss_map", rows_call(1, dense=True, dtype=torch.bfloat16)
     for op in ("gradient", "gradient_"):
-        yield op, [*rows_call(0), one]
-        yield op, [*rows_call(4), torch.rand(ROWS)]
-        yield op, [*rows_call(3, dense=True), torch.rand(ROWS, CLASSES)]
+        results = [torch.zeros(())] if op == "gradient_" else []
+        yield op, [*rows_call(0), one, *results]
+        yield op, [*rows_call(4), torch.rand(ROWS), *results]
+        yield op, [*rows_call(3, dense=True), torch.rand(ROWS, CLASSES), *results]
     yield "scale_", [torch.randn(ROWS, CLASSES), one]
     yield "first_bad_id", [torch.randint(0, CLASSES, (ROWS,)), CLASSES, -2, True]
     for op in ("pyramid_loss", "pyramid_loss_and_gradient"):
         yield op, pyramid_call()
+    yield "pyramid_loss_and_gradient", pyramid_call(1)
     yield "pyramid_gradient", [*pyramid_call(), one]
     yield "pyramid_gradient_", [*pyramid_call(), one, torch.zeros(())]
 
@@ -143,7 +148,7 @@ def changed(value: Any, change: Callable[[Tensor], Any]) -> Any:
 
 def copied(value: Any) -> Any:
     if isinstance(value, list):
-        return [guarded(t) for t in value]
+        return [copied(t) for t in value]
     return guarded(value) if isinstance(value, Tensor) else value
 
 
@@ -171,11 +176,22 @@ def calls() -> Iterator[tuple[str, str, Callable[[], list[Any]]]]:
     for number, (op, given) in enumerate(right_calls()):
         yield op, f"{number} right", lambda given=given: [copied(v) for v in given]
         for at, value in enumerate(given):
-            is_tensor = isinstance(value, (Tensor, list))
+            is_tensor = isinstance(value, Tensor) or (isinstance(value, list) and isinstance(value[0], Tensor))
             for name in TENSORS if is_tensor else ():
                 yield op, f"{number} argument {at} {name}", lambda given=given, at=at, name=name: [
                     changed(copied(v), TENSORS[name]) if i == at else copied(v) for i, v in enumerate(given)
                 ]
+            if isinstance(value, list) and isinstance(value[0], float):
+                for i in range(len(value)):
+                    for new in NUMBERS:
+                        yield op, f"{number} argument {at} is {new!r}", lambda given=given, at=at, i=i, new=new: [
+                            [*v[:i], new, *v[i + 1 :]] if j == at else copied(v) for j, v in enumerate(given)
+                        ]
+                for short in (value[:-1], [*value, 0.5], []):
+                    yield op, f"{number} argument {at} has {len(short)} numbers", lambda given=given, at=at, short=short: [
+                        short if j == at else copied(v) for j, v in enumerate(given)
+                    ]
+                continue
             for new in () if is_tensor else NUMBERS:
                 yield op, f"{number} argument {at} is {new!r}", lambda given=given, at=at, new=new: [new if i == at else copied(v) for i, v in enumerate(given)]
         if op in IN_PLACE_OPS:

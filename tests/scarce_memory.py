@@ -59,7 +59,7 @@ def overwritten(view: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.flo
 def pyramid() -> Step:
     levels = [logits(1, CLASSES, side, side).requires_grad_() for side in (128, 64, 32)]
     ids = labels(1, sum(level[0, 0].numel() for level in levels))
-    return Step([*levels, ids], levels, lambda: focal_ext.sigmoid_focal_loss_pyramid(levels, ids, CLASSES))
+    return Step([*levels, ids], levels, lambda: focal_ext.pyramid.sigmoid_focal_loss(levels, ids, CLASSES))
 
 
 def overwritten_pyramid() -> Step:
@@ -67,7 +67,7 @@ def overwritten_pyramid() -> Step:
     shapes, layouts = (128, 64), (Tensor.contiguous, lambda level: level.transpose(2, 3))  # the second costs a copy
     levels = [layout(logits(1, CLASSES, side, side) + leaf) for side, layout in zip(shapes, layouts, strict=True)]
     ids = labels(1, sum(level[0, 0].numel() for level in levels))
-    return Step([*levels, ids], [leaf], lambda: focal_ext.sigmoid_focal_loss_pyramid(levels, ids, CLASSES, overwrite_inputs=True), levels)
+    return Step([*levels, ids], [leaf], lambda: focal_ext.pyramid.sigmoid_focal_loss(levels, ids, CLASSES, overwrite_inputs=True), levels)
 
 
 def head() -> Step:

@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 RULES = {
     "formulas see no torch": Rule("a loss header compiles for any device, with any compiler", r'#include\s*[<"](torch|ATen|c10)/', ("csrc/losses",), C_PLUS_PLUS),
     "kernels see no torch": Rule("the same text runs on the host in the tests", r'#include\s*[<"](torch|ATen|c10)/', ("csrc/cuda", "csrc/cpu"), C_PLUS_PLUS),
-    "only the binding sees torch": Rule("tensors exist only at the binding", r'#include\s*[<"](torch|ATen|c10)/', ("csrc",), C_PLUS_PLUS, ("csrc/ops.cpp", "csrc/pyramid_ops.cpp", "csrc/tensors.h")),
+    "only the binding sees torch": Rule("tensors exist only at the binding", r'#include\s*[<"](torch|ATen|c10)/', ("csrc",), C_PLUS_PLUS, ("csrc/ops.cpp", "csrc/arguments.h", "csrc/tensors.h")),
     "stable ABI only": Rule("one library serves every later torch", r'#include\s*[<"](ATen/|c10/|torch/(extension|library|types)\.h|torch/torch\.h)', ("csrc",), C_PLUS_PLUS),
     "one launch helper": Rule("stream, error check and grid are in one place", r"<<<", ("csrc",), C_PLUS_PLUS, ("csrc/cuda/launch.cuh",)),
     "one door to the ops": Rule("the rest of the package works without the library", r"torch\.ops\b", ("focal_ext",), ("*.py",), ("focal_ext/_native.py",)),

@@ -190,7 +190,7 @@ SILENT = {
     "alpha": lambda x, s: focal_ext.softmax_focal_loss(x, IDS.clamp(0, 4), alpha=s(torch.ones(5)), reduction="mean"),
     "normalizer": lambda x, s: focal_ext.sigmoid_focal_loss(x, IDS, normalizer=s(torch.tensor(2.0)), reduction="sum"),
     "scores": lambda x, s: focal_ext.quality_focal_loss(x, (IDS, s(torch.ones(64))), reduction="sum"),
-    "weight of a pyramid": lambda x, s: focal_ext.sigmoid_focal_loss_pyramid([x.reshape(1, 5, 8, 8)], IDS[None], 5, weight=s(torch.ones(1, 1))),
+    "weight of a pyramid": lambda x, s: focal_ext.pyramid.sigmoid_focal_loss([x.reshape(1, 5, 8, 8)], IDS[None], 5, weight=s(torch.ones(1, 1))),
 }
 
 
@@ -205,7 +205,7 @@ def test_nothing_is_read_from_a_tensor_subclass_beside_plain_logits(name: str) -
 @pytest.mark.parametrize("name", ["rows", "unreduced", "pyramid"])
 def test_an_upstream_factor_may_be_a_tensor_subclass(name: str) -> None:
     x = logits()
-    loss = focal_ext.sigmoid_focal_loss_pyramid([x.reshape(1, 5, 8, 8)], IDS[None], 5) if name == "pyramid" else focal_ext.sigmoid_focal_loss(x, IDS, reduction="sum" if name == "rows" else "none")
+    loss = focal_ext.pyramid.sigmoid_focal_loss([x.reshape(1, 5, 8, 8)], IDS[None], 5) if name == "pyramid" else focal_ext.sigmoid_focal_loss(x, IDS, reduction="sum" if name == "rows" else "none")
     (want,) = torch.autograd.grad(loss, x, 2 * torch.ones_like(loss), retain_graph=True)
     (got,) = torch.autograd.grad(loss, x, Silent(2 * torch.ones_like(loss)))
     torch.testing.assert_close(got.inside, want, rtol=1e-6, atol=0)

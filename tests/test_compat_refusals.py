@@ -62,7 +62,7 @@ def test_unsigned_labels_do_not_wrap_around() -> None:
 def test_where_values_cannot_be_read_a_bad_label_is_nan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a device does: nothing is read there."""
     monkeypatch.setattr(focal_ext._arguments, "values_are_readable", lambda *tensors: False)
-    monkeypatch.setattr(focal_ext._call, "_kind", lambda tensor: None)  # an ordinary call is not asked
+    monkeypatch.setattr(focal_ext._arguments, "is_in_memory", lambda tensor: False)  # of a plain call nothing is asked
     call, taken, refused, _ = CONVENTIONS[name]
     assert all(math.isfinite(call(value)) for value in taken) and all(math.isnan(call(value)) for value in refused)
 

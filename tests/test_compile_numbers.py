@@ -22,10 +22,11 @@ SOFT = torch.linspace(0, 1, ROWS * CLASSES).view(ROWS, CLASSES)
 SCORES = torch.linspace(0.1, 0.9, ROWS)
 CONV = torch.linspace(-0.1, 0.1, CLASSES * 2 * 9).view(CLASSES, 2, 3, 3)
 
-sigmoid, quality, varifocal, asymmetric, softmax, pyramid, conv = (
+sigmoid, quality, varifocal, asymmetric, softmax, conv = (
     getattr(focal_ext, name)
-    for name in ("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "asymmetric_loss", "softmax_focal_loss", "sigmoid_focal_loss_pyramid", "conv_sigmoid_focal_loss")
+    for name in ("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "asymmetric_loss", "softmax_focal_loss", "conv_sigmoid_focal_loss")
 )
+pyramid = focal_ext.pyramid.sigmoid_focal_loss
 
 
 def of_levels(x: Tensor, **options: Any) -> Tensor:

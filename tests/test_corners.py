@@ -146,18 +146,18 @@ def test_a_sequence_of_alphas_becomes_one_tensor_of_each_type_and_device_whateve
     monkeypatch.setattr(_factors, "_kept", {})
     x, values = torch.randn(4, 3), [0.25, 0.5, 0.75]
     with torch.inference_mode():
-        first = _factors.check_alpha(values, x)[2]
-    assert _factors.check_alpha(np.array(values), x.bfloat16())[2] is first and not first.is_inference()
-    assert _factors.check_alpha(values, x.double())[2].dtype == torch.float64
+        first = _factors.check_class_alpha(values, x, 3, 1.0)
+    assert _factors.check_class_alpha(np.array(values), x.bfloat16(), 3, 1.0) is first and not first.is_inference()
+    assert _factors.check_class_alpha(values, x.double(), 3, 1.0).dtype == torch.float64
     with FakeTensorMode():  # leaves nothing of its own behind
-        _factors.check_alpha([0.1, 0.2, 0.3], torch.randn(4, 3))
+        _factors.check_class_alpha([0.1, 0.2, 0.3], torch.randn(4, 3), 3, 1.0)
     assert all(type(kept) is Tensor for kept in _factors._kept.values()) and len(_factors._kept) == 2
     for i in range(200):
-        _factors.check_alpha([i / 200] * 3, x)
+        _factors.check_class_alpha([i / 200] * 3, x, 3, 1.0)
     assert 0 < len(_factors._kept) <= 64
 
 
 @pytest.mark.parametrize("alpha", [[0.1, 1.5, 0.2], (0.1, float("nan"), 0.2), np.array([-0.1, 0.0, 0.5])], ids=str)
 def test_a_sequence_of_alphas_is_checked_on_a_device_too(alpha: object) -> None:
     with pytest.raises(ValueError, match=r"alpha: every value must be in \[0, 1\]"):
-        _factors.check_alpha(alpha, torch.empty(4, 3, device="meta"))  # type: ignore[arg-type]
+        _factors.check_class_alpha(alpha, torch.empty(4, 3, device="meta"), 3, 1.0)

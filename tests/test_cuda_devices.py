@@ -139,7 +139,7 @@ def test_the_warning_names_the_line_that_called(call: str, asked: list[int | Non
     calls: dict[str, Callable[[], torch.Tensor]] = {
         "function": lambda: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum"),
         "module": lambda: focal_ext.SigmoidFocalLoss(reduction="sum")(x, ids),
-        "pyramid": lambda: focal_ext.sigmoid_focal_loss_pyramid([x.view(1, 3, 2, 2)], ids.view(1, 4), 3),
+        "pyramid": lambda: focal_ext.pyramid.sigmoid_focal_loss([x.view(1, 3, 2, 2)], ids.view(1, 4), 3),
     }
     with pytest.warns(RuntimeWarning) as said:
         calls[call]()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cuda_host import family
 from cuda_math.emulation import Emulation, Errors, LossParameters, why_impossible
-from focal_ext._call import Loss
+import focal_ext
 from test_cuda_math import FEW, SMALLEST, STEEP, UNIT, soft_targets
 from tolerances import Tolerance
 
@@ -32,7 +32,7 @@ BOUNDS = {
 def parameters(formula: str) -> LossParameters:
     loss, options = family.FORMULAS[formula]
     gamma = next((options[name] for name in ("gamma", "beta", "gamma_neg") if name in options), 2.0)
-    return LossParameters(Loss[loss.removesuffix("_loss").upper()], gamma, options.get("gamma_pos", 0.0), options.get("clip") or 0.0, options.get("label_smoothing", 0.0))
+    return LossParameters(getattr(focal_ext, loss).spec.number, gamma, options.get("gamma_pos", 0.0), options.get("clip") or 0.0, options.get("label_smoothing", 0.0))
 
 
 @cache

@@ -18,8 +18,8 @@ import test_properties
 import test_transforms
 import torch
 from cuda_host import family as cuda_family
-from focal_ext import _reference, losses
-from focal_ext._call import Loss
+from focal_ext import losses
+from focal_ext._spec import FUNCTIONS, LOSSES
 
 from bench import family_baselines
 
@@ -28,17 +28,12 @@ PUBLIC = {name for name in focal_ext.__all__ if name.endswith("_loss") and hasat
 OF_ONE_LOGIT = PUBLIC - {"softmax_focal_loss"}  # which has tables of its own
 
 
-def name_of(loss: Loss) -> str:
-    return f"{loss.name.lower()}_loss"
-
-
 def derivatives() -> set[str]:
     text = (ROOT / "tests/derivatives/derivatives.cpp").read_text()
     return {f"{name}_loss" for name in re.findall(r"compare_all\({Loss::(\w+)", text)}
 
 
 LISTS = {
-    "focal_ext/_reference.py": {name_of(loss) for loss in _reference._LOSSES},
     "tests/axes.py": set(axes.AXES),
     "tests/formulas.py, CLOSED": set(formulas.CLOSED),
     "tests/formulas.py, TEXTBOOK": set(formulas.TEXTBOOK),
@@ -62,7 +57,7 @@ def test_a_list_has_every_loss_of_one_logit(where: str) -> None:
 
 
 def test_every_loss_has_a_number_a_module_and_its_line_in_the_documentation() -> None:
-    assert {name_of(loss) for loss in Loss} == PUBLIC
+    assert {function.__name__ for function in FUNCTIONS} == PUBLIC
     assert {"".join(part.capitalize() for part in name.split("_")) for name in PUBLIC} <= set(focal_ext.__all__)
     text = (ROOT / "docs/losses.md").read_text()
     assert all(f"| `{name}` |" in text for name in PUBLIC)
@@ -71,8 +66,9 @@ def test_every_loss_has_a_number_a_module_and_its_line_in_the_documentation() ->
 def test_both_sides_number_the_losses_alike() -> None:
     header = (ROOT / "csrc/losses/parameters.h").read_text()
     found = re.search(r"enum class Loss : int {([^}]*)}", header)
-    assert found and [name.strip().upper() for name in found[1].split(",")] == [loss.name for loss in sorted(Loss)]
-    assert f"kLastLoss = Loss::{max(Loss).name.lower()};" in header
+    names = [function.__name__.removesuffix("_loss") for function in FUNCTIONS]
+    assert found and [name.strip() for name in found[1].split(",")] == names and [spec.number for spec in LOSSES] == list(range(len(names)))
+    assert f"kLastLoss = Loss::{names[-1]};" in header
 
 
 @pytest.mark.parametrize("loss, parameter", [(loss, name) for loss in sorted(OF_ONE_LOGIT) for name in axes.PARAMETERS if name in axes.AXES[loss]])

@@ -67,7 +67,7 @@ class Given:
     def chain(self, **options: Any) -> Tensor:
         """The plain chain."""
         logits = [F.conv2d(x, self.weight, self.bias, **self.conv) for x in self.features]
-        return focal_ext.sigmoid_focal_loss_pyramid(logits, self.ids, CLASSES, **options)
+        return focal_ext.pyramid.sigmoid_focal_loss(logits, self.ids, CLASSES, **options)
 
     def exact(self, **options: Any) -> list[Tensor]:
         """Loss and gradients of the plain chain in float64."""
@@ -75,7 +75,7 @@ class Given:
         weight, bias, features = wide[0], wide[1] if self.bias is not None else None, wide[2 if self.bias is not None else 1 :]
         logits = [F.conv2d(x, weight, bias, **self.conv) for x in features]
         options = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
-        loss = focal_ext.sigmoid_focal_loss_pyramid(logits, self.ids, CLASSES, **options)
+        loss = focal_ext.pyramid.sigmoid_focal_loss(logits, self.ids, CLASSES, **options)
         return [loss.detach(), *torch.autograd.grad(loss, wide)]
 
 
@@ -175,7 +175,7 @@ def test_kept_graphs_factors_and_a_second_derivative() -> None:
     four = torch.autograd.grad(4 * loss, given.leaves, retain_graph=True)
     again = torch.autograd.grad(loss, given.leaves, retain_graph=True)
     assert all(torch.equal(a, b) and torch.equal(4 * a, c) for a, b, c in zip(once, again, four))
-    with pytest.raises(RuntimeError, match="once differentiable.*create_graph=True.*sigmoid_focal_loss_pyramid"):
+    with pytest.raises(RuntimeError, match="once differentiable.*create_graph=True.*pyramid.sigmoid_focal_loss"):
         torch.autograd.grad(loss, given.leaves, create_graph=True)
     last = torch.autograd.grad(4 * loss, given.leaves)
     assert all(torch.equal(a, b) for a, b in zip(last, four))
@@ -251,7 +251,7 @@ def test_the_head_is_the_plain_convolution_without_targets_and_its_loss_with_the
     plain.load_state_dict(head.state_dict())
     assert list(head.state_dict()) == ["weight", "bias"] and not isinstance(head, nn.Conv2d)
     assert torch.allclose(head.bias.sigmoid(), torch.tensor(0.02)) and float(head.weight.std()) == pytest.approx(0.01, rel=0.1)
-    want = focal_ext.sigmoid_focal_loss_pyramid([plain(x) for x in given.features], given.ids, CLASSES, normalizer="positives")
+    want = focal_ext.pyramid.sigmoid_focal_loss([plain(x) for x in given.features], given.ids, CLASSES, normalizer="positives")
     for training in (True, False):
         head.train(training)
         logits = head(given.features)
@@ -287,7 +287,7 @@ def test_a_validation_loss_stores_no_logits(training: bool) -> None:
             loss = head(given.features, given.ids)
         with LargestTensor() as of_logits:
             logits = head(given.features)
-    assert torch.allclose(loss, focal_ext.sigmoid_focal_loss_pyramid(logits, given.ids, CLASSES), rtol=1e-6) and not loss.requires_grad
+    assert torch.allclose(loss, focal_ext.pyramid.sigmoid_focal_loss(logits, given.ids, CLASSES), rtol=1e-6) and not loss.requires_grad
     assert of_logits.numel == logits[0].numel() and of_loss.numel < of_logits.numel / 3
 
 

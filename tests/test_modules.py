@@ -36,7 +36,7 @@ def function_of(module: type[nn.Module]) -> Any:
 @every_module
 def test_a_module_is_its_function_with_the_same_arguments_and_defaults(module: type[nn.Module]) -> None:
     function, targets = function_of(module), targets_of(module)
-    own = {name: p for name, p in inspect.signature(module.__init__).parameters.items() if name != "self"}
+    own = inspect.signature(module).parameters
     theirs = {name: p for name, p in inspect.signature(function).parameters.items() if name not in ("inputs", "targets")}
     assert {n: (p.default, p.kind) for n, p in own.items()} == {n: (p.default, p.kind) for n, p in theirs.items()}
     options = {**MODULES[module], "reduction": "sum", "normalizer": "positives", "ignore_index": -5}

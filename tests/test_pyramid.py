@@ -14,7 +14,7 @@ from rounding import outside
 from tolerances import EXPONENT, SUBNORMAL, units
 from torch import Tensor
 
-pyramid_loss, rows_loss = focal_ext.sigmoid_focal_loss_pyramid, focal_ext.sigmoid_focal_loss
+pyramid_loss, rows_loss = focal_ext.pyramid.sigmoid_focal_loss, focal_ext.sigmoid_focal_loss
 EVERYDAY = SHAPES["everyday"]
 
 

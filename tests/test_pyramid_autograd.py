@@ -7,11 +7,13 @@ from typing import Any
 import focal_ext
 import pytest
 import torch
+from focal_ext._call import Call
+from focal_ext._levels import Levels
 from pyramids import DTYPES, LAYOUTS, SHAPES, Shape, labels, leaves, maps, rows
 from test_autograd import Ops
 from torch import Tensor
 
-loss_of = focal_ext.sigmoid_focal_loss_pyramid
+loss_of = focal_ext.pyramid.sigmoid_focal_loss
 SHAPE = SHAPES["everyday"]
 TINY = Shape(images=2, anchors=2, classes=2, sizes=((2, 3), (1, 2)))
 IDS = labels(SHAPE)
@@ -220,16 +222,18 @@ def test_a_compiled_loss_is_once_differentiable_and_a_bad_id_makes_it_nan() -> N
     assert compiled(inputs, ids).isnan()
 
 
+def checked(levels: list[Tensor], targets: Tensor, classes: int, **options: Any) -> Call:
+    return focal_ext.sigmoid_focal_loss.__wrapped__(Levels(levels, classes), targets, **{"reduction": "sum", **options}).call
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_ops_keep_their_contracts_with_the_dispatcher(name: str, dtype: torch.dtype) -> None:
     from focal_ext._native import ops
-    from focal_ext._pyramid import anchors_of, check_call
 
-    levels, ids = maps(TINY, "mixed", dtype), labels(TINY)
-    given = {"alpha": 0.25, "gamma": 2.0, "reduction": "sum", "normalizer": None, "weight": None, "ignore_index": -2, "label_smoothing": 0.0, **OPTIONS[name]}
-    call = check_call(levels[0], anchors_of(levels, 2), ids, 2, **given)
+    levels = maps(TINY, "mixed", dtype)
+    call = checked(levels, labels(TINY), 2, **OPTIONS[name])
     factor = torch.ones((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     for op in (ops.pyramid_loss, ops.pyramid_loss_and_gradient):
         torch.library.opcheck(op.default, (levels, *call))
@@ -242,10 +246,9 @@ def test_the_ops_keep_their_contracts_with_the_dispatcher(name: str, dtype: torc
 @pytest.mark.native
 def test_the_ops_refuse_what_would_corrupt_memory() -> None:
     from focal_ext._native import ops
-    from focal_ext._pyramid import anchors_of, check_call
 
     levels = maps(TINY)
-    call = check_call(levels[0], anchors_of(levels, 2), labels(TINY), 2, 0.25, 2.0, "sum", None, None, -2, 0.0)
+    call = checked(levels, labels(TINY), 2)
     wrong = [call._replace(**{name: torch.zeros(3)}) for name in ("weight", "alpha", "normalizer")]
     wrong += [call._replace(targets=call.targets[:, :3]), call._replace(classes=3), call._replace(classes=0), call._replace(divisor=9)]
     others = [[], [levels[0], levels[1].double()], [levels[0].int(), levels[1].int()], [levels[0][..., ::2], levels[1]], [levels[0], levels[1][:1]]]

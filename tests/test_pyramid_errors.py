@@ -76,10 +76,10 @@ ROWS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 def test_a_bad_argument_is_named_with_the_rule_and_the_way_out(name: str) -> None:
     changed, exception, sentence = ROWS[name]
     with pytest.raises(exception, match=sentence) as caught:
-        focal_ext.sigmoid_focal_loss_pyramid(**{"levels": LEVELS, "targets": IDS, "num_classes": 3, **changed})
+        focal_ext.pyramid.sigmoid_focal_loss(**{"levels": LEVELS, "targets": IDS, "num_classes": 3, **changed})
     assert type(caught.value) is exception
 
 
 def test_everything_after_reduction_is_keyword_only() -> None:
     with pytest.raises(TypeError, match="positional"):
-        focal_ext.sigmoid_focal_loss_pyramid(LEVELS, IDS, 3, 0.25, 2.0, "sum", 1.0)
+        focal_ext.pyramid.sigmoid_focal_loss(LEVELS, IDS, 3, 0.25, 2.0, "sum", 1.0)

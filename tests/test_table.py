@@ -138,7 +138,7 @@ def test_a_pyramid_looks_up_as_rows_do(layout: torch.memory_format, share: float
     assert sum(level.numel() for level in levels) > ABOVE
     rows = torch.cat([level.unflatten(1, (anchors, CLASSES)).permute(0, 3, 4, 1, 2).reshape(2, -1, CLASSES) for level in levels], 1)
     ids = class_ids(rows.shape[0] * rows.shape[1], share).view(rows.shape[:-1])
-    total = focal_ext.sigmoid_focal_loss_pyramid(levels, ids, num_classes=CLASSES, normalizer="positives")
+    total = focal_ext.pyramid.sigmoid_focal_loss(levels, ids, num_classes=CLASSES, normalizer="positives")
     want = focal_ext.sigmoid_focal_loss(rows, ids, reduction="sum", normalizer="positives")
     assert abs(total - want) <= 64 * 2.0**-24 * want
     for got, exact in zip(torch.autograd.grad(total, levels), torch.autograd.grad(want, levels)):

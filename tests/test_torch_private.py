@@ -97,7 +97,7 @@ def core_table(hidden):
             leaf = x.clone().requires_grad_()
             (many,) = torch.autograd.grad(ours(leaf), leaf, batched, is_grads_batched=True)
             same([many[0] * 3, many[1]], [want[1], want[1] / 1.5])
-    pyramid = lambda x: focal_ext.sigmoid_focal_loss_pyramid(levels(x), ids[None], 5)
+    pyramid = lambda x: focal_ext.pyramid.sigmoid_focal_loss(levels(x), ids[None], 5)
     rows = lambda x: reference.sigmoid_focal_loss(x.reshape(1, 5, 12).transpose(1, 2), ids[None], reduction="sum")
     want = loss_and_gradient(rows, x)
     same(loss_and_gradient(pyramid, x), want)

@@ -72,7 +72,7 @@ def test_make_fx_records_the_gradient_with_an_upstream_factor(loss_of: Member, r
 def test_make_fx_records_a_pyramid(mode: str) -> None:
     def function(a: Tensor, b: Tensor, ids: Tensor) -> list[Tensor]:
         levels = [a.detach().requires_grad_(), b.detach().requires_grad_()]
-        loss = focal_ext.sigmoid_focal_loss_pyramid(levels, ids, 5, normalizer="positives")
+        loss = focal_ext.pyramid.sigmoid_focal_loss(levels, ids, 5, normalizer="positives")
         return [loss, *torch.autograd.grad(loss * 2, levels)]
 
     def given() -> tuple[Tensor, ...]:
@@ -162,7 +162,7 @@ class Pyramid(nn.Module):
         if self.fused:
             return self.head([a, b], ids)
         levels = [torch.conv2d(x, self.head.weight, self.head.bias, padding=1) for x in (a, b)]
-        return focal_ext.sigmoid_focal_loss_pyramid(levels, ids, 5, normalizer="positives")
+        return focal_ext.pyramid.sigmoid_focal_loss(levels, ids, 5, normalizer="positives")
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["pyramid", "fused head"])

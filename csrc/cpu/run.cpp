@@ -215,6 +215,7 @@ Problem image_problem(const Pyramid& pyramid, const Unit& unit) {
   p.inputs = advance(level.inputs, offset, size_of(p.scalar));
   p.gradient = const_cast<void*>(advance(level.gradient, offset, size_of(p.scalar)));
   p.targets = advance(p.targets, row, size_of(p.target));
+  p.scores = advance(p.scores, row, acc_size);
   p.weight = advance(p.weight, pyramid.weight_per_image ? unit.image : row, acc_size);
   p.weight_row_stride = pyramid.weight_per_image ? 0 : 1;
   if (p.weight && pyramid.weight_per_image && !p.alpha) {  // one factor more for the whole image, which stays uniform

@@ -226,6 +226,7 @@ const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_bl
 }
 
 const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_blocks) {
+  if (p.problem.loss_parameters.loss != Loss::sigmoid_focal) return "focal_ext: levels of this loss have no kernel; copy them into rows";
   if (p.problem.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });

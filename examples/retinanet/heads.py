@@ -21,7 +21,7 @@ def over_rows(focal):
 def over_pyramid(features, convolution, num_classes, targets, alpha, gamma):
     """No permute and no cat: the loss reads the convolution's output."""
     levels = [convolution(x) for x in features]
-    return focal_ext.sigmoid_focal_loss_pyramid(levels, targets, num_classes, alpha, gamma, normalizer="positives")
+    return focal_ext.pyramid.sigmoid_focal_loss(levels, targets, num_classes, alpha, gamma, normalizer="positives")
 
 
 def fused(features, convolution, num_classes, targets, alpha, gamma):

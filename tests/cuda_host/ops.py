@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from focal_ext._arguments import as_bytes
-from focal_ext._call import Call, Loss, PyramidCall, is_per_row
+from focal_ext._call import Call, spec_of
 from torch import Tensor
 
 SCALARS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # the numbers of csrc/problem.h
@@ -52,23 +52,29 @@ class HostOps:
         else:
             self.module.run_pyramid(plain[0], plain[1:], self.max_blocks)
 
-    def run(self, inputs: Tensor, call: tuple[Any, ...], grad_output: Tensor | None = None, **results: Tensor) -> None:
+    def plain(self, logits: Tensor, call: Call, rows: int, classes: int, grad_output: Tensor | None, **memory: Tensor | None) -> dict[str, Any]:
+        """The fields that logits in rows and levels have in common."""
+        upstream = None if grad_output is None else grad_output.contiguous()
+        assert upstream is None or upstream.dtype == (logits.dtype if upstream.dim() else accumulation(logits))
+        tensors = {**dict(zip(Call._fields, call[:5])), "grad_output": upstream, **memory}
+        tensors["divisor_tensor"] = tensors.pop("normalizer")
+        assert all(t is None or t.is_contiguous() for t in tensors.values())
+        fields: dict[str, Any] = {name: t for name, t in tensors.items() if t is not None}
+        fields |= {"scalar": SCALARS.index(logits.dtype), "rows": rows, "classes": classes, "loss_id": call.loss, "divisor": call.divisor}
+        fields |= {"has_ignore_index": call.ignore_index is not None, "ignore_index": call.ignore_index or 0}
+        fields |= dict(zip(("alpha_positive", "alpha_negative", "divisor_value"), call.numbers))
+        fields |= {f"parameter_{i}": number for i, number in enumerate((*call.numbers[3:], 0.0, 0.0, 0.0)[:3])}
+        return fields | {"weight_row_stride": 0, "weight_class_stride": 0, "grad_output_per_element": upstream is not None and upstream.dim() > 0}
+
+    def run(self, inputs: Tensor, call: tuple[Any, ...], grad_output: Tensor | None = None, **results: Tensor | None) -> None:
         call = Call(*call)
         if is_wide(inputs, call.targets):
             call = call._replace(**dict(zip(("targets", "ignore_index"), as_bytes(call.targets, call.ignore_index))))
-        targets, weight = call.targets, call.weight
-        logits, upstream = inputs.contiguous(), None if grad_output is None else grad_output.contiguous()
-        tensors = {"inputs": logits, "targets": targets, "scores": call.scores, "weight": weight, "alpha": call.alpha, "divisor_tensor": call.normalizer, "grad_output": upstream, **results}
-        assert all(t is None or t.is_contiguous() for t in tensors.values())
-        assert upstream is None or upstream.dtype == (logits.dtype if upstream.dim() else accumulation(logits))
-        fields: dict[str, Any] = {name: t for name, t in tensors.items() if t is not None}
-        rows, classes = logits.shape[:-1].numel(), logits.shape[-1]
-        strides = (0, 0) if weight is None else (0 if weight.shape[0] == 1 else weight.shape[1], int(weight.shape[1] != 1))
-        fields |= {"scalar": SCALARS.index(logits.dtype), "rows": rows, "classes": classes, "target": target_kind(logits, targets)}
-        fields |= {"has_ignore_index": call.ignore_index is not None, "ignore_index": call.ignore_index or 0, "loss_id": call.loss}
-        fields |= {name: value for name, value in zip(Call._fields[6:], call[6:]) if name != "ignore_index"}
-        fields |= {"weight_row_stride": strides[0], "weight_class_stride": strides[1]}
-        fields |= {"grad_output_per_element": upstream is not None and upstream.dim() > 0}
+        logits, weight = inputs.contiguous(), call.weight
+        fields = self.plain(logits, call, logits.shape[:-1].numel(), logits.shape[-1], grad_output, inputs=logits, **results)
+        fields["target"] = target_kind(logits, call.targets)
+        if weight is not None:
+            fields |= {"weight_row_stride": 0 if weight.shape[0] == 1 else weight.shape[1], "weight_class_stride": int(weight.shape[1] != 1)}
         self.launch(fields)
 
     def loss(self, inputs: Tensor, *call: Any) -> Tensor:
@@ -82,7 +88,7 @@ class HostOps:
         return loss, gradient
 
     def loss_map(self, inputs: Tensor, *call: Any) -> Tensor:
-        loss_map = unwritten(inputs.shape[:-1] if is_per_row(Call(*call)) else inputs.shape, inputs.dtype)
+        loss_map = unwritten(inputs.shape[:-1] if spec_of(Call(*call)).is_per_row else inputs.shape, inputs.dtype)
         self.run(inputs, call, loss_map=loss_map)
         return loss_map
 
@@ -92,26 +98,19 @@ class HostOps:
         self.run(inputs, tuple(call), grad_output, gradient=gradient)
         return gradient
 
-    def gradient_(self, inputs: Tensor, *call_and_grad_output: Any) -> None:
-        *call, grad_output = call_and_grad_output
-        self.run(inputs, tuple(call), grad_output, gradient=inputs)
+    def gradient_(self, inputs: Tensor, *call_and_results: Any) -> None:
+        *call, grad_output, loss = call_and_results
+        self.run(inputs, tuple(call), grad_output, gradient=inputs, loss=loss)
 
     def scale_(self, gradient: Tensor, factor: Tensor) -> None:
         assert gradient.is_contiguous() and factor.dtype == accumulation(gradient)
         self.module.scale(gradient.data_ptr(), SCALARS.index(gradient.dtype), gradient.numel(), factor.data_ptr(), self.max_blocks)
 
     def run_pyramid(self, levels: Sequence[Tensor], call: tuple[Any, ...], gradients: Sequence[Tensor] | None = None, grad_output: Tensor | None = None, loss: Tensor | None = None) -> None:
-        call = PyramidCall(*call)
+        call = Call(*call)
         images, channels = levels[0].shape[:2]
-        upstream = grad_output if grad_output is None else grad_output.contiguous()
-        assert upstream is None or (upstream.numel() == 1 and upstream.dtype == accumulation(levels[0]))
-        tensors = {"targets": call.targets, "weight": call.weight, "alpha": call.alpha, "divisor_tensor": call.normalizer, "grad_output": upstream, "loss": loss}
-        assert all(t is None or t.is_contiguous() for t in tensors.values())
-        fields: dict[str, Any] = {name: t for name, t in tensors.items() if t is not None}
-        fields |= {"scalar": SCALARS.index(levels[0].dtype), "rows": call.targets.numel(), "target": IDS.index(call.targets.dtype)}
-        fields |= {"has_ignore_index": call.ignore_index is not None, "ignore_index": call.ignore_index or 0, "loss_id": Loss.SIGMOID_FOCAL}
-        fields |= {name: getattr(call, name) for name in ("classes", "gamma", "smoothing", "alpha_positive", "alpha_negative", "divisor", "divisor_value")}
-        fields |= dict.fromkeys(("gamma_positive", "clip", "weight_row_stride", "weight_class_stride"), 0) | {"grad_output_per_element": False}
+        fields = self.plain(levels[0], call, call.targets.numel(), call.classes, grad_output, loss=loss)
+        fields["target"] = IDS.index(call.targets.dtype)
         fields |= {"weight_per_image": call.weight is not None and call.weight.shape != call.targets.shape, "images": images, "anchors": channels // call.classes}
         plain = []
         for i, level in enumerate(levels):

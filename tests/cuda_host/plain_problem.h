@@ -23,7 +23,8 @@ Problem problem_of(const Fields& f) {
   p.has_ignore_index = whole("has_ignore_index");
   p.ignore_index = whole("ignore_index");
   p.scores = f.address("scores");
-  p.loss_parameters = {Loss(whole("loss_id")), number("gamma"), number("gamma_positive"), number("clip"), number("smoothing")};
+  const double numbers[] = {number("parameter_0"), number("parameter_1"), number("parameter_2")};
+  p.loss_parameters = parameters_of(Loss(whole("loss_id")), numbers);
   p.alpha_positive = number("alpha_positive");
   p.alpha_negative = number("alpha_negative");
   p.alpha = f.address("alpha");

@@ -15,7 +15,7 @@ for name in ("everyday", "odd maps", "80 classes"):
     for dtype in DTYPES:
         for layout in ("contiguous", "mixed"):
             levels, ids = leaves([level.cuda() for level in maps(SHAPES[name], layout, dtype)]), labels(SHAPES[name]).cuda()
-            focal_ext.sigmoid_focal_loss_pyramid(levels, ids, SHAPES[name].classes, normalizer="positives").backward()
+            focal_ext.pyramid.sigmoid_focal_loss(levels, ids, SHAPES[name].classes, normalizer="positives").backward()
 for row in softmax_table.ROWS:
     if row.shape in ((9, 80), (137, 91), (1030, 16), (2, 4500), (37,), (0, 80)):
         x, targets, options, upstream = softmax_table.build(row)

@@ -14,7 +14,7 @@ import torch
 from cuda_host import build
 from cuda_host.ops import HostOps
 from far import Reserved
-from focal_ext._pyramid import check_call
+from focal_ext._levels import Levels
 from torch import Tensor
 
 CLASSES, WARPS, DTYPE = 80, 8, torch.bfloat16
@@ -127,7 +127,7 @@ def test_every_offset_of_a_pyramid_is_64_bits_wide(numel: int, ops: HostOps) -> 
     weight = torch.rand(near, 1)
 
     def replace_by_gradient(level: Tensor, targets: Tensor, weight: Tensor) -> None:
-        checked = check_call(level, [side * side], targets, CLASSES, 0.25, 2.0, "sum", 3.0, weight, -2, 0.0)
+        checked = focal_ext.sigmoid_focal_loss.__wrapped__(Levels([level], CLASSES), targets, reduction="sum", normalizer=3.0, weight=weight).call
         ops.pyramid_gradient_([level], *checked, torch.tensor(1.0), None)
 
     replace_by_gradient(fill(memory, parts, x), fill(labels, parts, ids), fill(weights, parts, weight))

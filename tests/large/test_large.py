@@ -114,7 +114,7 @@ def test_a_pyramid(layout: str) -> None:
     else:
         level = torch.stack([repeated(column, ROWS) for column in logits.unbind(1)]).view(1, CLASSES, 1, ROWS)
     level.requires_grad_()
-    loss = focal_ext.sigmoid_focal_loss_pyramid([level], repeated(ids, ROWS)[None], CLASSES)
+    loss = focal_ext.pyramid.sigmoid_focal_loss([level], repeated(ids, ROWS)[None], CLASSES)
     torch.testing.assert_close(loss.detach().double(), sum_of(loss_of_block, rest, NUMEL // BLOCK), rtol=1e-6, atol=0)
     (gradient,) = torch.autograd.grad(loss, level)
     if layout == "channels_last":

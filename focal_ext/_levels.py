@@ -1,16 +1,27 @@
-# Owns: what the arguments of a call on a pyramid may be, and every error about them.
-# Must not know: formulas, autograd, kernels.
+# Owns: what tensors of a call over the levels of a pyramid may be, and the form in which the ops take them.
+# Must not know: formulas, autograd, the native library, any one loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _arguments as arguments
-from . import _reference
-from ._arguments import Alpha, Normalizer
-from ._call import Loss, PyramidCall, check
+from . import _factors as factors
+from ._arguments import Alpha
+from ._options import Options
+from ._rows import Bound
+from ._spec import FUNCTIONS
+
+
+class Levels(NamedTuple):
+    """Logits [B, anchors * classes, H, W] of the levels of a pyramid, where a function over rows has its inputs."""
+
+    maps: Sequence[Tensor]
+    classes: int
+    counts: Sequence[int] | None = None  # anchors of an image in each level, where maps[0] only shows images, dtype and device
 
 
 def check_classes(num_classes: int) -> None:
@@ -62,18 +73,49 @@ def check_overwrite(levels: Sequence[Tensor], *others: Tensor | None) -> None:
         raise ValueError("overwrite_inputs: two of levels share memory; clone one of them")
 
 
-def _join_targets(like: Tensor, counts: Sequence[int], targets: Tensor | Sequence[Tensor]) -> Tensor:
-    """Checked class ids [B, anchors of all levels], contiguous."""
+def bind(options: Options, levels: Levels, targets: Any, weight: Tensor | None, alpha: Alpha, normalizer: Tensor | None) -> Bound:
+    maps, classes, counts = levels
+    if counts is None:
+        check_levels(maps, classes)
+        counts = anchors_of(maps, classes)
+    like, spec = maps[0], options.spec
+    ids, scores = _take_apart(targets, like, counts) if spec.takes_scores else (_joined(targets, like, counts), None)
+    if options.reduction == "none":
+        raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got 'none'; for 'none' flatten the levels and call focal_ext.{FUNCTIONS[spec.number].__name__}")
+    class_alpha = None if alpha is None else factors.check_class_alpha(alpha, like, classes, spec.most_alpha)
+    divisor, numbers, normalizer = factors.divisor_of(options.divisor, options.numbers, normalizer, like)
+    weight = _check_weight(weight, ids, like)
+    if options.overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
+        check_overwrite(maps, ids, weight, scores)
+    logits = tuple(maps)
+    return logits, (ids, scores, weight, class_alpha, normalizer), numbers, options.ignore_index, divisor, arguments.are_plain((*logits, ids, scores, weight, class_alpha, normalizer))
+
+
+bind_quietly = arguments.quiet_under_jit_trace(bind)
+
+
+def _take_apart(targets: Any, like: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A pair (ids, scores), each one tensor or one a level."""
+    if not isinstance(targets, (tuple, list)) or len(targets) != 2:
+        raise TypeError(f"targets: must be a pair (ids, scores), each a tensor or a list of one for each level, got {type(targets).__name__}")
+    ids, scores = _joined(targets[0], like, counts), _joined(targets[1], like, counts, "scores")
+    return ids, arguments.in_dtype(scores, arguments.accumulation_dtype(like.dtype)).reshape(-1)
+
+
+def _joined(targets: Any, like: Tensor, counts: Sequence[int], what: str = "class ids") -> Tensor:
+    """Checked class ids, or scores, [B, anchors of all levels], contiguous."""
     images = like.shape[0]
     parts = [targets] if isinstance(targets, Tensor) else targets
     if not isinstance(parts, Sequence) or not all(isinstance(part, Tensor) for part in parts):
-        raise TypeError(f"targets: must be a tensor of class ids or a list of them, one for each level, got {type(targets).__name__}")
+        raise TypeError(f"targets: must be a tensor of {what} or a list of them, one for each level, got {type(targets).__name__}")
     wanted = [(images, sum(counts))] if isinstance(targets, Tensor) else [(images, count) for count in counts]
     if [tuple(part.shape) for part in parts] != wanted:
-        raise ValueError(f"targets: class ids must have shape {wanted[0] if len(wanted) == 1 else wanted}, got {[tuple(part.shape) for part in parts]}")
+        raise ValueError(f"targets: {what} must have shape {wanted[0] if len(wanted) == 1 else wanted}, got {[tuple(part.shape) for part in parts]}")
     for part in parts:
         arguments.check_layout("targets", part)
-        if part.dtype not in arguments.ID_DTYPES:
+        if what == "scores" and not part.is_floating_point():
+            raise TypeError(f"targets: the scores of a pair (ids, scores) must be floating point, got {part.dtype}; use scores.float()")
+        if what != "scores" and part.dtype not in arguments.ID_DTYPES:
             raise TypeError(f"targets: class ids must be integers, got {part.dtype}; use targets.long()")
         if part.dtype != parts[0].dtype:
             raise TypeError(f"targets: all levels must have one dtype, got {parts[0].dtype} and {part.dtype}")
@@ -95,49 +137,3 @@ def _check_weight(weight: Tensor | None, ids: Tensor, like: Tensor) -> Tensor | 
     if weight.shape != ids.shape and weight.shape != (ids.shape[0], 1):
         raise ValueError(f"weight: must have shape {(ids.shape[0], 1)}, one factor an image, or {tuple(ids.shape)}, one an anchor, got {tuple(weight.shape)}")
     return weight.to(arguments.accumulation_dtype(like.dtype)).contiguous()
-
-
-def check_call(
-    like: Tensor,
-    counts: Sequence[int],
-    targets: Tensor | Sequence[Tensor],
-    num_classes: int,
-    alpha: Alpha,
-    gamma: float,
-    reduction: str,
-    normalizer: Normalizer,
-    weight: Tensor | None,
-    ignore_index: int | None,
-    label_smoothing: float,
-) -> PyramidCall:
-    """The checked call; `like` is [B, ...] of the logits' dtype and device, `counts` the anchors of an image in each level."""
-    ids = _join_targets(like, counts, targets)
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got {reduction!r}; for 'none' flatten the levels and use sigmoid_focal_loss")
-    # The rules of the arguments that both layouts share are those of a call on rows; it needs no logits.
-    no_rows = like.new_empty((0, num_classes))
-    none = ids.new_empty((0,))
-    shared = check(Loss.SIGMOID_FOCAL, no_rows, none, alpha, gamma, reduction, normalizer, None, ignore_index, False, smoothing=label_smoothing).call
-    return PyramidCall(
-        ids,
-        _check_weight(weight, ids, like),
-        shared.alpha,
-        shared.normalizer,
-        num_classes,
-        shared.gamma,
-        shared.smoothing,
-        shared.alpha_positive,
-        shared.alpha_negative,
-        shared.ignore_index,
-        shared.divisor,
-        shared.divisor_value,
-    )
-
-
-def check_ids_of(loss: Tensor, call: PyramidCall) -> None:
-    """Names the first bad id where a value can be read for free; it makes the loss NaN."""
-    if not arguments.values_are_readable(loss, call.targets) or not arguments.is_nan(loss):
-        return
-    ids = call.targets
-    bad = _reference.bad_ids(_reference.widened(ids.flatten()), call.classes, call.ignore_index).nonzero()
-    arguments.check_ids(int(bad[0]) if bad.numel() else -1, ids, call.classes, call.ignore_index)

@@ -1,0 +1,204 @@
+// Owns: the step from the tensors and numbers of an op to the plain description of its call, and what of them could corrupt memory.
+// Must not know: formulas, loops, kernels, which op asks. All else is checked in Python, where an error can be a ValueError.
+#pragma once
+#include "tensors.h"
+
+namespace focal_ext {
+
+using Tensors = std::vector<Tensor>;
+
+// What every op is given beside the logits; owns what the plain description points to.
+struct Arguments {
+  Tensor targets;
+  OptionalTensor scores, weight, alpha, normalizer;
+  int64_t loss;
+  std::vector<double> numbers;  // alpha of positives, alpha of negatives, the divisor's value, then the loss's own
+  std::optional<int64_t> ignore_index;
+  int64_t divisor, classes;
+
+  // All but logits, targets and weight, for logits of this kind.
+  Problem problem(const Tensor& like, int64_t rows, int64_t columns) const {
+    Problem p{};
+    p.scalar = scalar_of(like);
+    p.rows = rows;
+    p.classes = columns;
+    STD_TORCH_CHECK(loss >= 0 && loss <= int64_t(kLastLoss), "loss: unknown");
+    constexpr size_t kShared = 3;
+    STD_TORCH_CHECK(numbers.size() == kShared + size_t(count_of_parameters(Loss(loss))), "numbers: must be ", kShared + size_t(count_of_parameters(Loss(loss))),
+        " for this loss, got ", numbers.size());
+    p.alpha_positive = numbers[0];
+    p.alpha_negative = numbers[1];
+    p.divisor_value = numbers[2];
+    p.loss_parameters = parameters_of(Loss(loss), numbers.data() + kShared);
+    check_numbers(p.loss_parameters, p.alpha_positive, p.alpha_negative, p.divisor_value);
+    p.has_ignore_index = ignore_index.has_value();
+    p.ignore_index = ignore_index.value_or(0);
+    p.scores = checked_data(scores, like, rows, "scores");
+    p.alpha = checked_data(alpha, like, columns, "alpha");
+    p.divisor = Divisor(divisor);
+    p.divisor_tensor = checked_data(normalizer, like, 1, "normalizer");
+    STD_TORCH_CHECK(divisor >= 0 && divisor <= int64_t(Divisor::positives) && (p.divisor != Divisor::tensor || p.divisor_tensor),
+        "divisor: does not fit the other arguments");
+    return p;
+  }
+
+  // That what is written is nowhere what is read.
+  void check_written(const Bytes& written, const Tensor& grad_output, const OptionalTensor& loss_result) const {
+    check_apart(written, targets, "targets");
+    check_apart(written, scores, "scores");
+    check_apart(written, weight, "weight");
+    check_apart(written, alpha, "alpha");
+    check_apart(written, normalizer, "normalizer");
+    check_apart(written, grad_output, "grad_output");
+    check_apart(written, loss_result, "loss");
+  }
+};
+
+// Logits [..., classes] in rows.
+class Rows {
+ public:
+  Rows(Tensor inputs, Arguments given) : given_(std::move(given)), inputs_(as_contiguous(inputs, "inputs")) {
+    given_.targets = as_contiguous(given_.targets, "targets");
+    const Tensor& targets = given_.targets;
+    int64_t rows = 1;
+    for (int64_t d = 0; d + 1 < inputs_.dim(); ++d) rows *= inputs_.size(d);
+    plain = given_.problem(inputs_, rows, inputs_.size(-1));
+    plain.inputs = inputs_.const_data_ptr();
+    plain.target = targets.dim() == inputs_.dim() ? dense_target(inputs_, targets) : id_target(targets);
+    STD_TORCH_CHECK(targets.numel() == (is_dense(plain.target) ? numel(plain) : rows) && on_device_of(targets, inputs_),
+        "targets: must be on the device of inputs and hold one id a row or one value a logit");
+    plain.targets = targets.const_data_ptr();
+    STD_TORCH_CHECK(plain.divisor < Divisor::positives || has_row_losses(plain) || !is_dense(plain.target), "divisor: does not fit the other arguments");
+    if (given_.weight) set_weight(*given_.weight);
+  }
+
+  const Tensor& like() const { return inputs_; }
+  Problem& problem() { return plain; }
+  void write_gradient(Tensor& to) { plain.gradient = to.mutable_data_ptr(); }
+  Tensor new_gradient() const { return empty_logits(inputs_); }
+
+  Tensor new_loss_map() {
+    Tensor result = has_row_losses(plain) ? empty(inputs_, inputs_.dim() - 1, inputs_.sizes().data(), inputs_.scalar_type()) : empty_logits(inputs_);
+    plain.loss_map = result.mutable_data_ptr();
+    return result;
+  }
+
+  // An upstream factor (0-d, accumulation dtype) or map (the unreduced loss's shape, the logits' dtype).
+  void set_upstream(const Tensor& grad_output) {
+    upstream_ = as_contiguous(grad_output, "grad_output");
+    const bool per_element = grad_output.dim() > 0;
+    STD_TORCH_CHECK(on_device_of(*upstream_, inputs_) && (per_element ? upstream_->numel() == (has_row_losses(plain) ? plain.rows : numel(plain)) &&
+                                                                            upstream_->scalar_type() == inputs_.scalar_type()
+                                                                      : upstream_->scalar_type() == accumulation_type(inputs_)),
+        "grad_output: must be 0-d of the accumulation dtype, or of the shape of the unreduced loss and the dtype of inputs, and on their device");
+    plain.grad_output = upstream_->const_data_ptr();
+    plain.grad_output_per_element = per_element;
+  }
+
+  static void check_written(const Tensor& inputs, const Arguments& given, const Tensor& grad_output, const OptionalTensor& loss) {
+    STD_TORCH_CHECK(inputs.is_contiguous(), "inputs: must be contiguous to be overwritten");
+    check_allocated(inputs, "inputs");
+    given.check_written(bytes_of(inputs), grad_output, loss);
+  }
+
+  Problem plain;
+
+ private:
+  void set_weight(const Tensor& weight) {
+    STD_TORCH_CHECK(weight.dim() == 2, "weight: must be [rows or 1, classes or 1]");
+    const int64_t rows = weight.size(0), classes = weight.size(1);
+    STD_TORCH_CHECK((rows == 1 || rows == plain.rows) && (classes == 1 || classes == plain.classes), "weight: must be [rows or 1, classes or 1]");
+    plain.weight = checked_data(weight, inputs_, rows * classes, "weight");
+    plain.weight_row_stride = rows == 1 ? 0 : classes;
+    plain.weight_class_stride = classes == 1 ? 0 : 1;
+  }
+
+  Arguments given_;
+  Tensor inputs_;
+  OptionalTensor upstream_;
+};
+
+inline bool is_channels_last(const Tensor& t) {
+  const int64_t expected[4] = {t.size(1) * t.size(2) * t.size(3), 1, t.size(3) * t.size(1), t.size(1)};
+  for (int64_t d = 0; d < 4; ++d)
+    if (t.size(d) != 1 && t.stride(d) != expected[d]) return false;
+  return true;
+}
+
+// Logits [images, anchors * classes, height, width] of the levels of a feature pyramid, in planes or with channels last.
+class Levels {
+ public:
+  Levels(Tensors levels, Arguments given) : given_(std::move(given)), levels_(std::move(levels)) {
+    const int64_t classes = given_.classes;
+    STD_TORCH_CHECK(!levels_.empty() && classes > 0, "levels: at least one, with at least one class");
+    const Tensor& first = levels_[0];
+    STD_TORCH_CHECK(first.dim() == 4, "levels: must be [images, anchors * classes, height, width]");
+    plain.images = first.size(0);
+    plain.anchors = first.size(1) / classes;
+    int64_t anchors = 0;
+    for (const Tensor& level : levels_) {
+      STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == plain.images && level.size(1) == plain.anchors * classes &&
+                          level.scalar_type() == first.scalar_type() && on_device_of(level, first),
+          "levels: must be [images, anchors * classes, height, width] of one dtype on one device");
+      const bool planes = level.is_contiguous();
+      STD_TORCH_CHECK(planes || is_channels_last(level), "levels: must be contiguous or channels_last");
+      check_allocated(level, "levels");
+      each_.push_back({level.const_data_ptr(), nullptr, level.size(2) * level.size(3), !planes});
+      anchors += each_.back().positions * plain.anchors;
+    }
+    plain.levels = each_.data();
+    plain.level_count = int64_t(each_.size());
+    Problem& p = plain.problem = given_.problem(first, plain.images * anchors, classes);
+    STD_TORCH_CHECK(!has_row_losses(p), "loss: is not one of levels");
+    Tensor& targets = given_.targets = as_contiguous(given_.targets, "targets");
+    p.target = id_target(targets);
+    STD_TORCH_CHECK(targets.numel() == p.rows && on_device_of(targets, first), "targets: must hold one class id an anchor, on the device of the levels");
+    p.targets = targets.const_data_ptr();
+    plain.weight_per_image = given_.weight && given_.weight->numel() == plain.images && plain.images != p.rows;
+    p.weight = checked_data(given_.weight, first, plain.weight_per_image ? plain.images : p.rows, "weight");
+  }
+
+  const Tensor& like() const { return levels_[0]; }
+  Problem& problem() { return plain.problem; }
+
+  void write_gradient(Tensors& to) {
+    for (size_t i = 0; i < to.size(); ++i) each_[i].gradient = to[i].mutable_data_ptr();
+  }
+
+  // In each level's own memory format.
+  Tensors new_gradient() const {
+    Tensors result;
+    for (const Tensor& level : levels_)
+      result.push_back(with_huge_pages(empty_strided(level, 4, level.sizes().data(), level.strides().data(), level.scalar_type())));
+    return result;
+  }
+
+  void set_upstream(const Tensor& grad_output) {
+    STD_TORCH_CHECK(grad_output.numel() == 1 && grad_output.scalar_type() == accumulation_type(like()) && on_device_of(grad_output, like()),
+        "grad_output: must be one number of the accumulation dtype, on the device of the levels");
+    check_allocated(grad_output, "grad_output");
+    plain.problem.grad_output = grad_output.const_data_ptr();
+  }
+
+  // Nor may a level be another's memory.
+  static void check_written(const Tensors& levels, const Arguments& given, const Tensor& grad_output, const OptionalTensor& loss) {
+    for (size_t i = 0; i < levels.size(); ++i) {
+      check_allocated(levels[i], "levels");
+      const Bytes written = bytes_of(levels[i]);
+      for (size_t j = 0; j < i; ++j) {
+        const Bytes other = bytes_of(levels[j]);
+        STD_TORCH_CHECK(other.end <= written.begin || written.end <= other.begin, "levels: two share memory; clone one of them");
+      }
+      given.check_written(written, grad_output, loss);
+    }
+  }
+
+  Pyramid plain{};
+
+ private:
+  Arguments given_;
+  Tensors levels_;
+  std::vector<Level> each_;
+};
+
+}  // namespace focal_ext

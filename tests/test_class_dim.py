@@ -1,0 +1,106 @@
+# Owns: classes in another dimension than the last: the same numbers and gradients as those of the moved logits, what is read in place, errors.
+# Must not know: values (test_values.py, test_softmax_values.py).
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import focal_ext
+import pytest
+import torch
+from cases import IMPLEMENTATIONS, Implementation
+from test_autograd import Ops
+from torch import Tensor
+
+implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
+N, C, SPATIAL = 2, 5, (7, 6)
+X = torch.randn(N, C, *SPATIAL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(C, (N, *SPATIAL), generator=torch.Generator().manual_seed(1)).index_put_((torch.tensor([0, 1]), torch.tensor([0, 6]), torch.tensor([0, 5])), torch.tensor(-2))
+SCORES, DENSE = torch.linspace(0, 1, IDS.numel(), dtype=torch.float64).view(IDS.shape), (torch.arange(X.numel()).view(X.shape) % 3 == 0).double()
+PAIR, PER_CLASS = (IDS, SCORES), [0.1, 0.2, 0.3, 0.4, 0.5]
+OF_IMAGES, OF_POSITIONS, OF_CLASSES = (torch.rand(shape, dtype=torch.float64) for shape in ((N, 1, 1, 1), (N, 1, *SPATIAL), (C, 1, 1)))
+
+# A loss with targets and options as classes in dimension 1 have them.
+ROWS: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "ids": ("sigmoid_focal_loss", IDS, {}),
+    "ids, alpha of each class": ("sigmoid_focal_loss", IDS, {"alpha": PER_CLASS}),
+    "ids, weight of images": ("sigmoid_focal_loss", IDS, {"weight": OF_IMAGES}),
+    "ids, weight of positions": ("sigmoid_focal_loss", IDS, {"weight": OF_POSITIONS}),
+    "ids, weight of classes": ("sigmoid_focal_loss", IDS, {"weight": OF_CLASSES}),
+    "dense": ("sigmoid_focal_loss", DENSE, {"label_smoothing": 0.1}),
+    "dense, alpha of each class": ("sigmoid_focal_loss", DENSE, {"alpha": PER_CLASS}),
+    "dense, weight of classes": ("sigmoid_focal_loss", DENSE, {"weight": OF_CLASSES}),
+    "quality": ("quality_focal_loss", PAIR, {}),
+    "varifocal": ("varifocal_loss", PAIR, {"weight": OF_POSITIONS}),
+    "asymmetric": ("asymmetric_loss", IDS, {}),
+    "softmax": ("softmax_focal_loss", IDS, {"ignore_index": -2}),
+    "softmax, weight": ("softmax_focal_loss", IDS, {"ignore_index": -2, "weight": OF_POSITIONS[:, 0], "alpha": PER_CLASS}),
+    "softmax, dense": ("softmax_focal_loss", DENSE, {}),
+}
+
+
+def last(value: Any, name: str = "") -> Any:
+    """An argument as classes in the last dimension have it."""
+    if isinstance(value, Tensor) and value.dim() >= 3 and (value.shape[-3:] == X.shape[1:] or (name == "weight" and value.shape[-3] in (1, C))):
+        return value.movedim(-3, -1)
+    return value
+
+
+@implementations
+@pytest.mark.parametrize("reduction", ["sum", "mean", "none"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["planes", "channels_last"])
+@pytest.mark.parametrize("row", ROWS)
+def test_loss_and_gradient_are_those_of_logits_whose_classes_were_moved(row: str, memory: torch.memory_format, reduction: str, implementation: Implementation) -> None:
+    name, targets, options = ROWS[row]
+    inputs = X.to(memory_format=memory).requires_grad_()
+    moved = X.movedim(1, -1).contiguous().requires_grad_()
+    per_row = name == "softmax_focal_loss"
+    options_last = {key: value if per_row else last(value, key) for key, value in options.items()}
+    got = getattr(implementation.module, name)(inputs, targets, class_dim=1, reduction=reduction, **options)
+    want = getattr(focal_ext, name)(moved, last(targets), reduction=reduction, **options_last)
+    assert torch.allclose(got, want if per_row or reduction != "none" else want.movedim(-1, 1), rtol=1e-10)
+    (gradient,), (expected,) = torch.autograd.grad(got.sum(), inputs), torch.autograd.grad(want.sum(), moved)
+    assert torch.allclose(gradient, expected.movedim(-1, 1), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("shape", [(2, 5, 12), (2, 5, 3, 4), (2, 5, 2, 3, 2)], ids=lambda shape: f"{len(shape) - 2}d")
+@pytest.mark.parametrize("row", ["ids", "quality", "varifocal", "asymmetric"])
+def test_planes_of_any_number_of_dimensions_are_read_in_place(row: str, shape: tuple[int, ...]) -> None:
+    name, _, options = ROWS[row]
+    x, ids = torch.randn(shape, requires_grad=True), torch.randint(-1, 6, (2, *shape[2:]))
+    targets = (ids, torch.rand(ids.shape)) if name in ("quality_focal_loss", "varifocal_loss") else ids
+    options = {key: value for key, value in options.items() if key != "weight"}
+    with Ops() as seen:
+        getattr(focal_ext, name)(x, targets, class_dim=1, reduction="sum", **options).backward()
+    assert "focal_ext.pyramid_loss_and_gradient" in seen.names and not [name for name in seen.names if any(copy in name for copy in ("copy", "clone", "cat"))]
+    want = torch.autograd.grad(getattr(focal_ext.reference, name)(x, targets, class_dim=1, reduction="sum", **options), x)[0]
+    assert x.grad.is_contiguous() and torch.allclose(x.grad, want, rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_and_as_a_module_it_is_the_same() -> None:
+    want = focal_ext.sigmoid_focal_loss(X, IDS, class_dim=1, reduction="sum")
+    compiled = torch.compile(lambda x: focal_ext.sigmoid_focal_loss(x, IDS, class_dim=1, reduction="sum"), fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(X), want) and torch.equal(focal_ext.SigmoidFocalLoss(class_dim=1, reduction="sum")(X, IDS), want)
+
+
+def wrong_calls() -> Iterator[tuple[dict[str, Any], type[Exception], str]]:
+    yield {"class_dim": 4}, ValueError, r"class_dim: must be a dimension of inputs of shape \(2, 5, 7, 6\), got 4"
+    yield {"class_dim": 1.0}, TypeError, r"class_dim: must be an integer, got float"
+    yield {"class_dim": True}, TypeError, r"class_dim: must be an integer, got bool"
+    yield {"targets": IDS[:, :2]}, ValueError, r"targets: with class_dim=1 shape must be \(2, 7, 6\) for class ids or \(2, 5, 7, 6\) for dense targets, got \(2, 2, 6\)"
+    yield {"targets": 3}, TypeError, r"targets: must be a torch.Tensor.*int"
+    yield {"targets": IDS.masked_fill(IDS == 3, 77)}, ValueError, r"targets: class id 77 at anchor \d+ is outside \[0, 5\)"
+
+
+@implementations
+@pytest.mark.parametrize("changed, exception, sentence", wrong_calls())
+def test_a_wrong_argument_is_named(changed: dict[str, Any], exception: type[Exception], sentence: str, implementation: Implementation) -> None:
+    with pytest.raises(exception, match=sentence):
+        implementation.module.sigmoid_focal_loss(**{"inputs": X, "targets": IDS, "class_dim": 1, "reduction": "sum", **changed})
+
+
+@implementations
+def test_ids_that_fit_dimension_1_alone_get_the_hint(implementation: Implementation) -> None:
+    with pytest.raises(ValueError, match=r"targets: shape must be .*pass class_dim=1$"):
+        implementation.module.softmax_focal_loss(X, IDS)
