@@ -77,8 +77,8 @@ def layers(t: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
 
     return {
         "whole call": lambda x: focal_ext.sigmoid_focal_loss(x, t, reduction="sum"),
-        "without argument checks": lambda x: _autograd.dispatch(x, checked, *rest),
-        "without choosing an implementation": lambda x: _autograd._apply_one_pass(x, checked, "sum", rest[-1]),
+        "without argument checks": lambda x: _autograd.dispatch((x,), checked, *rest[:3]),
+        "without choosing an implementation": lambda x: _autograd._apply_one_pass(checked, "sum", x),
         "the op and a backward of one node": ops_and_backward,
         "a backward of one node": lambda x: x.sum(),
     }

@@ -11,7 +11,7 @@ import torch
 from cases import ID_DTYPES
 from cuda_host import table
 from cuda_host.ops import HostOps
-from focal_ext import pyramid
+from focal_ext import _autograd, _run
 from pyramids import DTYPES, SHAPES, Shape, channels_last, labels, leaves, maps
 from rounding import outside
 from test_cuda_host import DEFECT, FLAVOUR, LARGEST, PACKED, SEED, bits, module
@@ -36,7 +36,7 @@ def use(monkeypatch: pytest.MonkeyPatch, grid: int, flavour: str = FLAVOUR) -> N
     """From here to the end of the test the op calls these kernels."""
     module(flavour).set_seed(SEED)
     module(flavour).plant(getattr(module(flavour).Defect, DEFECT))
-    monkeypatch.setattr(pyramid, "ops", HostOps(module(flavour), grid))
+    monkeypatch.setattr(_autograd, "ops", HostOps(module(flavour), grid))
 
 
 def numel(shape: Shape) -> int:
@@ -108,7 +108,7 @@ def test_the_gradient_may_replace_the_logits_and_neither_grid_nor_order_changes_
 @pytest.mark.parametrize("name, layout, dtype", list(zip(ID_DTYPES, itertools.cycle(("contiguous", "channels_last", "mixed")), itertools.cycle((torch.float32, torch.bfloat16)))), ids=str)
 def test_a_bad_id_makes_its_anchor_nan_and_no_other(dtype: torch.dtype, layout: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, table.GRIDS[-1])
-    monkeypatch.setattr(pyramid, "check_ids_of", lambda loss, call: None)  # nobody reads a value on a GPU
+    monkeypatch.setattr(_run, "_check_targets", lambda logits, call: None)  # nobody reads a value on a GPU
     shape, id_dtype = SHAPES["aligned maps"], getattr(torch, name)
     ids = labels(shape).clamp(min=0).to(id_dtype)
     bad = torch.zeros(ids.shape, dtype=torch.bool)

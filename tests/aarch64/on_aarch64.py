@@ -38,9 +38,9 @@ def ops() -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def kernels_of_aarch64(request: pytest.FixtureRequest, ops: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """From here to the end of the test the public functions call them."""
-    from focal_ext import _autograd, _native, pyramid
+    from focal_ext import _autograd, _native
 
-    for module in (_autograd, pyramid, _native):
+    for module in (_autograd, _native):
         monkeypatch.setattr(module, "ops", ops)
     before = ops.calls
     yield

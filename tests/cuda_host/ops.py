@@ -16,6 +16,9 @@ IDS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.i
 DENSE_U8, DENSE_SCALAR, DENSE_ACC = range(8, 11)
 
 
+FIELDS = len(Call._fields)
+
+
 def accumulation(inputs: Tensor) -> torch.dtype:
     return torch.float64 if inputs.dtype == torch.float64 else torch.float32
 
@@ -99,7 +102,7 @@ class HostOps:
         return gradient
 
     def gradient_(self, inputs: Tensor, *call_and_results: Any) -> None:
-        *call, grad_output, loss = call_and_results
+        *call, grad_output, loss = call_and_results if len(call_and_results) > FIELDS + 1 else (*call_and_results, None)
         self.run(inputs, tuple(call), grad_output, gradient=inputs, loss=loss)
 
     def scale_(self, gradient: Tensor, factor: Tensor) -> None:
@@ -139,5 +142,5 @@ class HostOps:
         return gradients
 
     def pyramid_gradient_(self, levels: Sequence[Tensor], *call_and_results: Any) -> None:
-        *call, grad_output, loss = call_and_results
+        *call, grad_output, loss = call_and_results if len(call_and_results) > FIELDS + 1 else (*call_and_results, None)
         self.run_pyramid(levels, tuple(call), levels, grad_output, loss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_host import table
-from focal_ext import pyramid
+from focal_ext import _native
 from pyramids import DTYPES, SHAPES, labels, leaves, maps
 from rounding import outside
 from test_device import waiting_is_an_error
@@ -24,7 +24,7 @@ def step(levels: list[Tensor], ids: Tensor, classes: int, gamma: float = 2.0) ->
 
 
 def test_the_kernels_are_in_use_and_not_the_reference() -> None:
-    assert pyramid.has_kernels(torch.device("cuda"))
+    assert _native.runs_on(torch.device("cuda"))
 
 
 @layouts
