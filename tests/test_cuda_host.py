@@ -200,9 +200,9 @@ def test_a_kernel_that_would_hang_is_an_error_and_the_device_goes_on(kernel: str
     table.check(table.ROWS[0], table.GRIDS[-1])
 
 
-def served(loss_of: Member = MEMBERS["sigmoid focal"], loss: str = table.LOSS, parameters: dict[str, Any] | None = None, **_: Any) -> bool:
+def served(loss_of: Member = MEMBERS["sigmoid focal"], member: str = "sigmoid focal", loss: str = table.LOSS, parameters: dict[str, Any] | None = None, **_: Any) -> bool:
     """Whether there are CUDA kernels for the loss that a row asks for."""
-    return loss_of is MEMBERS["sigmoid focal"] and loss == table.LOSS and "label_smoothing" not in (parameters or {})
+    return loss_of is MEMBERS[member] is MEMBERS["sigmoid focal"] and loss == table.LOSS and "label_smoothing" not in (parameters or {})
 
 
 def rows_of(*modules: ModuleType) -> list[Any]:

@@ -1,0 +1,40 @@
+# Owns: rows that hold every pair of values of two axes, for tests whose faults need at most two axes to come together.
+# Must not know: what the axes mean.
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+Row = dict[str, Any]
+
+
+def rows_of_every_pair(axes: Mapping[str, Sequence[Any]], is_possible: Callable[[Row], bool] = lambda row: True, seed: int = 0) -> list[Row]:
+    """Greedy: the best of 40 random rows that hold a pair still missing. Values are hashable; the rows are the same at every run."""
+    rng = random.Random(seed)
+
+    def pairs(row: Row) -> set[Any]:
+        return set(itertools.combinations(row.items(), 2))
+
+    missing = {((a, x), (b, y)) for a, b in itertools.combinations(axes, 2) for x in axes[a] for y in axes[b]}
+    rows, tries = [], 0
+    while missing and tries < 400:
+        wanted = dict(rng.choice(sorted(missing, key=repr)))
+        rolled = ({axis: wanted.get(axis, rng.choice(values)) for axis, values in axes.items()} for _ in range(40))
+        best = max((row for row in rolled if is_possible(row)), key=lambda row: len(pairs(row) & missing), default=None)
+        if best is None or not pairs(best) & missing:
+            tries += 1  # most likely an impossible pair
+            continue
+        missing -= pairs(best)
+        rows.append(best)
+    return rows
+
+
+def pairwise(is_possible: Callable[[Row], bool] = lambda row: True, **axes: Sequence[Any]) -> Any:
+    """pytest.mark.parametrize over rows_of_every_pair; of a mapping the test gets the name."""
+    axes = {axis: tuple(values) for axis, values in axes.items()}
+    rows = [tuple(row.values()) for row in rows_of_every_pair(axes, is_possible)]
+    return pytest.mark.parametrize(", ".join(axes), rows, ids=["-".join(map(str, row)) for row in rows])
