@@ -2,9 +2,7 @@
 # Must not know: what the right answers are (oracle.py), how far off an answer may be (tolerances.py).
 from __future__ import annotations
 
-import itertools
 import os
-import random
 import zlib
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ import focal_ext
 import torch
 import torch.nn.functional as F
 from axes import AXES, ID_DTYPES, PARAMETERS
+from pairwise import rows_of_every_pair
 from torch import Tensor
 
 __all__ = ["AXES", "ID_DTYPES"]  # for the tests that draw their own rows
@@ -99,25 +98,10 @@ def single_axis_cases(loss: str) -> list[Case]:
     return [case for case in (Case(loss, tuple(axes.items())) for axes in moved) if case.is_possible()]
 
 
-def pair_cases(loss: str, seed: int = 0) -> list[Case]:
-    """Rows that contain every possible pair of values of two axes: greedy, the best of 40 random rows that hold a pair still missing."""
-    rng, axes = random.Random(seed), AXES[loss]
-
-    def pairs(case: Case) -> set[Any]:
-        return set(itertools.combinations(case.axes, 2))
-
-    missing = {((a, x), (b, y)) for a, b in itertools.combinations(axes, 2) for x in axes[a] for y in axes[b]}
-    rows, tries = [], 0
-    while missing and tries < 400:
-        wanted = dict(rng.choice(sorted(missing, key=repr)))
-        rolled = (Case(loss, tuple((axis, wanted.get(axis, rng.choice(values))) for axis, values in axes.items())) for _ in range(40))
-        best = max((case for case in rolled if case.is_possible()), key=lambda case: len(pairs(case) & missing), default=None)
-        if best is None or not pairs(best) & missing:
-            tries += 1  # most likely an impossible pair
-            continue
-        missing -= pairs(best)
-        rows.append(best)
-    return rows
+def pair_cases(loss: str) -> list[Case]:
+    """Rows that contain every possible pair of values of two axes."""
+    rows = rows_of_every_pair(AXES[loss], lambda row: Case(loss, tuple(row.items())).is_possible())
+    return [Case(loss, tuple(row.items())) for row in rows]
 
 
 CASES = list(dict.fromkeys(case for loss in AXES for case in single_axis_cases(loss) + pair_cases(loss)))

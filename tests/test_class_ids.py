@@ -7,15 +7,13 @@ import pytest
 import torch
 from axes import ID_DTYPES
 from cases import IMPLEMENTATIONS, Implementation
+from pairwise import pairwise
 
 ROWS = 1100  # with one class two blocks of the kernel's 512 elements and a part of one
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
-@pytest.mark.parametrize("share", [0.01, 0.6])
-@pytest.mark.parametrize("ignored", ["none", "another id", "a class", "-1", "C"])
-@pytest.mark.parametrize("classes", [1, 2, 3, 80])
-@pytest.mark.parametrize("stored", ID_DTYPES)
+@pairwise(stored=ID_DTYPES, classes=(1, 2, 3, 80), ignored=("none", "another id", "a class", "-1", "C"), share=(0.01, 0.6))
 def test_ids_are_what_they_say_wherever_they_stand(stored: str, classes: int, ignored: str, share: float, implementation: Implementation) -> None:
     dtype = getattr(torch, stored)
     ignore_index = {"none": None, "another id": 100, "a class": classes - 1, "-1": -1, "C": classes}[ignored]
