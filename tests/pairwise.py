@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -38,3 +38,9 @@ def pairwise(is_possible: Callable[[Row], bool] = lambda row: True, **axes: Sequ
     axes = {axis: tuple(values) for axis, values in axes.items()}
     rows = [tuple(row.values()) for row in rows_of_every_pair(axes, is_possible)]
     return pytest.mark.parametrize(", ".join(axes), rows, ids=["-".join(map(str, row)) for row in rows])
+
+
+def every_value_once(dtypes: Sequence[Any], rows: Iterable[str], whole: Sequence[str]) -> list[Any]:
+    """Each row with one of the dtypes, which take turns, and the rows of `whole` with all: for checks that see a row and a dtype apart."""
+    pairs = [*zip(itertools.cycle(dtypes), rows), *itertools.product(dtypes, whole)]
+    return [pytest.param(dtype, row, id=f"{dtype}-{row}") for dtype, row in dict.fromkeys(pairs)]

@@ -50,7 +50,7 @@ def everywhere(strata: int) -> np.ndarray:
     return np.concatenate([magnitudes, -magnitudes, np.linspace(-90, -86, strata // 16, dtype=np.float32)])
 
 
-X = everywhere(2**19)
+X = everywhere(2**17)
 FEW = everywhere(2**15)
 
 
@@ -112,7 +112,7 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
 
 @pytest.mark.parametrize("gamma, policy", [(g, p) for g in GAMMAS for p in POLICIES if needs(p, g)])
 def test_results_stay_within_their_bound_when_every_instruction_is_off_by_its_own(emulation: Emulation, policy: str, gamma: float) -> None:
-    assert len(X) > 2e6
+    assert len(X) > 5e5
     assert not violations(emulation, policy, gamma, X, truth_everywhere(gamma))
 
 
@@ -150,7 +150,7 @@ def soft_targets(count: int) -> np.ndarray:
 @pytest.mark.parametrize("gamma", [g for g in GAMMAS if g <= 200])
 def test_soft_targets_stay_within_40_units_of_their_terms(emulation: Emulation, gamma: float, smoothing: float) -> None:
     """u = p (1-t) + q t is off by 4 to 5 units, and gamma multiplies them: above the steep gamma its logarithm is made in two floats."""
-    x, t = X[::4].copy(), soft_targets(len(X[::4]))
+    x, t = X[::2].copy(), soft_targets(len(X[::2]))
     want = soft(torch.from_numpy(x).double(), torch.from_numpy(t).double(), gamma, smoothing)
     small = SMALLEST * (1 + gamma) * 120  # a power flushed to 0, times gamma ce
     for errors in every_error(gamma):

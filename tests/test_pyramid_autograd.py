@@ -9,6 +9,7 @@ import pytest
 import torch
 from focal_ext._call import Call
 from focal_ext._levels import Levels
+from pairwise import every_value_once
 from pyramids import DTYPES, LAYOUTS, SHAPES, Shape, labels, leaves, maps, rows
 from test_autograd import Ops
 from torch import Tensor
@@ -227,8 +228,7 @@ def checked(levels: list[Tensor], targets: Tensor, classes: int, **options: Any)
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype, name", every_value_once(DTYPES, OPTIONS, whole=tuple(OPTIONS)[:1]))
 def test_the_ops_keep_their_contracts_with_the_dispatcher(name: str, dtype: torch.dtype) -> None:
     from focal_ext._native import ops
 

@@ -68,18 +68,23 @@ def with_grids(rows: Sequence[tuple[str, str, torch.dtype]], shape_of: Callable[
     return [(grid, row) for grid, row in list(zip(itertools.cycle(table.GRIDS), rows))[::every] if numel(shape_of(row[0])) <= LARGEST]
 
 
+def normalizer_of(grid: int) -> Any:
+    """Counting positives is a kernel of its own, the same for all grids, and takes longer than a row's other kernels: a third of the rows run it."""
+    return "positives" if grid == table.GRIDS[0] else 7.3
+
+
 @pytest.mark.parametrize("grid, row", with_grids(ROWS, SHAPES.__getitem__), ids=str)
 def test_every_shape_layout_and_type_is_the_reference_s(row: tuple[str, str, torch.dtype], grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, grid)
     name, layout, dtype = row
-    assert_right(maps(SHAPES[name], layout, dtype), labels(SHAPES[name], often=0.02), SHAPES[name].classes, grid, normalizer="positives")
+    assert_right(maps(SHAPES[name], layout, dtype), labels(SHAPES[name], often=0.02), SHAPES[name].classes, grid, normalizer=normalizer_of(grid))
 
 
 @pytest.mark.parametrize("grid, row", with_grids([row for row in ROWS if row[2] != torch.float64], SHAPES.__getitem__), ids=str)
 def test_two_numbers_per_instruction_are_as_good(row: tuple[str, str, torch.dtype], grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, grid, PACKED)
     name, layout, dtype = row
-    assert_right(maps(SHAPES[name], layout, dtype), labels(SHAPES[name], often=0.02), SHAPES[name].classes, grid, normalizer="positives")
+    assert_right(maps(SHAPES[name], layout, dtype), labels(SHAPES[name], often=0.02), SHAPES[name].classes, grid, normalizer=normalizer_of(grid))
 
 
 @pytest.mark.parametrize("grid, row", with_grids(OPTION_ROWS, lambda _: EVERYDAY), ids=str)

@@ -8,6 +8,7 @@ import focal_ext
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, LAYOUTS, PUBLIC, Implementation
+from pairwise import every_value_once
 from tolerances import units
 from torch import Tensor
 
@@ -73,8 +74,7 @@ def test_func_grad_jvp_hessian_and_vmap_are_autograds(row: str, implementation: 
 
 
 @pytest.mark.native
-@rows
-@dtypes
+@pytest.mark.parametrize("dtype, row", every_value_once(DTYPES, OPTIONS, whole=tuple(OPTIONS)[:1]))
 def test_the_ops_keep_their_contracts_with_the_dispatcher(dtype: torch.dtype, row: str) -> None:
     from focal_ext._native import ops
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from family import EVERYDAY, Member, every_loss
 from focal_ext import compat
+from pairwise import pairwise
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 SOFTMAX = Member("softmax_focal_loss", {"ignore_index": -2})
 LOSSES = {**EVERYDAY, "softmax focal": SOFTMAX}
 every_row_loss = pytest.mark.parametrize("loss_of", LOSSES.values(), ids=LOSSES)
-every_reduction = pytest.mark.parametrize("reduction", ["none", "sum", "mean", "positives"])
+REDUCTIONS = ("none", "sum", "mean", "positives")
 OPTIONS = {"positives": {"reduction": "sum", "normalizer": "positives"}}
 # float64 in another order and by another formula: some units of 2^-53 of values around 1.
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
@@ -42,15 +43,14 @@ def batch(rows: int, dense: bool = False) -> tuple[Tensor, Tensor]:
 # ---- make_fx ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode, pre_dispatch", [("real", False), ("real", True), ("fake", False), ("symbolic", False)])
-@pytest.mark.parametrize("reduction", ["none", "sum"])
-@every_row_loss
-def test_make_fx_records_a_loss_that_gives_the_eager_numbers(loss_of: Member, reduction: str, mode: str, pre_dispatch: bool) -> None:
+# A loss meets every mode, reduction and kind of targets; how a graph is recorded is the same for all losses.
+@pairwise(loss=LOSSES, reduction=("none", "sum"), mode=("real", "real, before dispatch", "fake", "symbolic"))
+def test_make_fx_records_a_loss_that_gives_the_eager_numbers(loss: str, reduction: str, mode: str) -> None:
     def function(x: Tensor, targets: Tensor) -> Tensor:
-        return loss_of(x, targets, reduction=reduction)
+        return LOSSES[loss](x, targets, reduction=reduction)
 
     for dense in (False, True):
-        graph = make_fx(function, tracing_mode=mode, pre_dispatch=pre_dispatch)(*batch(6, dense))
+        graph = make_fx(function, tracing_mode=mode.split(",")[0], pre_dispatch="before" in mode)(*batch(6, dense))
         given = batch(6, dense)
         torch.testing.assert_close(graph(*given), function(*given), **CLOSE)
 
@@ -120,13 +120,9 @@ def same_loss_and_gradients(network: nn.Module, graphs: list[torch.jit.ScriptMod
             torch.testing.assert_close(g, w, **CLOSE)
 
 
-@pytest.mark.parametrize("dense", [False, True], ids=["ids", "dense"])
-@every_reduction
-@every_row_loss
-def test_a_traced_network_with_its_loss_gives_the_eager_numbers_for_any_number_of_rows(loss_of: Member, reduction: str, dense: bool) -> None:
-    if dense and reduction == "positives":
-        pytest.skip("'positives' counts class ids")
-    network = Network(lambda x, t: loss_of(x, t, **options(reduction)))
+@pairwise(lambda row: not (row["dense"] and row["reduction"] == "positives"), loss=LOSSES, reduction=REDUCTIONS, dense=(False, True))  # 'positives' counts class ids
+def test_a_traced_network_with_its_loss_gives_the_eager_numbers_for_any_number_of_rows(loss: str, reduction: str, dense: bool) -> None:
+    network = Network(lambda x, t: LOSSES[loss](x, t, **options(reduction)))
 
     def given(rows: int) -> tuple[Tensor, Tensor]:
         return randn(rows, 8), batch(rows, dense)[1]

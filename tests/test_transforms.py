@@ -7,8 +7,10 @@ import pytest
 import torch
 from cases import IMPLEMENTATIONS, PUBLIC, Implementation
 from focal_ext._call import Call
+from pairwise import every_value_once
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
 X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 V = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -116,8 +118,7 @@ def op_arguments(dtype: torch.dtype, row: str) -> tuple[object, ...]:
 
 
 @pytest.mark.native
-@rows
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype, row", every_value_once(DTYPES, OPTIONS, whole=("ids sum",)))
 def test_the_ops_keep_their_contracts_with_the_dispatcher(dtype: torch.dtype, row: str) -> None:
     from focal_ext._native import ops
 
