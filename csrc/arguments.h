@@ -4,6 +4,7 @@
 #include "tensors.h"
 
 namespace focal_ext {
+namespace {  // torch's stable types are hidden, and so is what holds them
 
 using Tensors = std::vector<Tensor>;
 
@@ -201,4 +202,5 @@ class Levels {
   std::vector<Level> each_;
 };
 
+}  // namespace
 }  // namespace focal_ext

@@ -15,7 +15,7 @@ from built_package import ROOT, build_package, command, stub_libraries
 from releases import NEWEST, OLDEST, RELEASES, torch_root
 
 COMPILERS = tuple(filter(shutil.which, ("g++", "clang++")))
-SOURCES = sorted(path.name for path in (ROOT / "csrc").glob("*.cpp") if '#include "tensors.h"' in path.read_text())
+SOURCES = sorted(path.name for path in (ROOT / "csrc").glob("*.cpp") if re.search(r'#include "(tensors|arguments)\.h"', path.read_text()))
 TARGET = re.search(r"TORCH_TARGET_VERSION=\w+", (ROOT / "CMakeLists.txt").read_text())[0]
 OPS = tuple(("ops", compiler, release, source, cuda) for compiler in COMPILERS for release in RELEASES for source in SOURCES for cuda in ("CPU", "CUDA"))
 FOR_CPLUSPLUS = tuple(("torch.h", COMPILERS[0], release, "", "") for release in (OLDEST, NEWEST) if COMPILERS)
