@@ -27,7 +27,7 @@ struct Dense {
 };
 
 // counts[block] = runs of `width` targets of which none is ignored: logits for a width of 1, else rows, which a warp reads.
-inline __global__ __launch_bounds__(kScanThreads) void count_dense_kernel(const __grid_constant__ Dense dense, int64_t runs, int64_t width, uint32_t* counts) {
+__global__ __launch_bounds__(kScanThreads) void count_dense_kernel(const __grid_constant__ Dense dense, int64_t runs, int64_t width, uint32_t* counts) {
   const uint32_t lanes = width == 1 ? 1 : 32, lane = threadIdx.x % lanes;
   const int64_t at_once = int64_t(gridDim.x) * (kScanThreads / lanes);
   uint32_t count = 0;
