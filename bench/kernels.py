@@ -24,16 +24,12 @@ BUDGET |= {(arch, dtype): budget for dtype in ("bf16", "fp16") for arch, budget 
 PYRAMID_BUDGET = {("sm_80", "bf16"): 24, ("sm_90", "bf16"): 24}
 MUFU = {"0 or 1": 2, "2": 2, "4": 2, "any": 3}
 MUFU_OF_CLIP = 2  # one reciprocal and one logarithm more
-HOT, CAREFUL = "loss and gradient", "careful path"  # what no stream takes: document() lists it
+HOT, CAREFUL = "loss and gradient", "careful path"  # what no stream takes: a weight a logit, factors beside maps, dense targets that are not 0, unaligned views, a tail
 # Beside a stream that takes factors from shared memory: weights of rows, where a vector lies in one row and where not, and factors of classes.
 PER_ROW, PER_ROWS, PER_CLASS = f"{HOT}, weight per row", f"{HOT}, weight per row, any C", f"{HOT}, factor per class"
-# Of dense targets that are 0 or 1, in bytes, as the logits are stored, or in float32 beside narrower logits.
-HARD_BYTES, HARD, HARD_WIDE = f"{HOT}, 0/1 bytes", f"{HOT}, 0/1 as logits", f"{HOT}, 0/1 in float32"
-HARD_FLOWS = {1: HARD_BYTES, 2: HARD, 3: HARD_WIDE}  # by the vectors that are loaded for each that is stored
-OF_HARD, OF_HARD_BYTES = (36, 31, 25, 22), (36, 31, 25, 21)
-OTHER_BUDGET = {
+FACTOR_BUDGET = {
     (flow, arch, dtype): budget
-    for flow, budgets in {PER_ROW: (30.5, 24.5, 20.5, 16.5), PER_ROWS: (34.5, 28.5, 24, 19.5), PER_CLASS: (33, 27, 22.5, 18), HARD_BYTES: OF_HARD_BYTES, HARD: OF_HARD}.items()
+    for flow, budgets in {PER_ROW: (30.5, 24.5, 20.5, 16.5), PER_ROWS: (34.5, 28.5, 24, 19.5), PER_CLASS: (33, 27, 22.5, 18)}.items()
     for arch, pair in {"sm_80": budgets[:2], "sm_90": budgets[:2], "sm_100": budgets[2:]}.items()
     for dtype, budget in zip(("fp32", "bf16", "fp16"), (*pair, pair[1]))
 }
@@ -72,14 +68,14 @@ class Row:
 
     @property
     def has_budget(self) -> bool:
-        return self.targets == "ids" and self.gamma == "2" and self.flow == HOT
+        return self.targets in ("ids", "ids or dense") and self.gamma == "2" and self.flow == HOT
 
     @property
     def budget(self) -> float | None:
         if self.targets == sass.PYRAMID and self.gamma == "2" and self.flow == HOT:
             return PYRAMID_BUDGET.get((self.arch, self.dtype))
-        if self.gamma == "2" and (self.targets.startswith("ids,") or self.targets == "dense"):
-            return OTHER_BUDGET.get((self.flow, self.arch, self.dtype))
+        if self.gamma == "2" and self.targets.startswith("ids or dense,"):
+            return FACTOR_BUDGET.get((self.flow, self.arch, self.dtype))
         return BUDGET.get((self.arch, self.dtype)) if self.has_budget else None
 
     @property
@@ -98,21 +94,19 @@ def tabulate(table: list[list[object]], headers: list[str]) -> str:
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
-def flow_of(loop: Loop, takes_factors: bool) -> str | None:
+def flow_of(loop: Loop) -> str | None:
     """Which results a loop over logits makes, told by its loads and stores; None for the rescue of +inf and NaN, and for the loop over tiles."""
     if loop.count("VOTE"):
         return None
     if not loop.vector_loads:
         # Of each logit the careful path reads at most a label in shared memory; the rescue reads its tile's offset too, or stores nothing.
         return CAREFUL if 0 < loop.finds_rows <= loop.stores and loop.count("LDS") <= loop.finds_rows else None
-    if loop.count("LDS") and takes_factors:
+    if loop.count("LDS"):
         return PER_CLASS if loop.count("LDS.128") else PER_ROW if loop.count("LDS") == loop.vector_loads else PER_ROWS
     if loop.vector_stores == 0:
         return "loss alone"
     if loop.vector_loads == 2 * loop.vector_stores:
         return "gradient times a map"
-    if loop.vector_loads == 3 * loop.vector_stores:
-        return HARD_WIDE
     return HOT if loop.vector_loads == loop.vector_stores else None
 
 
@@ -127,8 +121,6 @@ def streams(targets: str) -> tuple[str, ...]:
     """The loops that a kernel must have to keep its budgets."""
     if targets.endswith(sass.OF_ROWS):
         return HOT, PER_ROW, PER_ROWS
-    if targets == "dense":
-        return HOT, HARD_BYTES, HARD
     return (PER_CLASS,) if targets.endswith(sass.OF_CLASSES) else (HOT,)
 
 
@@ -140,13 +132,9 @@ def rows(kernels: list[Kernel]) -> list[Row]:
             continue
         dtype, targets, gamma = kernel.identity
         for loop in kernel.loops:
-            if (flow := flow_of(loop, targets.endswith((sass.OF_ROWS, sass.OF_CLASSES)))) is None or (flow == CAREFUL and not careful_flows(targets)):
+            if (flow := flow_of(loop)) is None or (flow == CAREFUL and not careful_flows(targets)):
                 continue
-            if flow == CAREFUL and loop.count("LDS") and loop.count("LDG.E.U8"):
-                continue  # the rescue of a vector of dense targets: of a tile it asks the offset
-            vectors = loop.vector_stores or loop.vector_loads
-            if loop.vector_stores and targets == "dense" and loop.count("FSEL", "SEL") > 2 * vectors * 16 // SIZE[dtype]:  # every target chooses three times
-                flow = HARD_FLOWS[loop.vector_loads // vectors]
+            vectors = loop.vector_loads // (2 if "map" in flow else 1)
             logits = loop.finds_rows if flow == CAREFUL else vectors * 16 // SIZE[dtype]
             if flow == CAREFUL and len(careful_flows(targets)) > 1:
                 flow += ", ids" if loop.count("LDS") else ", dense"  # a row's label comes from shared memory
@@ -224,18 +212,12 @@ took part: instruction counts are read from the code, times are a model.
 
 One pass over the stream of negatives, rare branches left out, per logit. Tiles of ids stream with positives and ignored rows among them:
 a vector that a special row touches takes a rare branch, and after the stream one lane computes a row's positive. A weight that all rows of
-a tile share, as those of an image do, is a part of the stream's factor. Where the losses are summed, kernels of their own take other weights
-of rows, and alphas and weights of classes, from shared memory ("factors of rows", "factors of classes").
-
-A warp reads a tile's dense targets first. All 0: the stream of negatives. All 0 or 1, of the focal loss: a loop that reads them again, from the
-cache, and sees a positive as a negative in the mirror. Others, if at most a quarter of the vectors have one that is not 0: the stream, and those
-vectors logit by logit; so do multi-hot rows of every other loss.
-
-The careful path takes what is left: weights of logits, factors beside dense targets or beside maps, many soft targets, unaligned views, the
-last logits of a tile, and every gamma above 6. It is told from all else by the high product that finds a logit's row. Its row is the cheapest
-pass that computes and stores all its logits: no weight, no alpha per class and, for any gamma, no gamma above 6; of ids, of a negative. Losses
-whose negatives are the focal loss's share its stream, and one kernel: they differ in its careful path. sm_75 is in the certificate only. The
-budget is the count below which the kernel is limited by memory on the tightest chip of that architecture.
+a tile share, as those of an image do, is a part of the stream's factor. Where the losses are summed, kernels of their own take other weights of rows,
+and alphas and weights of classes, from shared memory. The careful path takes weights of logits, factors beside maps of losses or of gradients, dense targets that are not 0, unaligned views, the last logits of a tile, and every gamma above 6; it is told from
+all else by the high product that finds a logit's row. Its row is the cheapest pass that computes and stores all its logits: no weight, no
+alpha per class and, for any gamma, no gamma above 6; of ids, of a negative. Losses whose negatives are the focal loss's share its stream, and one kernel: they differ in its careful path. sm_75 is in the
+certificate only. The budget is the count below which the kernel is limited by memory on the tightest chip of that
+architecture.
 
 {loop_table(kernels)}
 

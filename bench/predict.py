@@ -23,7 +23,6 @@ TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16"}
 NAMES = {
     "focal": r"focal_kernelI{}\w*?(Either|Id)Targets\w*12SigmoidFocalINS_14WholeModulatorILi2E\w*7FactorsE0E",
     "weighted": r"focal_kernelI{}\w*?(Either|Id)Targets\w*12SigmoidFocalINS_14WholeModulatorILi2E\w*7FactorsE1E",
-    "dense": r"focal_kernelI{}\w*?DenseTargets\w*12SigmoidFocalINS_14WholeModulatorILi2E\w*7FactorsE0E",
     "asymmetric": r"focal_kernelI{}\w*?(Either|Dense)Targets\w*10AsymmetricINS_14WholeModulatorILi4E\w*7FactorsE0E",
     "pyramid": r"pyramid_kernelI{}NS_12SigmoidFocalINS_14WholeModulatorILi2E",
     "scale": r"scale_kernelI{}E",
@@ -82,25 +81,20 @@ class Programs:
 
     def of(self, tile: Tile, case: Case) -> Program:
         begin, size = self.beginning(tile, case), SIZE[self.dtype]
-        if tile.streams and not case.dense and (not tile.special or self.body.marks or self.kind == "pyramid"):
-            return begin + self.stream(tile, case, self.body.stream[2])
-        if tile.streams and case.dense:
-            begin += self.scan(tile.logits * case.target_bytes, workloads.VECTOR[self.dtype] * case.target_bytes)
-            hard = self.body.stream_with(case.target_bytes / size)
-            if tile.special and hard:
-                return begin + self.stream(tile, case, hard[2])
-            if not tile.special or case.special is not workloads.MASKED:
-                return begin + self.stream(tile, case, self.body.stream[2])
+        stream = self.body.stream_with(case.target_bytes / size)
+        if tile.streams and stream and (not tile.special or self.body.marks or case.dense or self.kind == "pyramid"):
+            return begin + self.stream(tile, case, stream[2])
+        if tile.streams and case.dense and not tile.special and self.body.scans:
+            return begin + self.scan(tile.logits * case.target_bytes) + self.stream(tile, case, self.body.stream[2])
         trace = self.body.careful(case.dense)
         logits = WARP * max(1, sass.Loop(Counter(trace)).finds_rows)
         cost = self.cost(f"careful, dense {case.dense}", trace)
         return begin + steps(cost, logits * (size + case.target_bytes), logits * size, ceil(tile.logits / logits))
 
-    def scan(self, count: int, width: int) -> list[Step]:
-        """So many bytes of targets, a lane so many at a time, by the longest loop that they fill."""
-        scans = self.body.scans(width)
-        filled = [trace for trace in scans if moved(trace)[0] <= count]
-        trace = filled[-1] if filled else scans[0]
+    def scan(self, count: int) -> list[Step]:
+        """So many bytes of targets, by the longest loop that they fill."""
+        filled = [trace for trace in self.body.scans if moved(trace)[0] <= count]
+        trace = filled[-1] if filled else self.body.scans[0]
         times = ceil(count / moved(trace)[0])
         return steps(self.cost(f"scan {len(trace)}", trace), count / times, 0, times)
 
@@ -124,31 +118,22 @@ class Programs:
         loaded, stored = loaded * filled, stored * filled
         one = Stage(1, cost.alone / in_flight, cost.issue / in_flight)
         made = steps(cost, loaded, stored, whole) + steps(one, loaded / in_flight, stored / in_flight, left)
-        return made + (self.special(case, vectors) if tile.special and trace is self.body.stream[2] else [])
+        return made + (self.special(case, vectors) if tile.special else [])
 
     def special(self, case: Case, vectors: int) -> list[Step]:
         size = workloads.VECTOR[self.dtype]
         if self.kind == "pyramid":  # a vector with a special anchor goes logit by logit, in every class of its tile
             rescue = self.cost("rescue", self.body.rescue)
             return steps(rescue, WARP * SIZE[self.dtype], 0, vectors * size)
-        if case.dense:  # a vector with a target that is not 0 goes logit by logit
-            rescue, count = self.cost("rescue", self.body.rescue), case.special.rows * case.special.positive * size
-            return [Step(0, rescue.alone * count, rescue.issue * count)]
         times = case.special.rows, case.special.touched(case.classes, WARP * size), 1
         parts = zip(("marks", "touched vectors", "positives"), self.body.marks or (), times)
         costs = [(self.cost(part, trace), count) for part, trace, count in parts if trace]
         return [Step(0, cost.alone * count, cost.issue * count) for cost, count in costs]
 
 
-def kind_of(case: Case) -> str:
-    if case.loss != "focal":
-        return case.loss
-    return "pyramid" if case.pyramid_images else "weighted" if case.weight else "dense" if case.dense else "focal"
-
-
 def main_kernel(code: Code, chip: Chip, dtype: str, case: Case) -> float:
     """Microseconds, by the model, from the first block to the last byte."""
-    programs = Programs(code, kind_of(case), dtype, chip)
+    programs = Programs(code, "pyramid" if case.pyramid_images else "weighted" if case.weight else case.loss, dtype, chip)
     known: dict[Tile, Program] = {}
     tiles = workloads.tiles(case, dtype)
     for tile in set(tiles):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from . import sass, schedule
+from . import sass
 from .schedule import MEMORY, Trace, moved
 from .sass import Loop
 
@@ -75,12 +75,11 @@ class Body:
 
     @cached_property
     def vector_loops(self) -> list[tuple[int, int, Trace]]:
-        beside = ["LDS"] if sass.FACTORS.search(self.kernel.name) else []  # one factor
         cheapest = [(*loop, trace) for loop in self.loops for trace in self.passes(loop)[:1]]
         return [
             found
             for found in cheapest
-            if Loop(Counter(found[2])).vector_stores and not Loop(Counter(found[2])).count("VOTE", *beside)
+            if Loop(Counter(found[2])).vector_stores and not Loop(Counter(found[2])).count("VOTE", "LDS")  # one factor
         ]
 
     def careful(self, dense: bool) -> Trace:
@@ -98,11 +97,10 @@ class Body:
             trace = min(traces, key=lambda t: sass.incompleteness(Loop(Counter(t))))
             counts = Loop(Counter(trace))
             if counts.finds_rows:
-                of = -counts.finds_rows if dense else counts.finds_rows  # the rescue of dense targets finds one row
-                found.append((counts.count("LDS") / counts.finds_rows, of, trace))
+                found.append((counts.count("LDS") / counts.finds_rows, trace))
         if not found:
             raise LookupError(f"{self.kernel.arch} {self.kernel.name}: no loop goes element by element")
-        return (min if dense else max)(found, key=lambda f: f[:2])[2]
+        return (min if dense else max)(found, key=lambda f: f[0])[1]
 
     @cached_property
     def rescue(self) -> Trace:
@@ -122,12 +120,12 @@ class Body:
         around = [(a, b) for a, b in self.loops if a < header and b > latch and not self.has((a, b), "EXIT")]
         return min(around, key=lambda loop: loop[1] - loop[0], default=(header, latch))
 
-    def scans(self, width: int) -> list[Trace]:
-        """Loops that read so many bytes of targets at a time, the shortest first: which vectors have one that is not 0."""
+    @cached_property
+    def scans(self) -> list[Trace]:
+        """Loops that read vectors and compute nothing, the shortest first: whether a tile's dense targets are all 0."""
         inside = [loop for loop in self.loops if self.tile[0] < loop[0] and loop[1] < self.stream[0]]
-        reading = [loop for loop in inside if self.has(loop, *MEMORY) and not self.has(loop, "MUFU", "ST", "FSETP", "FMUL")]
-        traces = [trace for loop in reading for trace in self.passes(loop)[:1]]
-        return sorted((t for t in traces if {schedule.width(op) for op in t if op.startswith(MEMORY)} == {min(width, 16)}), key=len)
+        vectors = [loop for loop in inside if self.has(loop, "LDG.E.128") and not self.has(loop, "MUFU", "ST")]
+        return sorted((trace for loop in vectors for trace in self.passes(loop)[:1]), key=len)
 
     @cached_property
     def labels(self) -> tuple[int, int] | None:

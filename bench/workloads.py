@@ -36,7 +36,7 @@ class Special:
 OF_ANCHORS = {8: 0.0105, 16: 0.0133, 32: 0.0189, 64: 0.0289, 128: 0.0473, 256: 0.078}
 ANCHORS_AND_BOXES = Special(OF_ANCHORS, 6.7, runs=1, positive=0.35)
 AT_RANDOM = Special({rows: 1 - 0.98**rows for rows in (8, 16, 32, 64, 128, 256)}, 1.34, runs=1.34, cluster=1)
-SEVERAL_A_ROW = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.09), 1, runs=1, cluster=1, positive=1)  # three labels in 9,605
+SEVERAL_A_ROW = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.09), 1, runs=1, cluster=1)  # three labels in 9,605
 MASKED = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 1.0), 0, runs=0)
 NONE = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.0), 0, runs=0)
 

@@ -34,7 +34,6 @@ struct Arguments {
   uint32_t tiles, tile_elements, tile_rows;  // the latter 0 where tiles begin anywhere
   uint32_t classes, classes_reciprocal;      // floor((2^32 - 1) / classes)
   uint64_t classes_wide_reciprocal;          // floor((2^64 - 1) / classes)
-  uint32_t class_step;                       // 32 vectors, beyond whole rows
   Flow flow;
   Factors factors;
 

@@ -20,18 +20,7 @@ constexpr uint32_t kMaxPositionClasses = 1u << 15;
 
 // One factor for all, in a loop that may store nothing.
 struct Common : Uniform {
-  __device__ Common next(Nothing) const { return *this; }
-};
-
-// That loads nothing from memory.
-struct InShared {
-  using Loaded = Nothing;
-  template <class Elements>
-  static __device__ Nothing load(Elements) {
-    return {};
-  }
-  template <class Elements>
-  static __device__ void advance(Elements) {}
+  __device__ Common next() const { return *this; }
 };
 
 // p^gamma times a factor, for losses that multiply value and gradient by it: one product for both.
@@ -58,17 +47,6 @@ constexpr bool takes_times<SigmoidFocal<Modulator>> = !std::is_same_v<Modulator,
 template <class Modulator, class Second>
 constexpr bool takes_times<FocalNegatives<Modulator, Second>> = !std::is_same_v<Modulator, AnyModulator>;
 
-// A negative's term times a factor.
-template <class Math, class Loss, class T>
-__device__ ValueAndGradient<T> negative_times(const Loss& loss, T x, T factor) {
-  if constexpr (takes_times<Loss>) {
-    return sigmoid_focal_hard<Math>(x, Times<decltype(loss.modulator), T>{loss.modulator, factor});
-  } else {
-    const ValueAndGradient<T> t = loss.template negative<Math>(x);
-    return {t.value * factor, t.gradient * factor};
-  }
-}
-
 // A factor for each of the logits of a vector.
 template <int size>
 struct Each {
@@ -76,7 +54,13 @@ struct Each {
 
   template <class Math, class Loss, class T>
   __device__ ValueAndGradient<T> term(const Loss& loss, T x, int j) const {
-    return negative_times<Math>(loss, x, Math::load(of + j));
+    const T own = Math::load(of + j);
+    if constexpr (takes_times<Loss>) {
+      return sigmoid_focal_hard<Math>(x, Times<decltype(loss.modulator), T>{loss.modulator, own});
+    } else {
+      const ValueAndGradient<T> t = loss.template negative<Math>(x);
+      return {t.value * own, t.gradient * own};
+    }
   }
   static __device__ float total(float value) { return value; }
 };
@@ -89,13 +73,14 @@ struct Whole : Uniform {
 
 // A weight for each row. `whole`: every vector lies in one row; else in two at most.
 template <class scalar_t, bool whole>
-struct PerRow : InShared {
+struct PerRow {
+  static constexpr bool kPerLogit = !whole;
   static constexpr int kSize = kVector<scalar_t>;
   float factor;
   const float* weights;
   Position<scalar_t> at;
 
-  __device__ auto next(Nothing) {
+  __device__ auto next() {
     const uint32_t row = at.row();
     const float first = weights[row];
     if constexpr (whole) {
@@ -136,24 +121,23 @@ __device__ void fill_class_slots(float* slots, uint32_t classes, F factor_of) {
 }
 
 template <class scalar_t>
-struct PerClass : InShared {
+struct PerClass {
+  static constexpr bool kPerLogit = true;
   static constexpr int kSize = kVector<scalar_t>;
   float factor;
   const float* slots;
-  const Arguments<scalar_t>& a;
-  uint32_t c;  // of the lane's next vector
+  Position<scalar_t> at;
 
-  __device__ Each<kSize> next(Nothing) {
-    const uint32_t copy = (0 - c) % 4;
-    const float4* const from = reinterpret_cast<const float4*>(slots + copy * (class_pitch(a.classes) + 1) + c);
+  __device__ Each<kSize> next() {
+    const uint32_t c = at.class_in(at.row()), copy = (0 - c) % 4;
+    const float4* const from = reinterpret_cast<const float4*>(slots + copy * (class_pitch(at.a.classes) + 1) + c);
     Each<kSize> k = {factor, {}};
 #pragma unroll
     for (int j = 0; j < kSize / 4; ++j) {
       const float4 four = from[j];
       k.of[4 * j] = four.x, k.of[4 * j + 1] = four.y, k.of[4 * j + 2] = four.z, k.of[4 * j + 3] = four.w;
     }
-    c += a.class_step;
-    c = c < a.classes ? c : c - a.classes;
+    at.advance();
     return k;
   }
 };

@@ -2,7 +2,6 @@
 // element by element.
 // Must not know: how many blocks run or who launched them.
 #pragma once
-#include "dense.cuh"
 #include "marks.cuh"
 #include "weights.cuh"
 
@@ -89,90 +88,35 @@ __device__ float left_out(const Arguments<scalar_t>& a, const IdTargets<float>& 
   return sum;
 }
 
-template <Flow flow, class scalar_t, class Loss, class Walk, class Coefficients>
-__device__ float run_stream(const Arguments<scalar_t>& a, uint32_t lane, const Walk& walk, const Coefficients& k, const Loss& loss) {
+template <Flow flow, Factors factors, class scalar_t, class Loss, class Coefficients>
+__device__ float run_stream(
+    const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>, factors>& walk, const Coefficients& k, const Loss& loss) {
   const int64_t first = walk.tile.first_element;
-  scalar_t* const wanted = flow == Flow::loss_map ? a.loss_map : a.gradient;
-  scalar_t* const results = wanted ? wanted : const_cast<scalar_t*>(a.inputs);  // then none is stored, but a pointer goes along
-  NegativeStream<scalar_t, flow, Loss, Walk, Coefficients> stream{a.inputs + first, flow == Flow::chain ? a.upstream_per_element + first : nullptr,
-      flow == Flow::loss ? nullptr : results + first, k, loss, walk, wanted != nullptr};
+  scalar_t* const results = flow == Flow::loss_map ? a.loss_map : a.gradient;
+  NegativeStream<scalar_t, flow, Loss, Rows<scalar_t, vanishes<Loss>, factors>, Coefficients> stream{a.inputs + first,
+      flow == Flow::chain ? a.upstream_per_element + first : nullptr, flow == Flow::loss ? nullptr : results + first, k, loss, walk, results != nullptr};
   stream.run(walk.vectors(), lane);
   return stream.sum;
 }
 
 // The sum of values without own.scale. The choice stands outside the loops: one factor for each flow, others for loss and gradient alone.
-template <Factors factors, class scalar_t, class Loss, class Walk>
-__device__ float stream_tile(
-    const Arguments<scalar_t>& a, uint32_t lane, const Walk& walk, const OfWarp<float, factors>& own, const float* class_slots, const Loss& loss) {
+template <Factors factors, class scalar_t, class Loss>
+__device__ float stream_tile(const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>, factors>& walk,
+    const OfWarp<float, factors>& own, const float* class_slots, const Loss& loss) {
   const float factor = own.scale * own.factor;
   const Position<scalar_t> at{a, walk.tile.offset + lane * kVector<scalar_t>};
-  if constexpr (factors == Factors::classes)
-    return run_stream<Flow::gradient>(a, lane, walk, PerClass<scalar_t>{{}, factor, class_slots, a, at.class_in(at.row())}, loss);
+  if constexpr (factors == Factors::classes) return run_stream<Flow::gradient, factors>(a, lane, walk, PerClass<scalar_t>{factor, class_slots, at}, loss);
   if constexpr (factors == Factors::rows) {
-    if (!walk.weights) return run_stream<Flow::gradient>(a, lane, walk, Common{{factor}}, loss);
-    if (a.classes % kVector<scalar_t> == 0) return run_stream<Flow::gradient>(a, lane, walk, PerRow<scalar_t, true>{{}, factor, walk.weights, at}, loss);
-    return run_stream<Flow::gradient>(a, lane, walk, PerRow<scalar_t, false>{{}, factor, walk.weights, at}, loss);
+    if (!walk.weights) return run_stream<Flow::gradient, factors>(a, lane, walk, Common{factor}, loss);
+    if (a.classes % kVector<scalar_t> == 0) return run_stream<Flow::gradient, factors>(a, lane, walk, PerRow<scalar_t, true>{factor, walk.weights, at}, loss);
+    return run_stream<Flow::gradient, factors>(a, lane, walk, PerRow<scalar_t, false>{factor, walk.weights, at}, loss);
   }
   if constexpr (factors == Factors::one) {
-    if (a.flow == Flow::gradient) return run_stream<Flow::gradient>(a, lane, walk, Uniform{factor}, loss);
-    if (a.flow == Flow::loss) return run_stream<Flow::loss>(a, lane, walk, Uniform{factor}, loss);
-    if (a.flow == Flow::loss_map) return run_stream<Flow::loss_map>(a, lane, walk, Uniform{own.scale}, loss);
-    return run_stream<Flow::chain>(a, lane, walk, Uniform{factor}, loss);
+    if (a.flow == Flow::gradient) return run_stream<Flow::gradient, factors>(a, lane, walk, Uniform{factor}, loss);
+    if (a.flow == Flow::loss) return run_stream<Flow::loss, factors>(a, lane, walk, Uniform{factor}, loss);
+    if (a.flow == Flow::loss_map) return run_stream<Flow::loss_map, factors>(a, lane, walk, Uniform{own.scale}, loss);
+    return run_stream<Flow::chain, factors>(a, lane, walk, Uniform{factor}, loss);
   }
-}
-
-// Losses whose positives are negatives in the mirror, for which there is a kernel of dense targets.
-template <class Loss>
-constexpr bool has_hard_loop = false;
-template <class Modulator>
-constexpr bool has_hard_loop<SigmoidFocal<Modulator>> = true;
-
-// What a stream has left out of a tile of dense targets: whole vectors, by the lane that they are of.
-template <class scalar_t, class Loss>
-__device__ float left_out(
-    const Arguments<scalar_t>& a, const DenseTargets<scalar_t>& dense, const Tile& tile, uint32_t left, uint32_t lane, float factor, const Loss& loss) {
-  float sum = 0;
-#pragma unroll 1
-  for (; left; left &= left - 1) {
-    const uint32_t first = (32 * (uint32_t(__ffs(int(left))) - 1) + lane) * kVector<scalar_t>;
-#pragma unroll 1
-    for (uint32_t i = first; i < first + kVector<scalar_t>; ++i) {
-      const auto [row, c] = place_of(a, tile, i);
-      const Term<float> t = dense.template term<CarefulFloat>(a, tile, i, row, c, widen(a.inputs[tile.first_element + i]), nullptr, loss);
-      sum += finished(a, tile, i, row, c, t, dense.is_ignored(tile, i, nullptr, row), factor);
-    }
-  }
-  return sum;
-}
-
-// A tile of dense targets. Of 0 and 1 it takes the loop for both; of others, if few are not 0, their vectors go one by one in the stream.
-template <Factors factors, class scalar_t, class Targets, class Loss, class Walk>
-__device__ float dense_tile(const Arguments<scalar_t>& a, const Targets& targets, uint32_t lane, OfWarp<float, factors>& own, Walk& walk, const Loss& loss) {
-  const DenseTargets<scalar_t>& dense = targets.dense_or_none();
-  const auto found = dense.find(own.tile, walk.vectors(), lane);
-  const uint32_t marked = warp_sum(uint32_t(__popc(found.marks)));
-  uint32_t done = walk.vectors() * kVector<scalar_t>;
-  float sum = 0;
-  bool hard = false;
-  own.labels[lane] = 0;
-  if constexpr (has_hard_loop<Loss>) {
-    const float ratio = a.alpha_positive / a.alpha_negative;
-    hard = __ballot_sync(~0u, !found.hard) == 0 && marked != 0 && dense.ignored != 1 && a.flow <= Flow::gradient && fabsf(ratio) < INFINITY;
-    if (hard)
-      sum = own.scale * dense.as_stored([&]<class target_t>(const target_t* t) {
-        const Hard<scalar_t, target_t> zeros_and_ones{own.scale * own.factor, ratio, t + own.tile.first_element};
-        return run_stream<Flow::gradient>(a, lane, walk, zeros_and_ones, loss);
-      });
-  }
-  if (!hard && 4 * marked <= walk.vectors()) {
-    walk.marks = found.marks;
-    sum = own.scale * stream_tile<factors>(a, lane, walk, own, nullptr, loss);
-  } else if (!hard) {
-    done = 0;
-  }
-  sum += left_out(a, dense, own.tile, uint32_t(own.labels[lane]), lane, own.factor, loss);
-  if (done < own.tile.elements) sum += careful_tile(a, targets, own.tile, done, lane, own.labels, own.factor, loss);
-  return sum;
 }
 
 template <Factors factors, class scalar_t, class Targets, class Loss>
@@ -183,15 +127,13 @@ __device__ acc_of<scalar_t> one_tile(
   acc_of<scalar_t> sum = 0;
   uint32_t done = 0;
   if constexpr (sizeof(scalar_t) < 8) {
-    const Weights weights = a.flow != Flow::careful ? read_weights(a, lane, own, targets.has_ids()) : Weights::no_stream;
+    const Weights weights = a.flow != Flow::careful && (!special || targets.has_ids()) ? read_weights(a, lane, own, targets.has_ids()) : Weights::no_stream;
     if (weights != Weights::no_stream && fabsf(own.scale * own.factor) < INFINITY) {
-      Rows<scalar_t, vanishes<Loss>, Targets, factors> walk{a, tile, targets, own.labels, own.logits, 0, weights == Weights::rows ? own.weights : nullptr};
-      if (special) walk.marks = marks_of<scalar_t>(tile, a.classes, own.labels, lane);
-      if constexpr (requires { targets.dense_or_none(); }) {
-        if (!targets.has_ids()) return dense_tile<factors>(a, targets, lane, own, walk, loss);
-      }
+      const int* const labels = targets.has_ids() ? own.labels : nullptr;
+      const Rows<scalar_t, vanishes<Loss>, factors> walk{
+          a, tile, labels, own.logits, special ? marks_of<scalar_t>(tile, a.classes, labels, lane) : 0, weights == Weights::rows ? own.weights : nullptr};
       done = walk.vectors() * kVector<scalar_t>;
-      sum = stream_tile<factors>(a, lane, walk, own, class_slots, loss);
+      sum = stream_tile(a, lane, walk, own, class_slots, loss);
       sum *= own.scale;
       if constexpr (requires { targets.ids_or_none(); })
         if (special) sum += left_out(a, targets.ids_or_none(), tile, done, lane, own.labels, own.logits, own.factor, loss);
@@ -208,7 +150,7 @@ constexpr int resident_blocks() {
   constexpr bool is_ids = std::is_same_v<Targets, IdTargets<float>>;
   constexpr bool is_long = std::is_same_v<Loss, SmoothedSigmoidFocal<AnyModulator>> || std::is_same_v<Loss, Asymmetric<AnyModulator, AnyModulator, true>>;
   if (sizeof(scalar_t) == 8 || is_long) return 2;
-  return is_ids && Loss::mirrors ? 4 : 3;
+  return !Loss::mirrors || (has_any_power<Loss> && !is_ids) ? 3 : 4;
 }
 
 template <class scalar_t, class Targets, class Loss, Factors factors>

@@ -46,24 +46,23 @@ __device__ uint32_t marks_of(const Tile& tile, uint32_t classes, const int* labe
 }
 
 // Through rows: a warp reads 512 neighbouring bytes at a time.
-template <class scalar_t, bool may_patch, class Targets, Factors factors>
+template <class scalar_t, bool may_patch, Factors factors = Factors::one>
 struct Rows {
   static constexpr uint32_t kSize = kVector<scalar_t>;
   static constexpr uint32_t step = 32 * kSize;  // from one of a lane's vectors to its next, in elements
 
   const Arguments<scalar_t>& a;
   const Tile& tile;
-  const Targets& targets;
-  int* labels;        // of the tile's rows, where targets are ids; else for each lane the vectors that are left
+  const int* labels;  // of the tile's rows, or null: all are negatives
   float* logits;      // of the positives, one slot a row
   uint32_t marks;     // of the lane's vectors from the next on
-  const float* weights;  // of the rows, where the stream's factor has not all of them
+  const float* weights = nullptr;  // of the rows, where the stream's factor has not all of them
 
   __device__ uint32_t vectors() const { return tile.elements / kTileUnit * (kTileUnit / kSize); }
 
   static __device__ uint4 seen(uint4 words) { return words; }
-  __device__ bool is_marked(uint32_t count) const { return marks & ((1u << count) - 1); }
-  static __device__ bool is_special(uint32_t, uint32_t) { return false; }
+  __device__ bool is_marked(uint32_t count) const { return may_patch && marks & ((1u << count) - 1); }
+  __device__ bool is_special(uint32_t u, uint32_t) const { return !may_patch && marks >> u & 1; }
   __device__ void pass(uint32_t count) { marks >>= count; }
   static __device__ void heard(uint32_t) {}
 
@@ -80,10 +79,6 @@ struct Rows {
   template <bool has_upstream>
   __device__ void patch(uint4& words, uint4& upstream, uint32_t u, uint32_t to_go) const {
     if (!(marks >> u & 1)) return;
-    if (!may_patch || !targets.has_ids()) {
-      words.x = ~0u;  // NaN: the vector goes one by one
-      return;
-    }
     float x[kSize], factor[kSize];
     unpack<scalar_t>(words, x);
     if constexpr (has_upstream) unpack<scalar_t>(upstream, factor);
@@ -99,19 +94,6 @@ struct Rows {
     if constexpr (has_upstream) upstream = pack<scalar_t>(factor);
   }
 
-  // Of dense targets the lane remembers a vector that the stream could not finish, and its caller computes it.
-  __device__ bool leaves(uint32_t to_go) const {
-    if (targets.has_ids()) return false;
-    labels[threadIdx.x % 32] |= 1 << (vectors() - to_go) / 32;
-    return true;
-  }
-
-  // Beside the stream's factor.
-  __device__ float weight_of(uint32_t row, uint32_t c) const {
-    if (factors == Factors::rows && weights) return weights[row];
-    return factors == Factors::classes && a.weight_class_stride != 0 ? a.weight[c * a.weight_class_stride] : 1.f;
-  }
-
   // In units of the stream's factor; false if the logit counts as nothing here.
   template <Grade grade, class Loss>
   __device__ bool term(float x, uint32_t j, uint32_t to_go, const Loss& loss, Term<float>& term) const {
@@ -123,10 +105,10 @@ struct Rows {
       if (fabsf(streamed.value) < INFINITY) term = streamed;
     }
     if constexpr (factors != Factors::one) {
-      const float weight = weight_of(row, c);
+      const float weight = weights ? weights[row] : factors == Factors::classes && a.weight_class_stride != 0 ? a.weight[c * a.weight_class_stride] : 1.f;
       term = scaled(term, alpha * weight, alpha * weight);
     }
-    return !is_other(labels[row], row, c, x);
+    return !labels || !is_other(labels[row], row, c, x);
   }
 };
 

@@ -66,7 +66,6 @@ struct Lines {
   template <bool>
   static __device__ void patch(uint4&, uint4&, uint32_t, uint32_t) {}
   static __device__ void pass(uint32_t) {}
-  static __device__ bool leaves(uint32_t) { return false; }
 
   // In units of a negative's alpha.
   template <Grade, class Loss>

@@ -48,16 +48,13 @@ const char* with_scalar(Scalar scalar, F&& f) {
 // Weights or alphas of classes, which the stream takes from shared memory.
 bool is_per_class(const Problem& p) { return p.alpha || (p.weight && p.weight_class_stride != 0); }
 
-bool has_factor_kernels(const LossParameters& p) { return p.loss == Loss::sigmoid_focal ? p.smoothing == 0 : p.loss != Loss::asymmetric || p.clip == 0; }
-
 Flow choose_flow(const Problem& p) {
   const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) && (!is_dense(p.target) || is_aligned(p.targets)) &&
                        (!p.grad_output_per_element || is_aligned(p.grad_output));
   const bool weight_per_logit = p.weight && p.weight_row_stride != 0 && p.weight_class_stride != 0;
   const bool plain = !weight_per_logit && (p.alpha || p.alpha_negative != 0) && !(p.gradient && p.loss_map);
-  const bool is_sigmoid_focal = p.loss_parameters.loss == Loss::sigmoid_focal && has_factor_kernels(p.loss_parameters);
-  const bool has_loop =
-      !is_per_class(p) || (is_sigmoid_focal && !is_dense(p.target) && fits_class_slots(p.classes) && !p.loss_map && !p.grad_output_per_element);
+  const bool is_sigmoid_focal = p.loss_parameters.loss == Loss::sigmoid_focal;
+  const bool has_loop = !is_per_class(p) || (is_sigmoid_focal && fits_class_slots(p.classes) && !p.loss_map && !p.grad_output_per_element);
   const bool ignores_zeros = is_dense(p.target) && ignored_target(p) == 0;
   if (!aligned || !plain || !has_loop || ignores_zeros || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
@@ -66,7 +63,7 @@ Flow choose_flow(const Problem& p) {
 }
 
 Factors choose_factors(const Problem& p, Flow flow) {
-  if (is_dense(p.target) || !has_factor_kernels(p.loss_parameters) || (flow != Flow::loss && flow != Flow::gradient)) return Factors::one;
+  if (flow != Flow::loss && flow != Flow::gradient) return Factors::one;
   if (is_per_class(p)) return Factors::classes;
   const bool rows = p.weight && p.weight_row_stride != 0 && p.classes >= 16 / size_of(p.scalar) && p.classes <= kMaxPositionClasses;
   return rows ? Factors::rows : Factors::one;
@@ -107,7 +104,6 @@ Arguments<scalar_t> arguments_of(const Problem& p, const Cut& tiles, const uint3
   a.classes = reads_rows(p) ? uint32_t(p.classes) : kMaxTileElements;
   a.classes_reciprocal = 0xffffffffu / a.classes;
   a.classes_wide_reciprocal = ~uint64_t(0) / a.classes;
-  a.class_step = 32 * kVector<scalar_t> % a.classes;
   a.flow = choose_flow(p);
   a.factors = choose_factors(p, a.flow);
   a.alpha_positive = acc_t(p.alpha_positive);

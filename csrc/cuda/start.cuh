@@ -8,19 +8,9 @@ namespace focal_ext::cuda {
 
 inline Ids ids_of(const Problem& p) { return {p.targets, p.target, p.has_ignore_index, p.ignore_index, p.classes, other_background(p.classes)}; }
 
-// Dense targets of the most common loss would cost ids their 64 registers.
+// Any power of a soft target would cost ids their 64 registers; they matter for the most common loss.
 template <class scalar_t, class Loss>
-constexpr bool has_kernel_of_ids = false;
-template <class scalar_t, class Modulator>
-constexpr bool has_kernel_of_ids<scalar_t, SigmoidFocal<Modulator>> = sizeof(scalar_t) < 8;
-
-// Weights of rows and factors of classes beside ids: not where few would ask for them, the library is large. As run.cu's function of the name.
-template <class Loss>
-constexpr bool has_factor_kernels = false;
-template <class Modulator>
-constexpr bool has_factor_kernels<SigmoidFocal<Modulator>> = true;
-template <class Modulator, class Second>
-constexpr bool has_factor_kernels<FocalNegatives<Modulator, Second>> = true;
+constexpr bool has_kernel_of_ids = sizeof(scalar_t) < 8 && std::is_same_v<Loss, SigmoidFocal<AnyModulator>>;
 
 // Defined in one file per logits' type, so that they compile side by side.
 template <class scalar_t>
@@ -28,16 +18,19 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
   using acc_t = acc_of<scalar_t>;
   const IdTargets<acc_t> ids = {ids_of(p), static_cast<const acc_t*>(p.scores)};
   const DenseTargets<scalar_t> dense = {p.targets, p.target, acc_t(ignored_target(p))};
-  const auto start = [&]<Factors factors = Factors::one, class Targets, class Loss>(const Targets& targets, const Loss& loss) {
-    return launch(focal_kernel<scalar_t, Targets, Loss, factors>, blocks, kThreads, stream, arguments, targets, loss);
+  const auto start = [&]<class Targets, class Loss>(const Targets& targets, const Loss& loss) {
+    const auto of = [&]<Factors factors>() {
+      return launch(focal_kernel<scalar_t, Targets, Loss, factors>, blocks, kThreads, stream, arguments, targets, loss);
+    };
+    if constexpr (sizeof(scalar_t) < 8) {
+      if (arguments.factors == Factors::rows) return of.template operator()<Factors::rows>();
+      if constexpr (Loss::mirrors)  // the others have no alpha
+        if (arguments.factors == Factors::classes) return of.template operator()<Factors::classes>();
+    }
+    return of.template operator()<Factors::one>();
   };
   // fp64 is the accurate path, not the fast one: few kernels serve every gamma.
   return with_loss_by_negatives<sizeof(scalar_t) < 8>(p.loss_parameters, [&]<class Loss>(const Loss& loss) {
-    if constexpr (sizeof(scalar_t) < 8 && has_factor_kernels<Loss>) {
-      if (arguments.factors == Factors::rows) return start.template operator()<Factors::rows>(ids, loss);
-      if constexpr (Loss::mirrors)  // the others have no alpha
-        if (arguments.factors == Factors::classes) return start.template operator()<Factors::classes>(ids, loss);
-    }
     if constexpr (has_kernel_of_ids<scalar_t, Loss>) return is_dense(p.target) ? start(dense, loss) : start(ids, loss);
     else return start(EitherTargets<scalar_t>{is_dense(p.target), ids, dense}, loss);
   });

@@ -13,21 +13,12 @@ template <class scalar_t, Flow flow, class Loss>
 constexpr Grade stream_grade =
     sizeof(scalar_t) == 2 && !is_exact<Loss> && !(flow == Flow::loss_map && std::is_same_v<scalar_t, __half>) ? Grade::half : Grade::single;
 
-// What a vector takes from memory beside its logits: nothing.
-struct Nothing {};
-
 // One factor for all.
 struct Uniform {
-  using Loaded = Nothing;
+  static constexpr bool kPerLogit = false;
   float factor;  // of the gradient or of the loss map
 
-  template <class Elements>
-  static __device__ Nothing load(Elements) {
-    return {};
-  }
-  template <class Elements>
-  static __device__ void advance(Elements) {}
-  __device__ Uniform next(Nothing) const { return *this; }
+  __device__ Uniform next() const { return *this; }
   template <class Math, class Loss, class T>
   __device__ auto term(const Loss& loss, T x, int) const {
     return loss.template negative<Math>(x);
@@ -43,7 +34,7 @@ struct NegativeStream {
   using T = typename Math::value_t;
   static constexpr int kSize = kVector<scalar_t>;
   // Vectors in flight: 16 logits, or 8 where a second stream or a longer formula needs the registers.
-  static constexpr bool has_many = flow == Flow::chain || sizeof(typename Coefficients::Loaded) > 8 || (kSize == 8 && is_exact<Loss>);
+  static constexpr bool has_many = flow == Flow::chain || (kSize == 8 && is_exact<Loss>);
   static constexpr int kInFlight = (has_many ? 8 : 16) / kSize;
   // Rarer coefficients share one loop for the loss with and without its gradient.
   static constexpr bool may_lack_results = !std::is_same_v<Coefficients, Uniform>;
@@ -77,28 +68,25 @@ struct NegativeStream {
     inputs += elements;
     if constexpr (flow == Flow::chain) upstream += elements;
     if constexpr (flow != Flow::loss) results += elements;
-    coefficients.advance(elements);
   }
 
   template <int count>
   __device__ void batch(uint32_t to_go) {
     uint4 x[count], chain[count];
-    typename Coefficients::Loaded beside[count];
 #pragma unroll
     for (int u = 0; u < count; ++u) {
       x[u] = load(inputs + u * walk.step);
-      beside[u] = coefficients.load(u * walk.step);
       if constexpr (flow == Flow::chain) chain[u] = load(upstream + u * walk.step);
     }
     if (walk.is_marked(count)) patch(x, chain, to_go);
     uint32_t exceptional = 0;
 #pragma unroll
     for (int u = 0; u < count; ++u)
-      if (!vector(walk.seen(x[u]), chain[u], beside[u], u * walk.step, !walk.is_special(uint32_t(u), to_go - 32 * u))) exceptional |= 1u << u;
+      if (!vector(walk.seen(x[u]), chain[u], u * walk.step, !walk.is_special(uint32_t(u), to_go - 32 * u))) exceptional |= 1u << u;
     if (exceptional) {
 #pragma unroll 1
       for (int u = 0; u < count; ++u)
-        if (exceptional >> u & 1 && !walk.leaves(to_go - 32 * u)) one_by_one(u * walk.step, to_go - 32 * u);
+        if (exceptional >> u & 1) one_by_one(u * walk.step, to_go - 32 * u);
     }
     walk.pass(count);
   }
@@ -128,11 +116,11 @@ struct NegativeStream {
 
   // False, and nothing written or added, if the vector is not `plain` or holds +inf or NaN.
   template <class Elements>
-  __device__ bool vector(uint4 words, uint4 chain_words, typename Coefficients::Loaded beside, Elements offset, bool plain) {
+  __device__ bool vector(uint4 words, uint4 chain_words, Elements offset, bool plain) {
     float x[kSize], chain[kSize], result[kSize];
     unpack<scalar_t>(words, x);
     if constexpr (flow == Flow::chain) unpack<scalar_t>(chain_words, chain);
-    const auto k = coefficients.next(beside);
+    const auto k = coefficients.next();
     T values = Math::constant(0);
 #pragma unroll
     for (int j = 0; j < kSize; j += Math::width) {

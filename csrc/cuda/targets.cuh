@@ -102,23 +102,6 @@ struct IdTargets {
   }
 };
 
-// Of as many targets as a vector has logits.
-template <int bytes>
-struct TargetWords {
-  using part_t = std::conditional_t<bytes >= 16, uint4, std::conditional_t<bytes == 8, uint2, uint32_t>>;  // a tile of bytes is aligned to 8
-  uint32_t words[bytes / 4];
-
-  static __device__ TargetWords at(const void* from) {
-    TargetWords t;
-#pragma unroll
-    for (int i = 0; i < bytes / int(sizeof(part_t)); ++i) {
-      const part_t part = static_cast<const part_t*>(from)[i];
-      memcpy(t.words + i * (sizeof(part_t) / 4), &part, sizeof(part_t));
-    }
-    return t;
-  }
-};
-
 // Dense: one target a logit, of the type that the whole grid's have.
 template <class scalar_t>
 struct DenseTargets {
@@ -131,48 +114,30 @@ struct DenseTargets {
   template <class F>
   __device__ auto as_stored(F f) const {
     if (type == Target::dense_u8) return f(static_cast<const uint8_t*>(targets));
-    if constexpr (!std::is_same_v<scalar_t, acc_t>)
-      if (type == Target::dense_acc) return f(static_cast<const acc_t*>(targets));
+    if (type == Target::dense_acc) return f(static_cast<const acc_t*>(targets));
     return f(static_cast<const scalar_t*>(targets));
   }
 
-  // Of a lane's vectors, bit k: whether the k-th has a target that is not 0; and whether all targets are 0 or 1.
-  struct Found {
-    uint32_t marks;
-    bool hard;
-  };
-
-  // A number of bits that is 0 in a 0 and a 1 alone. A 1 is 2^n - 1 times its lowest bit.
-  template <class target_t>
-  static __device__ uint32_t bits_of_others(uint32_t word) {
-    if constexpr (sizeof(target_t) == 1) return word & 0xfefefefeu;
-    else if constexpr (std::is_same_v<target_t, __half>) return word ^ (word & 0x04000400u) * 0xf;
-    else return word ^ (word & (sizeof(target_t) == 2 ? 0x00800080u : 0x00800000u)) * 0x7f;
-  }
+  static __device__ uint64_t any_bit(uint64_t words) { return words; }
+  static __device__ uint64_t any_bit(ulonglong2 words) { return words.x | words.y; }
 
   template <class target_t>
-  static __device__ Found marks_in(const target_t* first, uint32_t vectors, uint32_t lane) {
-    using Words = TargetWords<int(sizeof(target_t)) * kVector<scalar_t>>;
-    uint32_t marks = 0, mark = 1, others = 0;
-#pragma unroll 4
-    for (uint32_t v = lane; v < vectors; v += 32) {
-      const Words t = Words::at(first + v * kVector<scalar_t>);
-      uint32_t any = 0;
-#pragma unroll
-      for (uint32_t word : t.words) any |= word, others |= bits_of_others<target_t>(word);
-      if (any) marks |= mark;
-      mark <<= 1;
-    }
-    return {marks, others == 0};
+  static __device__ bool any_target(const target_t* first, uint32_t count, uint32_t lane) {
+    using words_t = std::conditional_t<sizeof(target_t) == 1, uint64_t, ulonglong2>;  // a tile of bytes is aligned to 8, not to 16
+    constexpr uint32_t size = sizeof(words_t) / sizeof(target_t);
+    const words_t* vectors = reinterpret_cast<const words_t*>(first);
+    uint64_t special = 0;
+    for (uint32_t i = lane; i < count / size; i += 32) special |= any_bit(vectors[i]);
+    return special != 0;
   }
 
   static __device__ bool has_ids() { return false; }
-  static __device__ bool has_special(const Arguments<scalar_t>&, const Tile&, uint32_t, int*) { return false; }
-  __device__ const DenseTargets& dense_or_none() const { return *this; }
 
-  // Of the calling lane's vectors. They are read again, from the cache.
-  __device__ Found find(const Tile& tile, uint32_t vectors, uint32_t lane) const {
-    return as_stored([&](auto* t) { return marks_in(t + tile.first_element, vectors, lane); });
+  // Whole warp. Targets of an all-negative tile are read here only, those of any other tile again from the cache.
+  __device__ bool has_special(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int*) const {
+    if (a.flow == Flow::careful) return true;
+    const bool special = as_stored([&](auto* t) { return any_target(t + tile.first_element, tile.elements / kTileUnit * kTileUnit, lane); });
+    return __ballot_sync(~0u, special) != 0;
   }
 
   __device__ acc_t target_at(const Tile& tile, uint32_t i) const {
@@ -199,9 +164,8 @@ struct EitherTargets {
 
   __device__ bool has_ids() const { return !is_dense; }
   __device__ const IdTargets<acc_of<scalar_t>>& ids_or_none() const { return ids; }
-  __device__ const DenseTargets<scalar_t>& dense_or_none() const { return dense; }
   __device__ bool has_special(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int* labels) const {
-    return !is_dense && ids.has_special(a, tile, lane, labels);
+    return is_dense ? dense.has_special(a, tile, lane, labels) : ids.has_special(a, tile, lane, labels);
   }
 };
 

@@ -53,6 +53,5 @@ T __shfl_xor_sync(uint32_t mask, T value, int distance) {
 }
 inline uint32_t __ballot_sync(uint32_t mask, bool predicate) { return cuda_host::ballot(mask, predicate); }
 inline int __ffs(int a) { return __builtin_ffs(a); }
-inline int __popc(unsigned a) { return __builtin_popcount(a); }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }

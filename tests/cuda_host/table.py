@@ -42,8 +42,6 @@ def stream_rows() -> list[Case]:
     rows += [row(shape=shape, dtype="bfloat16", targets="ids rare", reduction="mean") for shape in TALL]
     steep = product(AXES[LOSS]["dtype"], ("ids rare", "dense uint8"), FLOWS.values())  # a large gamma streams nowhere
     rows += [row(shape=(41, 91), dtype=dtype, targets=t, gamma=50.0, reduction=reduction, upstream=upstream) for dtype, t, (reduction, upstream) in steep]
-    for classes, dtype, targets in product((3, 80, 91), AXES[LOSS]["dtype"][:3], ("dense 0/1", "dense uint8")):
-        rows += [row(shape=(41, classes), dtype=dtype, targets=targets, gamma=next(gammas), alpha=alpha, reduction="sum") for alpha in (0.25, 0.999)]
     gammas = cycle((2.0, 1.7, 0.0))
     for classes, dtype, factors in product(CLASSES, AXES[LOSS]["dtype"][:3], FACTORS):  # rows of one tile with one weight and with several
         rows += [row(shape=(3, 17, classes), dtype=dtype, gamma=next(gammas), reduction="sum", **factors)]
@@ -53,20 +51,11 @@ def stream_rows() -> list[Case]:
 STREAMS = stream_rows()
 
 
-def is_hard(case: Case) -> bool:
-    """Whether its dense targets are 0 and 1, several in each vector."""
-    return case.targets in ("dense 0/1", "dense uint8") and case.shape[0] == 41 and case.gamma < 50
-
-
 def call_of(case: Case) -> Call:
-    """As the table builds it; of a row in STREAMS most dense targets are 0, but for the first rows and the last."""
+    """As the table builds it; dense targets of a row in STREAMS are zeros but for the first rows and the last."""
     call = build(case)
-    if case in STREAMS and case.is_dense and not is_hard(case):
+    if case in STREAMS and case.is_dense:
         call.targets[3:-1] = 0
-    if case in STREAMS and is_hard(case):
-        call.targets[20:, 3:] = 0
-        if case.alpha == 0.999 and case.targets == "dense 0/1":  # beside narrower logits
-            call = call._replace(targets=call.targets.float())
     return call
 
 
