@@ -194,6 +194,12 @@ def wants_more(call: Call) -> bool:
     return False
 
 
+def has_kernel_for_levels(call: Call, device: torch.device) -> bool:
+    """Whether the ops read the levels of this loss in place."""
+    spec = spec_of(call)
+    return not spec.is_per_row and (device.type == "cpu" or spec.has_cuda_levels)
+
+
 def _compiled(logits: tuple[Tensor, ...], call: Call, reduction: str, wants_gradient: bool) -> Tensor:
     """The route of torch.compile and torch.export: plain op calls that a graph can hold."""
     constants, numbers = by_tensors.apart(call)
@@ -235,10 +241,10 @@ def dispatch(logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_i
     """The loss of checked arguments by the fastest implementation that is right for them; `plain` as in Request."""
     first = logits[0]
     compiling = not plain and is_compiling()
-    is_right = plain or (not is_watched_by_autograd() and (compiling or arguments.are_plain((*logits, *tensors_of(call)))))
-    if not is_right or wants_more(call) or not native.runs_on(first.device):
+    can_fuse = plain or (not is_watched_by_autograd() and (compiling or arguments.are_plain((*logits, *tensors_of(call)))))
+    if not can_fuse or wants_more(call) or not native.runs_on(first.device):
         return reference.compute(logits, call, reduction)
-    if call.classes and not native.has_kernel_for_levels(spec_of(call).is_per_row, call.loss, first.device):
+    if call.classes and not has_kernel_for_levels(call, first.device):
         rows, call = reference.in_rows(logits, call)
         return dispatch((rows,), call, reduction, False)
     wants_gradient = torch.is_grad_enabled() and (any(t.requires_grad for t in logits) if call.classes else first.requires_grad)

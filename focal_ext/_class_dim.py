@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import _arguments as arguments
 from ._levels import Levels
 from ._spec import LossSpec
+from ._torch_private import is_jit_traced
 
 
 class Laid(NamedTuple):
@@ -37,10 +39,12 @@ def laid(spec: LossSpec, inputs: Tensor, targets: Any, weight: Any, class_dim: A
     dense, rows = _is_dense(inputs, targets, dim), inputs.movedim(dim, -1)
     if dense and not (spec.is_per_row or has_class_alpha or rows.is_contiguous()):
         return Laid(inputs, targets, weight, None)
-    if not dense and inputs.is_contiguous() and not rows.is_contiguous() and reduction in ("sum", "mean"):
+    is_traced = not is_compiling() and is_jit_traced()  # with sizes that are tensors, and by the reference
+    reads_planes = not (dense or spec.is_per_row or is_traced)
+    if reads_planes and inputs.is_contiguous() and not rows.is_contiguous() and reduction in ("sum", "mean"):
         shape = inputs.shape
         images, positions = shape[:dim].numel(), shape[dim + 1 :].numel()
-        fits, plane_weight = _weight_of_planes(spec, inputs, weight, dim)
+        fits, plane_weight = _weight_of_planes(inputs, weight, dim)
         if fits and inputs.numel():
             planes = inputs.view(images, shape[dim], positions, 1)
             of_planes = [t.reshape(images, positions) for t in (targets if isinstance(targets, (tuple, list)) else [targets])]
@@ -65,11 +69,11 @@ def _is_dense(inputs: Tensor, targets: Any, dim: int) -> bool:
     return len(given) == 1 and given[0].shape == inputs.shape
 
 
-def _weight_of_planes(spec: LossSpec, inputs: Tensor, weight: Any, dim: int) -> tuple[bool, Any]:
+def _weight_of_planes(inputs: Tensor, weight: Any, dim: int) -> tuple[bool, Any]:
     """Whether planes can have the weight, one number an image or a position, and the weight as they have it."""
     if weight is None:
         return True, None
-    if not isinstance(weight, Tensor) or spec.is_per_row or weight.dim() != inputs.dim() or weight.shape[dim] != 1:
+    if not isinstance(weight, Tensor) or weight.dim() != inputs.dim() or weight.shape[dim] != 1:
         return False, None
     shape = inputs.shape
     if weight.shape[:dim] == shape[:dim] and weight.shape[dim + 1 :] == shape[dim + 1 :]:

@@ -171,8 +171,3 @@ def _why_not_on_cuda(capability: tuple[int, int] | None) -> str | None:
 def runs_on(device: torch.device) -> bool:
     """Whether there are fused kernels for tensors of this device."""
     return available and (device.type == "cpu" or (device.type == "cuda" and _runs_on_cuda(device.index)))
-
-
-def has_kernel_for_levels(is_per_row: bool, loss: int, device: torch.device) -> bool:
-    """Whether the ops over levels know the loss on this device; else its levels are copied into rows first."""
-    return not is_per_row and (device.type == "cpu" or loss == 0)

@@ -84,6 +84,20 @@ def test_compiled_and_as_a_module_it_is_the_same() -> None:
     assert torch.allclose(compiled(X), want) and torch.equal(focal_ext.SigmoidFocalLoss(class_dim=1, reduction="sum")(X, IDS), want)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("loss", ["sigmoid_focal_loss", "softmax_focal_loss"])
+def test_a_trace_holds_for_any_number_of_images(loss: str) -> None:
+    class Network(torch.nn.Module):
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            result: Tensor = getattr(focal_ext, loss)(x * 1, ids, class_dim=1, reduction="sum")
+            return result
+
+    ids, network = IDS.clamp(min=0), Network()
+    traced = torch.jit.trace(network, (X, ids))
+    twice, ids_twice = torch.cat([X, X.flip(0)]), torch.cat([ids, ids.flip(0)])
+    assert torch.allclose(traced(twice, ids_twice), network(twice, ids_twice), rtol=1e-10)
+
+
 def wrong_calls() -> Iterator[tuple[dict[str, Any], type[Exception], str]]:
     yield {"class_dim": 4}, ValueError, r"class_dim: must be a dimension of inputs of shape \(2, 5, 7, 6\), got 4"
     yield {"class_dim": 1.0}, TypeError, r"class_dim: must be an integer, got float"

@@ -4,7 +4,7 @@
 
 namespace focal_ext {
 
-// By number, as in focal_ext/_call.py: a new one is the last.
+// By number, as in focal_ext/losses: a new one is the last.
 enum class Loss : int { sigmoid_focal, quality_focal, varifocal, asymmetric, softmax_focal };
 constexpr Loss kLastLoss = Loss::softmax_focal;
 

@@ -21,7 +21,7 @@ def _factor(t: Tensor, of_one: float | Tensor, of_zero: float | Tensor) -> Tenso
     return of_one * t + of_zero * (1 - t)
 
 
-SPEC = LossSpec(number=0, parameters=_parameters, formula=focal, alpha=check_alpha, factor=_factor, has_class_alpha=True)
+SPEC = LossSpec(number=0, parameters=_parameters, formula=focal, alpha=check_alpha, factor=_factor, has_class_alpha=True, has_cuda_levels=True)
 
 
 @fused(SPEC)
