@@ -64,6 +64,7 @@ def row(case: str, grid: int) -> tuple[str, ...]:
 
 
 SPECIAL, PARTIAL = row("sigmoid_focal, shape (600, 80), reduction sum", 1), row("sigmoid_focal, shape (137, 91), reduction sum", 1)  # many tiles a warp; the last has 3 logits of 8
+CAREFUL = row("sigmoid_focal, dtype float64, reduction sum", 1)  # in a stream the weights' barrier orders the labels too
 NEGATIVE = row("sigmoid_focal, shape (64, 80), targets ids rare, reduction sum", 3)
 ROW = (f"{SOFTMAX[0]}::test_the_gradient_may_replace_the_logits[factor-ids-80-torch.float32]",)
 BARRIER = "no __syncthreads before the first warp adds what all warps wrote"
@@ -72,7 +73,7 @@ OVERWRITE = "no __syncwarp before the next tile's labels overwrite this one's"
 DEFECTS = (
     Defect("missing_barrier", BARRIER, "value", "plain", SPECIAL, "are off"),
     Defect("missing_barrier", BARRIER, "ThreadSanitizer", "thread", SPECIAL, r"data race .*reduce\.cuh"),
-    Defect("unordered_labels", ORDER, "ThreadSanitizer", "thread", SPECIAL, r"data race .*(targets|marks|focal)\.cuh"),
+    Defect("unordered_labels", ORDER, "ThreadSanitizer", "thread", CAREFUL, r"data race .*(targets|marks|focal)\.cuh"),
     Defect("overwritten_labels", OVERWRITE, "value", "plain", SPECIAL, "are off"),
     Defect("overwritten_labels", OVERWRITE, "ThreadSanitizer", "thread", SPECIAL, r"data race .*(targets|marks|focal)\.cuh"),
     Defect("early_gradient", "no __syncwarp before a row's gradient replaces the logit that all its lanes read", "ThreadSanitizer", "thread", ROW, r"data race .*(softmax\.cuh|::id_row)"),
