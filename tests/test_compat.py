@@ -12,7 +12,7 @@ import focal_ext
 import pytest
 import torch
 from focal_ext import compat
-from focal_ext.compat import apex, detr, effdet, fvcore, maskrcnn_benchmark, mmcv, mmdet, monai, torchvision
+from focal_ext.compat import apex, detr, effdet, fvcore, mmcv, mmdet, monai, torchvision
 from test_constants import PEERS
 from torch import Tensor
 
@@ -37,8 +37,6 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     detr.sigmoid_focal_loss: "inputs, targets, num_boxes, alpha=0.25, gamma=2",
     effdet.new_focal_loss: "logits, targets, alpha, gamma, normalizer, label_smoothing=0.01",
     effdet.focal_loss_legacy: "logits, targets, alpha, gamma, normalizer",
-    maskrcnn_benchmark.SigmoidFocalLoss: "gamma, alpha",
-    maskrcnn_benchmark.sigmoid_focal_loss_cuda: "logits, targets, gamma, alpha",
     monai.FocalLoss: "include_background=True, to_onehot_y=False, gamma=2.0, alpha=None, weight=None, reduction='mean', use_softmax=False, ignore_index=None",
 }
 
@@ -140,14 +138,6 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "apex smoothing in the cross entropy only": (
         lambda x: apex.focal_loss(x, with_ignored(-1, -1), torch.tensor(2.0), 5, 0.24, 2.0, 0.1),
         lambda x: smoothed(x, T * KEPT[:, None], 0.1).sum() / 2,
-    ),
-    "maskrcnn-benchmark": (
-        lambda x: maskrcnn_benchmark.SigmoidFocalLoss(2.0, 0.25)(x, (with_ignored(-1, -2) + 1).int()),
-        lambda x: (FOCAL(x, T, 2, 0.25) * KEPT[:, None]).sum(),
-    ),
-    "maskrcnn-benchmark map": (
-        lambda x: maskrcnn_benchmark.sigmoid_focal_loss_cuda(x, (IDS + 1) % 6, 2.0, 0.25),
-        lambda x: FOCAL(x, T, 2, 0.25),
     ),
     "mmdet mean over logits": (lambda x: mmdet.FocalLoss()(x, IDS), lambda x: FOCAL(x, T, 2, 0.25).mean()),
     "mmdet avg_factor": (
@@ -290,21 +280,3 @@ def test_detectron2s_line_takes_its_labels() -> None:
     ids = with_ignored(5, -1)
     ours = lambda x: focal_ext.sigmoid_focal_loss(x, ids, 0.25, 2.0, "sum", ignore_index=-1)  # noqa: E731
     assert_same(ours, lambda x: (FOCAL(x, T, 2, 0.25) * KEPT[:, None]).sum(), X)
-
-
-def test_patched_puts_the_original_back_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import ModuleType
-
-    from focal_ext.compat._patching import replaced
-
-    modules = [ModuleType(name) for name in ("library_one", "library_two")]
-    for module in modules:
-        module.loss = abs
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    with pytest.raises(KeyError), replaced(("library_one", "library_two"), "loss", max):
-        assert all(module.loss is max for module in modules)
-        raise KeyError
-    assert all(module.loss is abs for module in modules)
-    with pytest.raises(AttributeError), replaced(("library_one", "math"), "loss", max):
-        pass
-    assert modules[0].loss is abs

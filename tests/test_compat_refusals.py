@@ -8,7 +8,7 @@ from collections.abc import Callable
 import focal_ext
 import pytest
 import torch
-from focal_ext.compat import apex, detr, effdet, fvcore, maskrcnn_benchmark, mmcv, mmdet, monai, torchvision
+from focal_ext.compat import apex, detr, effdet, fvcore, mmcv, mmdet, monai, torchvision
 from test_compat import IDS, KEPT, LABELLED, PADDED, PER_CLASS, T, X, with_ignored
 from torch import Tensor
 
@@ -28,7 +28,6 @@ CONVENTIONS: dict[str, tuple[Callable[[int], Tensor], tuple[int, ...], tuple[int
     "mmcv softmax weight": (lambda v: mmcv.softmax_focal_loss(X, ids_with(v), 2.0, 0.25, PER_CLASS), (0, 4), (-1, 5), r"weight\[label\]"),
     "mmdet": (lambda v: mmdet.FocalLoss()(X, ids_with(v)), (0, 5), (-2, -1, 6), "mmdet labels: 0..4 positive, 5 background, ignored anchors by a weight of 0"),
     "mmdet quality": (lambda v: mmdet.QualityFocalLoss()(X, (ids_with(v), KEPT)), (0, 5), (-1, 6), "mmdet labels"),
-    "maskrcnn-benchmark": (lambda v: maskrcnn_benchmark.SigmoidFocalLoss(2.0, 0.25)(X, ids_with(v)), (-1, 0, 5), (-2, 6), "1..5 positive, 0 background, -1 ignored"),
     "monai": (lambda v: monai.FocalLoss(to_onehot_y=True)(X, ids_with(v)[:, None]), (0, 4), (-1, 5), "monai labels: 0..4"),
     "monai ignored": (lambda v: monai.FocalLoss(to_onehot_y=True, ignore_index=255)(X, ids_with(v)[:, None]), (0, 255), (-1, 254), "monai labels: 0..4"),
     "monai softmax": (lambda v: monai.FocalLoss(False, True, use_softmax=True)(X, ids_with(v)[:, None]), (0, 4), (-1, 5), "monai labels: 0..4"),
@@ -53,9 +52,9 @@ def test_detectron2s_labels_in_apex_raise_instead_of_giving_another_loss() -> No
 
 def test_unsigned_labels_do_not_wrap_around() -> None:
     with pytest.raises(ValueError, match="class id 255 at anchor 7"):
-        maskrcnn_benchmark.SigmoidFocalLoss(2.0, 0.25)(X, ids_with(255).to(torch.uint8))
-    labels = (with_ignored(-1, -1) + 1).to(torch.uint8)
-    assert torch.equal(maskrcnn_benchmark.SigmoidFocalLoss(2.0, 0.25)(X, labels), maskrcnn_benchmark.SigmoidFocalLoss(2.0, 0.25)(X, labels.long()))
+        mmcv.sigmoid_focal_loss(X, ids_with(255).to(torch.uint8))
+    labels = with_ignored(5, 5).to(torch.uint8)
+    assert torch.equal(mmcv.sigmoid_focal_loss(X, labels), mmcv.sigmoid_focal_loss(X, labels.long()))
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)
@@ -80,7 +79,6 @@ DENSE_AND_IDS: dict[str, tuple[Callable[[], Tensor], str]] = {
     "monai ids": (lambda: monai.FocalLoss()(X, LABELLED[:, None]), r"monai takes dense targets.*got \(12, 1\); class ids need to_onehot_y=True"),
     "monai dense": (lambda: monai.FocalLoss(to_onehot_y=True)(X, T), r"monai's class ids have the shape \(B, 1, ...\), got \(12, 5\)"),
     "mmcv softmax dense": (lambda: mmcv.softmax_focal_loss(X, T), "must be class ids.*mmcv labels of the softmax loss"),
-    "maskrcnn-benchmark dense": (lambda: maskrcnn_benchmark.sigmoid_focal_loss_cuda(X, T, 2.0, 0.25), "must be class ids.*maskrcnn-benchmark labels"),
     "apex dense": (lambda: apex.focal_loss(X, T, ONE, 5, 0.25, 2.0), "must be class ids of shape.*apex labels"),
     "mmcv dense": (lambda: mmcv.sigmoid_focal_loss(X, T), "must be class ids"),
     "apex classes": (lambda: apex.focal_loss(X, IDS, ONE, 6, 0.25, 2.0), r"num_real_classes: must be in \[0, 5\].*got 6"),
@@ -117,7 +115,6 @@ def test_monai_ignores_options_about_classes_where_there_is_one_and_says_so() ->
 
 def test_modules_show_what_they_were_given() -> None:
     assert "gamma=1.5, alpha=0.3, reduction=sum" in repr(mmcv.SigmoidFocalLoss(1.5, 0.3, reduction="sum"))
-    assert "gamma=1.5, alpha=0.3" in repr(maskrcnn_benchmark.SigmoidFocalLoss(1.5, 0.3))
 
 
 def test_a_name_that_torchvision_lacks_is_an_attribute_error() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import REFERENCE_ONLY
 from focal_ext import reference
-from focal_ext.compat import apex, detr, effdet, fvcore, maskrcnn_benchmark, mmcv, mmdet, monai, torchvision
+from focal_ext.compat import apex, detr, effdet, fvcore, mmcv, mmdet, monai, torchvision
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -81,7 +81,6 @@ NUMBERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "DETR": lambda x, n: detr.sigmoid_focal_loss(x[None], HARD[None], 100 * n, n, 3 * n),
     "effdet": lambda x, n: effdet.new_focal_loss(x, HARD, n, 3 * n, 100 * n, n),
     "effdet legacy": lambda x, n: effdet.focal_loss_legacy(x, HARD, n, 3 * n, 100 * n),
-    "maskrcnn-benchmark": lambda x, n: maskrcnn_benchmark.sigmoid_focal_loss_cuda(x, KNOWN, 3 * n, n),
     "monai": lambda x, n: monai.FocalLoss(gamma=3 * n, alpha=n, weight=[1.0, 2.0, 0.5, 1.0, 1.0])(x, HARD),
     "monai softmax": lambda x, n: monai.FocalLoss(gamma=3 * n, alpha=n, use_softmax=True, to_onehot_y=True)(x, KNOWN[:, None]),
 }

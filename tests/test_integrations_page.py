@@ -18,7 +18,7 @@ from torch import nn
 
 SECTIONS = {  # the page's headings, and the modules of compat that each is about
     "torchvision: RetinaNet and FCOS": ["torchvision"], "fvcore": ["fvcore"], "detectron2": ["fvcore"], "mmdet": ["mmdet"], "mmcv": ["mmcv"],
-    "apex": ["apex"], "effdet and timm": ["effdet"], "DETR and transformers": ["detr"], "MONAI": ["monai"], "maskrcnn-benchmark": ["maskrcnn_benchmark"],
+    "apex": ["apex"], "effdet and timm": ["effdet"], "DETR and transformers": ["detr", "transformers"], "MONAI": ["monai"],
 }
 WITH_IMPORTS = [name for name in SECTIONS if imports(name, "+")]
 
@@ -26,7 +26,7 @@ WITH_IMPORTS = [name for name in SECTIONS if imports(name, "+")]
 def test_every_library_has_a_section_that_says_what_it_must() -> None:
     assert list(sections()) == list(SECTIONS) and {module for modules in SECTIONS.values() for module in modules} == set(compat.__all__)
     for text in sections().values():
-        assert all(f"\n- {word}: " in text for word in ("Labels", "Normaliser", "Undone")) and ("```python" in text or "```diff" in text)
+        assert all(f"\n- {word}: " in text for word in ("Labels", "Normaliser", "Handled for you")) and ("```python" in text or "```diff" in text)
 
 
 def test_the_page_is_linked_from_where_one_starts() -> None:
@@ -105,6 +105,6 @@ def test_mmdets_registry_builds_the_fused_losses_from_unchanged_configs(monkeypa
 
 
 def test_the_detr_criterion_takes_class_ids() -> None:
-    found = run(snippets("DETR and transformers")[1], focal_ext=focal_ext, src_logits=X.view(2, 6, 5), target_classes=IDS.view(2, 6), num_boxes=3.0)
+    found = run(snippets("DETR and transformers")[2], focal_ext=focal_ext, src_logits=X.view(2, 6, 5), target_classes=IDS.view(2, 6), num_boxes=3.0)
     by_criterion = compat.detr.sigmoid_focal_loss(X.view(2, 6, 5), T.view(2, 6, 5), 3.0) * 6  # which multiplies by the queries
     torch.testing.assert_close(found["loss_ce"], by_criterion, rtol=1e-12, atol=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["apex", "detr", "effdet", "fvcore", "maskrcnn_benchmark", "mmcv", "mmdet", "monai", "torchvision"]
+__all__ = ["apex", "detr", "effdet", "fvcore", "mmcv", "mmdet", "monai", "torchvision", "transformers"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,5 +1,5 @@
 # Owns: the sigmoid_focal_loss of the DETR family: Deformable DETR, DINO, detrex, SAM's training code, transformers.
-# Must not know: any of them, until patched() is entered.
+# Must not know: any of them. focal_ext.compat.transformers has transformers' switch, which patched() here is, too.
 """``from focal_ext.compat.detr import sigmoid_focal_loss``"""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _arguments as arguments
 from .. import losses
 from ._conventions import as_scalar, check_dense, unless_negative
-from ._patching import replaced
+from ._patching import Names
 
 
 @arguments.quiet_under_jit_trace
@@ -24,6 +24,8 @@ def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, num_boxes: float | Tenso
     return losses.sigmoid_focal_loss(inputs, targets, unless_negative(alpha), gamma, "sum", normalizer=normalizer)
 
 
-def patched() -> AbstractContextManager[None]:
-    """transformers' DETR losses use the fused function inside ``with patched():``, and the original one again after it."""
-    return replaced(("transformers.loss.loss_deformable_detr", "transformers.loss.loss_for_object_detection"), "sigmoid_focal_loss", sigmoid_focal_loss)
+def patched() -> AbstractContextManager[Names]:
+    """The same as ``focal_ext.compat.transformers.patched()``."""
+    from . import transformers
+
+    return transformers.patched()

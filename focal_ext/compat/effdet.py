@@ -1,10 +1,8 @@
 # Owns: the names of effdet.loss.
-# Must not know: effdet itself, until patched() is entered.
+# Must not know: effdet itself, until patched() or apply() is called.
 """``with focal_ext.compat.effdet.patched(): loss, class_loss, box_loss = criterion(...)``"""
 
 from __future__ import annotations
-
-from contextlib import AbstractContextManager
 
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from .. import _arguments as arguments
 from .. import losses
 from .._symbols import as_tensor
 from ._conventions import as_scalar, check_dense, check_hard
-from ._patching import replaced
+from ._patching import Switch
 
 
 def new_focal_loss(
@@ -32,6 +30,6 @@ def focal_loss_legacy(logits: Tensor, targets: Tensor, alpha: float, gamma: floa
     return new_focal_loss(logits, targets, alpha, gamma, normalizer, label_smoothing=0.0)
 
 
-def patched() -> AbstractContextManager[None]:
-    """effdet's DetectionLoss uses the fused function inside ``with patched():``; not where ``config.jit_loss`` compiled it before."""
-    return replaced(("effdet.loss",), "new_focal_loss", new_focal_loss)
+# Not where config.jit_loss compiled the loss before.
+SWITCH = Switch("effdet", known="0.4.1", places={"effdet.loss:new_focal_loss": new_focal_loss, "effdet.loss:focal_loss_legacy": focal_loss_legacy})
+patched, apply, restore = SWITCH.patched, SWITCH.apply, SWITCH.restore

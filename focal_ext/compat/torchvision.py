@@ -1,23 +1,19 @@
 # Owns: torchvision.ops.sigmoid_focal_loss, and its place in torchvision's detectors.
-# Must not know: torchvision itself, until patched() is entered or a head is named.
+# Must not know: torchvision itself, until patched(), apply() or convert_() is called or a head is named.
 """``from focal_ext.compat.torchvision import sigmoid_focal_loss``
 
-A detector that exists, trained or not, takes the fused head with all its weights by one line::
-
-    model.head.classification_head.__class__ = focal_ext.compat.torchvision.RetinaNetClassificationHead    # retinanet_*
-    model.head.__class__ = focal_ext.compat.torchvision.FCOSHead                                           # fcos_*
+A RetinaNet or FCOS that exists, trained or not, takes the fused head with all its weights by ``convert_(model)``.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
 from .. import losses
 from ._conventions import check_dense
-from ._patching import replaced
+from ._patching import Switch
 
 
 def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none") -> Tensor:
@@ -26,13 +22,12 @@ def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = 0.25, gam
     return losses.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
 
 
-def patched() -> AbstractContextManager[None]:
-    """torchvision's RetinaNet and FCOS use the fused function inside ``with patched():``, and the original one again after it."""
-    return replaced(("torchvision.models.detection.retinanet", "torchvision.models.detection.fcos"), "sigmoid_focal_loss", sigmoid_focal_loss)
+SWITCH = Switch("torchvision", known="0.29.1", places={"torchvision.ops.focal_loss:sigmoid_focal_loss": sigmoid_focal_loss})
+patched, apply, restore = SWITCH.patched, SWITCH.apply, SWITCH.restore
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("RetinaNetClassificationHead", "FCOSHead"):
+    if name in ("RetinaNetClassificationHead", "FCOSHead", "convert_", "losses_and_detections"):
         from . import _torchvision_heads  # imports torchvision
 
         return getattr(_torchvision_heads, name)

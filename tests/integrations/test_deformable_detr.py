@@ -10,7 +10,6 @@ import focal_ext
 import pytest
 import torch
 import transformers.loss.loss_deformable_detr as own
-import transformers.loss.loss_for_object_detection as shared
 from focal_ext import compat
 from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, ResNetConfig
@@ -54,15 +53,15 @@ def train(context: Callable[[], AbstractContextManager[Any]] = nullcontext) -> l
 
 
 def test_losses_and_gradients_of_every_step_are_transformers(assert_close: Callable[..., None]) -> None:
-    for ours, theirs in zip(train(compat.detr.patched), train(), strict=True):
+    for ours, theirs in zip(train(compat.transformers.patched), train(), strict=True):
         assert ours.keys() == theirs.keys() and {"loss_ce", "loss_ce_0"} <= theirs.keys()
         for name in theirs:
             assert_close("transformers Deformable DETR", ours[name], theirs[name], TOLERANCE)
 
 
 def test_a_step_calls_the_fused_loss_for_each_decoder_layer_and_leaves_transformers_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    originals, calls, fused = (own.sigmoid_focal_loss, shared.sigmoid_focal_loss), [], focal_ext.losses.sigmoid_focal_loss
+    original, calls, fused = own.DeformableDetrImageLoss.loss_labels, [], focal_ext.losses.sigmoid_focal_loss
     monkeypatch.setattr(focal_ext.losses, "sigmoid_focal_loss", lambda *args, **options: calls.append(1) or fused(*args, **options))
     with compat.detr.patched():
         model()(**batch(0))
-    assert len(calls) == 2 and (own.sigmoid_focal_loss, shared.sigmoid_focal_loss) == originals
+    assert len(calls) == 2 and own.DeformableDetrImageLoss.loss_labels is original

@@ -31,16 +31,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("kind, snippet, count", [(RetinaNet, 0, 1), (FCOS, 1, 1), (RetinaNet, 2, 3), (FCOS, 2, 1)])
+@pytest.mark.parametrize("kind, snippet, count", [(RetinaNet, 0, 1), (FCOS, 0, 1), (RetinaNet, 2, 3), (FCOS, 2, 1)])
 def test_torchvisions_models_take_the_fused_loss(kind: type, snippet: int, count: int, calls: list[int], assert_close: Callable[..., None]) -> None:
     images, targets = test_torchvision_detectors.batch(0)
     theirs = test_torchvision_detectors.model(kind)(images, targets)
-    model = test_torchvision_detectors.model(kind)
-    losses = run(snippets("torchvision: RetinaNet and FCOS")[snippet], model=model, images=images, targets=targets, focal_ext=focal_ext).get("losses")
-    losses = losses or model(images, targets)
+    names = {"model": test_torchvision_detectors.model(kind), "images": images, "targets": targets, "focal_ext": focal_ext, "torch": torch}
+    page = snippets("torchvision: RetinaNet and FCOS")
+    losses = run(page[snippet], **names).get("losses") or names["model"](images, targets)
     assert len(calls) == count
+    in_validation = run(page[1], **names)["losses"]
     for name in theirs:
         assert_close("page, torchvision", losses[name], theirs[name], test_torchvision_detectors.TOLERANCE)
+        assert_close("page, torchvision", in_validation[name], theirs[name], test_torchvision_detectors.TOLERANCE)
 
 
 def test_effdets_detector_takes_the_fused_loss(calls: list[int], assert_close: Callable[..., None]) -> None:
@@ -71,7 +73,9 @@ def test_timms_asymmetric_loss_of_its_defaults(assert_close: Callable[..., None]
 
 
 def test_transformers_model_takes_the_fused_loss(calls: list[int], assert_close: Callable[..., None]) -> None:
-    found = run(snippets("DETR and transformers")[0], model=test_deformable_detr.model(), **test_deformable_detr.batch(0))
+    found = run(snippets("DETR and transformers")[1], focal_ext=focal_ext, model=test_deformable_detr.model(), **test_deformable_detr.batch(0))
     theirs: Tensor = test_deformable_detr.model()(**test_deformable_detr.batch(0)).loss
     assert len(calls) == 2
+    run(snippets("DETR and transformers")[0])
+    assert "transformers.loss.loss_deformable_detr.DeformableDetrImageLoss.loss_labels" in focal_ext.compat.transformers.restore()
     assert_close("page, transformers", found["output"].loss, theirs, test_deformable_detr.TOLERANCE)

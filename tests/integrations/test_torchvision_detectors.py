@@ -2,13 +2,17 @@
 # Must not know: formulas.
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from focal_ext import compat
+from focal_ext.compat.torchvision import convert_, losses_and_detections
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet, fcos, retinanet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -55,14 +59,6 @@ def train(net: nn.Module, context: Callable[[], AbstractContextManager[Any]] = n
     return found
 
 
-def with_head(net: nn.Module) -> nn.Module:
-    if isinstance(net, RetinaNet):
-        net.head.classification_head.__class__ = compat.torchvision.RetinaNetClassificationHead
-    else:
-        net.head.__class__ = compat.torchvision.FCOSHead
-    return net
-
-
 def built_with_head(net: nn.Module) -> nn.Module:
     """The head made by its constructor, with the weights of the model's own."""
     if isinstance(net, RetinaNet):
@@ -77,7 +73,7 @@ def built_with_head(net: nn.Module) -> nn.Module:
 
 
 WAYS: dict[str, Callable[[nn.Module], list[dict[str, Tensor]]]] = {
-    "head": lambda net: train(with_head(net)),
+    "converted": lambda net: train(convert_(net)),
     "head from its constructor": lambda net: train(built_with_head(net)),
     "patched": lambda net: train(net, compat.torchvision.patched),
 }
@@ -94,7 +90,7 @@ def test_losses_and_gradients_of_every_step_are_torchvisions(kind: type[nn.Modul
 
 def test_the_batches_hold_what_can_go_wrong() -> None:
     """Ignored anchors, an image without boxes: seen by the head of RetinaNet."""
-    net, seen = with_head(model(RetinaNet)), []
+    net, seen = convert_(model(RetinaNet)), []
     original = type(net.head.classification_head).compute_loss
     net.head.classification_head.compute_loss = lambda targets, outputs, matched: seen.extend(matched) or original(net.head.classification_head, targets, outputs, matched)
     net(*batch(0))
@@ -105,7 +101,7 @@ def test_the_model_that_took_the_head_has_the_same_weights_and_detections() -> N
     image = [batch(0)[0][0]]
     net = model(RetinaNet)
     before, names = net.eval()(image)[0]["scores"], list(net.state_dict())
-    assert torch.equal(with_head(net)(image)[0]["scores"], before) and list(net.state_dict()) == names
+    assert torch.equal(convert_(net)(image)[0]["scores"], before) and list(net.state_dict()) == names
 
 
 @pytest.mark.parametrize("kind", [RetinaNet, FCOS])
@@ -113,23 +109,65 @@ def test_a_label_that_the_model_has_no_class_for_is_named(kind: type[nn.Module])
     images, targets = batch(0)
     targets[0]["labels"] = torch.tensor([1, CLASSES])
     with pytest.raises(ValueError, match=rf"class id {CLASSES} at anchor .*torchvision labels: 0\.\.4; build the model with num_classes above"):
-        with_head(model(kind))(images, targets)
+        convert_(model(kind))(images, targets)
 
 
 @pytest.mark.parametrize("kind", [RetinaNet, FCOS])
-def test_a_detector_that_took_the_head_scripts_and_gives_torchvisions_losses_and_detections(kind: type[nn.Module], assert_close: Callable[..., None]) -> None:
-    net = with_head(model(kind))
+def test_a_converted_detector_scripts_also_inside_another_module_and_stays_converted(kind: type[nn.Module], assert_close: Callable[..., None]) -> None:
+    net = convert_(model(kind))
+    kept = [type(module) for module in net.modules()]
     scripted = torch.jit.script(net)
     losses, _ = scripted(*batch(0))
     for name, want in torch.jit.script(model(kind))(*batch(0))[0].items():  # scripting itself moves torchvision's FCOS by 1e-10
         assert_close(f"torchvision {kind.__name__}, scripted", losses[name], want, TOLERANCE)
     _, detections = scripted.eval()(batch(0)[0])
     assert torch.equal(detections[0]["scores"], net.eval()(batch(0)[0])[0]["scores"])
+    torch.jit.script(nn.ModuleList([net]))
+    assert [type(module) for module in net.modules()] == kept and net.head.compute_loss.__name__ == "compute_loss"
 
 
-def test_patched_restores_both_modules_also_after_an_exception() -> None:
-    originals = retinanet.sigmoid_focal_loss, fcos.sigmoid_focal_loss
-    with pytest.raises(KeyError), compat.torchvision.patched():
-        assert retinanet.sigmoid_focal_loss is fcos.sigmoid_focal_loss is compat.torchvision.sigmoid_focal_loss
+@pytest.mark.parametrize("kind", [RetinaNet, FCOS])
+def test_a_converted_detector_pickles_copies_and_exports_as_the_plain_one(kind: type[nn.Module]) -> None:
+    net, plain = convert_(model(kind)), model(kind)
+    want = net(*batch(0))["classification"]
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert torch.equal(copied(*batch(0))["classification"], want)
+    features = [torch.rand(1, CHANNELS, 8, 8, dtype=torch.float64)]
+    ours, theirs = (torch.export.export(detector.eval().head, (features,)).module()(features) for detector in (net, plain))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("kind", [RetinaNet, FCOS])
+@pytest.mark.parametrize("converts", [True, False])
+def test_the_losses_of_validation_are_those_of_training_beside_the_detections(kind: type[nn.Module], converts: bool, assert_close: Callable[..., None]) -> None:
+    theirs, net = model(kind), convert_(model(kind)) if converts else model(kind)
+    want = theirs(*batch(0))
+    with torch.no_grad():
+        losses, detections = losses_and_detections(net.eval(), *batch(0))
+        assert torch.equal(detections[0]["scores"], theirs.eval()(batch(0)[0])[0]["scores"])
+    assert losses.keys() == want.keys() and not net._forward_hooks and not net.head._forward_hooks
+    for name in want:
+        assert_close(f"torchvision {kind.__name__}, validation", losses[name], want[name], TOLERANCE)
+
+
+def test_what_cannot_be_converted_is_named() -> None:
+    with pytest.raises(TypeError, match="model: has no head of torchvision's RetinaNet or FCOS, got Linear"):
+        convert_(nn.Linear(2, 2))
+    net = model(RetinaNet)
+    net.head.classification_head.__class__ = type("Mine", (retinanet.RetinaNetClassificationHead,), {})
+    with pytest.raises(TypeError, match=r"model: Mine is a class of your own; derive it from focal_ext.compat.torchvision.RetinaNetClassificationHead"):
+        convert_(net)
+    with pytest.raises(ValueError, match="model: must be in eval mode"):
+        losses_and_detections(net, *batch(0))
+    with pytest.raises(TypeError, match="model: must be torchvision's RetinaNet or FCOS, got Sequential"):
+        losses_and_detections(nn.Sequential(net), *batch(0))
+
+
+def test_patched_restores_every_module_that_has_the_name_also_after_an_exception() -> None:
+    original = torchvision.ops.sigmoid_focal_loss
+    assert original is retinanet.sigmoid_focal_loss is fcos.sigmoid_focal_loss
+    with pytest.raises(KeyError), compat.torchvision.patched() as names:
+        assert retinanet.sigmoid_focal_loss is fcos.sigmoid_focal_loss is torchvision.ops.sigmoid_focal_loss is not original
+        assert {"torchvision.models.detection.retinanet.sigmoid_focal_loss", "torchvision.ops.sigmoid_focal_loss"} <= set(names)
         raise KeyError
-    assert (retinanet.sigmoid_focal_loss, fcos.sigmoid_focal_loss) == originals
+    assert original is retinanet.sigmoid_focal_loss is fcos.sigmoid_focal_loss is torchvision.ops.sigmoid_focal_loss
