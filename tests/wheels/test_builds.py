@@ -40,9 +40,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     packages = f"lib/python3.{sys.version_info.minor}/site-packages"
     for name, options in (("beside", ()), ("system", ("--system-site-packages",))):
         run(sys.executable, "-m", "venv", *options, folder / name)
+    linked = folder / "linked"  # as of an environment that is a link to another disk
+    linked.symlink_to(TORCH.resolve().parent)
     for place in (folder / "beside" / packages, folder / "user" / packages):
         place.mkdir(parents=True, exist_ok=True)
-        (place / "torch_of_another_place.pth").write_text(f"{TORCH.parent}\n")
+        (place / "torch_of_another_place.pth").write_text(f"{linked}\n")
     return Site(source, folder / "beside", folder / "system", {"PYTHONUSERBASE": str(folder / "user")})
 
 
@@ -152,7 +154,7 @@ def test_a_build_has_kernels_serves_every_python_and_tells_nothing_of_the_builde
     library = tmp_path / "wheel/focal_ext/libfocal_ext.so"
     assert not dynamic(library, "RUNPATH") and not dynamic(library, "RPATH")
     found = [
-        path for path in (site.source, TORCH.parent, Path.home(), "/tmp/") if str(path).encode() in library.read_bytes()
+        path for path in (site.source, TORCH.resolve().parent, Path.home(), "/tmp/") if str(path).encode() in library.read_bytes()
     ]
     assert not found
 
