@@ -59,7 +59,12 @@ SANITIZERS = (
     Sanitizer(*THREAD, "thread", "one", 4096, IN_PLACE, "softmax over the logits, in rows of all lengths", 50, SOFTMAX),
 )
 
+
+CHECKED: set[tuple[str, int]] = set()  # rows of the table, with the grid, that defects are planted for
+
+
 def row(case: str, grid: int) -> tuple[str, ...]:
+    CHECKED.add((case, grid))
     return (f"tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference[{case}-FLAVOUR-{grid}]",)
 
 
