@@ -4,6 +4,7 @@ import importlib
 from types import ModuleType
 
 from . import losses, pyramid, reference
+from ._debug import debug
 from ._native import build_info
 from ._version import __version__
 from .fused_head import FusedFocalHead, conv_sigmoid_focal_loss
@@ -16,6 +17,7 @@ __all__ = [  # noqa: F405  two are imported when first used
     "build_info",
     "compat",
     "conv_sigmoid_focal_loss",
+    "debug",
     "distributed",
     "init_prior_",
     "pyramid",

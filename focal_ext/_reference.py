@@ -142,14 +142,28 @@ def first_bad_target(targets: Tensor, classes: int, ignore_index: int | None, ba
     return int(bad[0]) if bad.numel() else -1
 
 
-def check_targets(logits: Sequence[Tensor], call: Call, first_bad: Callable[..., Any] = first_bad_target) -> None:
-    """Raises for the first bad class id, or dense integer; floats are not checked. `first_bad` finds its flat position."""
-    targets, ignore_index = call.targets, call.ignore_index
+def rule_of_targets(logits: Sequence[Tensor], call: Call) -> tuple[int, int | None, bool, bool] | None:
+    """What check_values() needs to know of the targets; None: they are floats or bool, of which none is bad."""
     if has_ids(logits, call):
-        classes, background = classes_of(logits, call), not spec_of(call).is_per_row
-        arguments.check_ids(int(first_bad(targets, classes, ignore_index, background)), targets, classes, ignore_index, background)
-    elif arguments.are_integers(targets):  # ids of 0 and 1
-        arguments.check_dense(int(first_bad(targets, 2, ignore_index, False)), targets, ignore_index)
+        return classes_of(logits, call), call.ignore_index, not spec_of(call).is_per_row, False
+    return (2, call.ignore_index, False, True) if arguments.are_integers(call.targets) else None  # ids of 0 and 1
+
+
+def check_values(
+    targets: Tensor, classes: int, ignore_index: int | None, background: bool, dense: bool, first_bad: Callable[..., Any] = first_bad_target
+) -> None:
+    """Raises for the first bad class id, or dense integer. `first_bad` finds its flat position."""
+    position = int(first_bad(targets, classes, ignore_index, background))
+    if dense:
+        arguments.check_dense(position, targets, ignore_index)
+    else:
+        arguments.check_ids(position, targets, classes, ignore_index, background)
+
+
+def check_targets(logits: Sequence[Tensor], call: Call, first_bad: Callable[..., Any] = first_bad_target) -> None:
+    rule = rule_of_targets(logits, call)
+    if rule is not None:
+        check_values(call.targets, *rule, first_bad)
 
 
 def checked(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:

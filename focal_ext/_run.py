@@ -9,7 +9,7 @@ from typing import ParamSpec
 from torch import Tensor
 
 from . import _arguments as arguments
-from . import _autograd, _native, _reference
+from . import _autograd, _debug, _native, _reference
 from ._call import Call, Request, classes_of, tensors_of
 from ._spec import LossSpec, declare
 from ._torch_private import outside_old_graphs
@@ -40,6 +40,8 @@ def run(
     """The loss by the fastest implementation that is right for the request."""
     if moved_from is not None and reduction == "none":
         return run(logits, call, reduction, overwrite_inputs, plain).movedim(-1, moved_from)
+    if _debug.enabled:
+        call = _debug.with_checked_targets(logits, call)
     first, targets = logits[0], call.targets
     readable = first.is_cpu if plain else arguments.values_are_readable(first, targets)
     if not readable or not (call.classes or targets.dim() < first.dim() or arguments.are_integers(targets)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _arguments as arguments
-from . import _autograd, _native
+from . import _autograd, _debug, _native
 from ._arguments import Alpha, Normalizer
 from ._call import Call, check, tensors_of
 from ._head_arguments import check_convolution, check_features, in_autocast_dtype
@@ -95,6 +95,8 @@ def conv_sigmoid_focal_loss(
 
 
 def _dispatch(head: Head, call: Call, weight: Tensor, bias: Tensor | None, features: Sequence[Tensor]) -> Tensor:
+    if _debug.enabled:
+        call = _debug.with_checked_targets(features, call)
     given, compiling = (weight, bias, *features), torch.compiler.is_compiling()
     plain = _native.runs_on(weight.device) if compiling else arguments.are_plain((*given, *tensors_of(call)))
     if _autograd.is_watched_by_autograd() or _autograd.wants_more(call) or not plain:

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from . import _reference, losses  # noqa: F401  the rooms declare the functions
+from . import _debug, _reference, losses  # noqa: F401  the rooms declare the functions
 from ._call import Call
 from ._spec import FUNCTIONS
 from ._twins import over_levels, over_rows
 
 
 def _finish(logits: Sequence[Tensor], call: Call, reduction: str, overwrite_inputs: bool, plain: bool, moved_from: int | None) -> Tensor:
+    if _debug.enabled:
+        call = _debug.with_checked_targets(logits, call)
     loss = _reference.checked(logits, call, reduction)
     return loss if moved_from is None or reduction != "none" else loss.movedim(-1, moved_from)
 

@@ -75,7 +75,7 @@ def sigmoid_focal_loss(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, value, device or combination. A class id out of range, or a dense integer other than 0, 1 and
             ignore_index, raises on CPU in eager mode; on CUDA and in compiled graphs it makes loss and gradient of its row, or of its
-            logit, NaN, because reading it would stall the device.
+            logit, NaN, because reading it would stall the device; :func:`focal_ext.debug` makes it raise there too.
 
     Example:
         >>> logits = torch.randn(8, 80, requires_grad=True)
