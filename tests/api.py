@@ -7,6 +7,20 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/api.md"
+CONVENTIONS = """## What differs from torch's own losses, and why
+
+| | torch.nn.functional | focal_ext | why |
+|---|---|---|---|
+| `reduction` | "mean" by default | "none" by default, as torchvision.ops; "sum" over pyramids and in the fused head | a detector divides by its positives, not by 200,000 anchors: the mean is nearly never wanted |
+| divisor | the number of losses, or of weights | `normalizer` beside "sum": a number, a tensor, or "positives" | dividing in the pass costs nothing, and bf16 gradients round once |
+| `ignore_index` | -100 | -2; None for none | -1 is background to most detectors, and -2 is ignored by those that ignore any; segmenters pass 255 |
+| background | a class, or a row of zeros | the id -1 or C | class ids need no one-hot, and libraries disagree: both ids are taken |
+| `weight` | one factor a class | whatever broadcasts to the logits: a column for rows, `[1, C]` for classes | detectors weigh images, anchors and masks of labels |
+| `alpha` | none | factor of positives, 1 - alpha of negatives; one number or one a class | the paper's |
+| targets | floats of the logits' dtype, or int64 ids | ids and labels of any integer dtype, bool, floats of any width | a mask of bytes is read as it is, without a copy of four times its size |
+| result of "sum", "mean" | the logits' dtype | float32, float64 for float64 | a sum of 16,000,000 bf16 losses has 8 bits otherwise |
+| bad targets | an assertion of the device, after which the process is lost | an error on the CPU; NaN on CUDA and in compiled graphs, an error with `focal_ext.debug()` | nothing waits for the device, and the process lives on |
+"""
 
 
 def signature(name: str, value: object) -> str:
@@ -31,7 +45,7 @@ def page() -> str:
     import focal_ext
 
     exported = [(name, getattr(focal_ext, name)) for name in sorted(focal_ext.__all__) if not name.startswith("__")]
-    head = ["# API", "", "Written from the docstrings by `python tests/api.py --write`; a test fails when they differ.", "", *[f"- [`{name}`](#focal_ext{name.lower()})" for name, _ in exported], ""]
+    head = ["# API", "", "Written from the docstrings by `python tests/api.py --write`; a test fails when they differ.", "", *[f"- [`{name}`](#focal_ext{name.lower()})" for name, _ in exported], "", *CONVENTIONS.splitlines(), ""]
     return "\n".join([*head, *(line for name, value in exported for line in section(name, value))]).rstrip() + "\n"
 
 
