@@ -187,10 +187,12 @@ clean:
 	touch $@
 
 # By uv, whose store of torch 2.14.1 and its CUDA libraries the environments of test-wheels share: fetched once, kept once.
-.venv-integrations/.tools: .venv-wheels/.tools tests/integrations/requirements.txt tests/integrations/requirements-alone.txt
+.venv-integrations/.tools: .venv-wheels/.tools $(wildcard tests/integrations/requirements*.txt)
 	$(BASE_PYTHON) -m venv .venv-integrations
 	.venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python -r tests/integrations/requirements.txt
 	.venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python --no-deps -r tests/integrations/requirements-alone.txt
+	for package in $$(grep -v '^#' tests/integrations/requirements-more.txt); do \
+	  .venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python --no-deps $$package || echo "not installed, its tests are skipped: $$package"; done
 	touch $@
 
 .venv-lint/.tools: tests/lint.txt

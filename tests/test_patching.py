@@ -185,4 +185,4 @@ def test_threads_that_enter_and_leave_at_the_same_time_leave_nothing_behind(rive
 
 
 def test_classes_of_ours_are_not_searched(rivers: ModuleType) -> None:
-    assert not any(binding.label.startswith("focal_ext") for binding, _ in _patching.bindings_of([fused, _patching.bindings_of], "focal_ext"))
+    assert not any(binding.label.startswith("focal_ext") for binding, _ in _patching.bindings_of([fused, _patching.bindings_of], ["focal_ext"]))

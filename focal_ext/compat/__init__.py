@@ -10,7 +10,10 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["apex", "detr", "effdet", "fvcore", "mmcv", "mmdet", "monai", "torchvision", "transformers"]
+__all__ = [
+    "apex", "detectron2", "detr", "effdet", "fvcore", "kornia", "mmcv", "mmdet", "mmseg", "monai", "openpcdet", "sam2", "sam3", "segmentation_models_pytorch",
+    "torchvision", "transformers", "ultralytics",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

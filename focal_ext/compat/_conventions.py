@@ -47,9 +47,17 @@ def check_dense(inputs: Tensor, targets: Tensor, library: str) -> None:
         )
 
 
+def is_hard(targets: Tensor, ignored: int | None = None) -> bool:
+    """Whether targets are 0, 1 or ignored. Of others some libraries compute another function; on a device they cannot be looked for."""
+    if not targets.is_floating_point() or not arguments.values_are_readable(targets):
+        return True
+    hard = (targets == 0) | (targets == 1)
+    return bool((hard if ignored is None else hard | (targets == ignored)).all())
+
+
 def check_hard(inputs: Tensor, targets: Tensor, library: str) -> None:
     """Refuses values between 0 and 1, for which `library` computes another function; on a device they cannot be looked for."""
-    if targets.is_floating_point() and arguments.values_are_readable(inputs, targets) and not bool(((targets == 0) | (targets == 1)).all()):
+    if arguments.values_are_readable(inputs) and not is_hard(targets):
         raise ValueError(f"targets: must be 0 or 1, {library} has a formula of its own for values between; call focal_ext.sigmoid_focal_loss for soft targets")
 
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -49,8 +49,8 @@ def _of_holder(label: str, holder: Any, entries: Mapping[Any, Any], wanted: Mapp
             yield _Binding(f"{label}[{key!r}]" if isinstance(holder, dict) else f"{label}.{key}", holder, key, is_static), function
 
 
-def bindings_of(functions: Iterable[Any], library: str) -> list[tuple[_Binding, Any]]:
-    """Every name that is bound to one of these functions: in any imported module, and in the library's own classes and dicts."""
+def bindings_of(functions: Iterable[Any], packages: Collection[str]) -> list[tuple[_Binding, Any]]:
+    """Every name that is bound to one of these functions: in any imported module, and in classes and dicts of these packages."""
     wanted = {id(function): function for function in functions}
     found: list[tuple[_Binding, Any]] = []
     seen: set[int] = set()  # one module or class may have two names
@@ -59,7 +59,7 @@ def bindings_of(functions: Iterable[Any], library: str) -> list[tuple[_Binding, 
             continue
         seen.add(id(module))
         found += _of_holder(label, module, vars(module), wanted)
-        if label.partition(".")[0] != library:
+        if label.partition(".")[0] not in packages:
             continue
         for key, value in list(vars(module).items()):
             if issubclass(type(value), type) and value.__module__ == label and id(value) not in seen:
@@ -104,6 +104,7 @@ class Switch:
     def __init__(self, library: str, known: str, places: Mapping[str, Callable[..., Any]], distribution: str | None = None) -> None:
         self.library, self.known, self.places = library, known, dict(places)
         self.distribution = distribution or library
+        self._packages = {place.partition(":")[0].partition(".")[0] for place in self.places}
         self._lock = threading.RLock()
         self._originals: dict[int, tuple[Any, Any]] = {}  # by what was installed: itself, and what it replaced
         self._bindings: list[tuple[_Binding, Any]] = []
@@ -128,7 +129,7 @@ class Switch:
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as missing:
-            if missing.name is None or not (module_name + ".").startswith(missing.name + ".") or missing.name == self.library:
+            if missing.name is None or not (module_name + ".").startswith(missing.name + ".") or missing.name in self._packages:
                 raise  # the library itself, or something that it needs, is not installed
             return None, "" if self._is_older() else f"{module_name} is missing"
         for part in dotted.split("."):
@@ -152,7 +153,7 @@ class Switch:
                 f" {'; '.join(wrong) or 'none of its losses is there'}. Install {self.distribution}=={self.known}, or call focal_ext's functions in the losses"
             )
         installed = {key: _installed(function, self.places[place]) for key, (function, place) in originals.items()}
-        self._bindings = bindings_of((function for function, _ in originals.values()), self.library)
+        self._bindings = bindings_of((function for function, _ in originals.values()), self._packages)
         self._originals = {id(new): (new, originals[key][0]) for key, new in installed.items()}
         for binding, function in self._bindings:
             binding.bind(installed[id(function)])
@@ -164,7 +165,7 @@ class Switch:
     def _put_back(self) -> Names:
         """Only where ours still stands; also in modules that were imported since."""
         restored = set()
-        since = bindings_of((new for new, _ in self._originals.values()), self.library)
+        since = bindings_of((new for new, _ in self._originals.values()), self._packages)
         for binding in [binding for binding, _ in self._bindings] + [binding for binding, _ in since]:
             with contextlib.suppress(KeyError):
                 ours = self._originals.get(id(binding.value()))

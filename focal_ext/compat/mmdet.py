@@ -1,6 +1,6 @@
 # Owns: the names of mmdet.models.losses: focal_loss, gfocal_loss (quality) and varifocal_loss.
-# Must not know: mmdet itself.
-"""Registered under mmdet's own names by three lines, of docs/integrations.md; configs stay as they are."""
+# Must not know: mmdet itself, until patched() or apply() is called.
+"""``focal_ext.compat.mmdet.apply()``: the losses of every FocalLoss, QualityFocalLoss and VarifocalLoss that a config names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import losses
 from ._conventions import as_scalar, check_dense, checked_ids, without_last_background
+from ._patching import Switch
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -102,17 +103,31 @@ def varifocal_loss(
     return losses.varifocal_loss(pred, target, alpha, gamma, reduction, normalizer=normalizer, weight=weight)
 
 
+def _forward(
+    kind: type[_Loss], module: Any, pred: Tensor, target: Any, weight: Tensor | None, avg_factor: float | Tensor | None, reduction_override: str | None
+) -> Tensor:
+    """The loss of a module of ours or of mmdet's, which have the same attributes."""
+    if reduction_override not in (None, *REDUCTIONS):
+        raise ValueError(f"reduction_override: must be None or one of {REDUCTIONS}, got {reduction_override!r}")
+    options = {name: getattr(module, name) for name in kind.options}
+    logits = _logits(pred) if getattr(module, "activated", False) else pred
+    loss: Tensor = module.loss_weight * kind.function(
+        logits, target, weight, reduction=reduction_override or module.reduction, avg_factor=avg_factor, **options
+    )
+    return loss
+
+
 class _Loss(nn.Module):
     """What mmdet's losses share: their function with its options, loss_weight, reduction_override, and `activated` predictions."""
 
     function: Callable[..., Tensor]
+    options: tuple[str, ...]
 
     def __init__(self, use_sigmoid: bool, reduction: str, loss_weight: float, activated: bool = False, **options: Any) -> None:
         super().__init__()
         if use_sigmoid is not True:
             raise ValueError(f"use_sigmoid: must be True, as in mmdet, got {use_sigmoid!r}")
         self.use_sigmoid, self.reduction, self.loss_weight, self.activated = use_sigmoid, reduction, loss_weight, activated
-        self.options = tuple(options)
         for name, value in options.items():
             setattr(self, name, value)
 
@@ -124,19 +139,13 @@ class _Loss(nn.Module):
         avg_factor: float | Tensor | None = None,
         reduction_override: str | None = None,
     ) -> Tensor:
-        if reduction_override not in (None, *REDUCTIONS):
-            raise ValueError(f"reduction_override: must be None or one of {REDUCTIONS}, got {reduction_override!r}")
-        options = {name: getattr(self, name) for name in self.options}
-        logits = _logits(pred) if self.activated else pred
-        return self.loss_weight * type(self).function(
-            logits, target, weight, reduction=reduction_override or self.reduction, avg_factor=avg_factor, **options
-        )
+        return _forward(type(self), self, pred, target, weight, avg_factor, reduction_override)
 
 
 class FocalLoss(_Loss):
     """Equivalent to ``mmdet.models.losses.FocalLoss``."""
 
-    function = staticmethod(sigmoid_focal_loss)
+    function, options = staticmethod(sigmoid_focal_loss), ("gamma", "alpha")
 
     def __init__(
         self, use_sigmoid: bool = True, gamma: float = 2.0, alpha: float = 0.25, reduction: str = "mean", loss_weight: float = 1.0, activated: bool = False
@@ -147,7 +156,7 @@ class FocalLoss(_Loss):
 class QualityFocalLoss(_Loss):
     """Equivalent to ``mmdet.models.losses.QualityFocalLoss``."""
 
-    function = staticmethod(quality_focal_loss)
+    function, options = staticmethod(quality_focal_loss), ("beta",)
 
     def __init__(
         self, use_sigmoid: bool = True, beta: float = 2.0, reduction: str = "mean", loss_weight: float = 1.0, activated: bool = False
@@ -158,7 +167,7 @@ class QualityFocalLoss(_Loss):
 class VarifocalLoss(_Loss):
     """Equivalent to ``mmdet.models.losses.VarifocalLoss``."""
 
-    function = staticmethod(varifocal_loss)
+    function, options = staticmethod(varifocal_loss), ("alpha", "gamma", "iou_weighted")
 
     def __init__(
         self,
@@ -170,3 +179,26 @@ class VarifocalLoss(_Loss):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__(use_sigmoid, reduction, loss_weight, alpha=alpha, gamma=gamma, iou_weighted=iou_weighted)
+
+
+def _of(kind: type[_Loss]) -> Callable[..., Tensor]:
+    """What stands in for the forward of mmdet's class of the same name."""
+
+    def forward(
+        self: Any, pred: Tensor, target: Any, weight: Tensor | None = None, avg_factor: float | Tensor | None = None, reduction_override: str | None = None
+    ) -> Tensor:
+        return _forward(kind, self, pred, target, weight, avg_factor, reduction_override)
+
+    return forward
+
+
+SWITCH = Switch(
+    "mmdet",
+    known="3.3.0",
+    places={
+        "mmdet.models.losses.focal_loss:FocalLoss.forward": _of(FocalLoss),
+        "mmdet.models.losses.gfocal_loss:QualityFocalLoss.forward": _of(QualityFocalLoss),
+        "mmdet.models.losses.varifocal_loss:VarifocalLoss.forward": _of(VarifocalLoss),
+    },
+)
+patched, apply, restore = SWITCH.patched, SWITCH.apply, SWITCH.restore

@@ -1,8 +1,8 @@
 # Owns: monai.losses.FocalLoss.
-# Must not know: monai itself.
-"""``from focal_ext.compat.monai import FocalLoss``
+# Must not know: monai itself, until patched() or apply() is called.
+"""``from focal_ext.compat.monai import FocalLoss``, or ``focal_ext.compat.monai.apply()`` for the losses of monai.losses.FocalLoss.
 
-MONAI's class dimension is 1. It is moved to the end as a view: channels_last logits are read in place, others cost one copy.
+MONAI's class dimension is 1: the core reads it in place where ``class_dim=1`` does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from .. import _arguments as arguments
 from .. import losses
 from .._symbols import as_tensor
 from ._conventions import check_dense, check_hard, checked_ids, without_half
+from ._patching import Switch
 
 IGNORED = -2
 
@@ -68,7 +69,7 @@ class FocalLoss(nn.Module):
         to_ids = self._applies("to_onehot_y=True", self.to_onehot_y, channels)
         first = int(self._applies("include_background=False", not self.include_background, channels))
         kept = None if self.ignore_index is None else _kept(target, self.ignore_index)
-        logits = without_half(input, self.reduction)[:, first:].movedim(1, -1)
+        logits = without_half(input, self.reduction)[:, first:]
         if to_ids:
             targets = self._ids(input, target, first)
         else:
@@ -82,9 +83,8 @@ class FocalLoss(nn.Module):
             check_dense(input, target, "monai")
             if not self.use_softmax or self.reduction == "none":
                 check_hard(input, target, "monai")
-            targets = target[:, first:].movedim(1, -1)
-        loss = (self._softmax if self.use_softmax else self._sigmoid)(logits, targets, kept, self._divisor(logits, kept))
-        return loss.movedim(-1, 1) if self.reduction == "none" else loss
+            targets = target[:, first:]
+        return (self._softmax if self.use_softmax else self._sigmoid)(logits, targets, kept, self._divisor(logits, kept))
 
     def _applies(self, option: str, asked: bool, channels: int) -> bool:
         if asked and channels == 1:
@@ -103,8 +103,8 @@ class FocalLoss(nn.Module):
         if self.class_weight is None:
             return None
         weight = self.class_weight.to(logits.device)
-        if weight.dim() and (logits.shape[-1] == 1 or weight.shape != logits.shape[-1:]):
-            raise ValueError(f"weight: must be one number, or one for each of the {logits.shape[-1]} channels in use (more than one), got {tuple(weight.shape)}")
+        if weight.dim() and (logits.shape[1] == 1 or weight.shape != logits.shape[1:2]):
+            raise ValueError(f"weight: must be one number, or one for each of the {logits.shape[1]} channels in use (more than one), got {tuple(weight.shape)}")
         if arguments.values_are_readable(weight) and bool((weight < 0).any()):
             raise ValueError(f"weight: must not be negative, got {weight.tolist()}")
         return weight
@@ -115,13 +115,13 @@ class FocalLoss(nn.Module):
         if self.reduction == "mean" or logits.dim() == 2:
             return _Divisor(max(logits.numel(), 1) if kept is None else kept.sum().clamp(min=torch.finfo(kept.dtype).eps))
         if kept is None:
-            return _Divisor(max(math.prod(logits.shape[1:-1]), 1))
+            return _Divisor(max(math.prod(logits.shape[2:]), 1))
         voxels = kept.flatten(1).sum(1).clamp(min=torch.finfo(kept.dtype).eps).to(torch.promote_types(logits.dtype, torch.float32))
         return _Divisor(image_weight=1 / voxels.view(-1, *[1] * (logits.dim() - 1)))
 
     def _per_class(self, alpha: Tensor, logits: Tensor) -> Tensor:
-        if alpha.shape != logits.shape[-1:]:
-            raise ValueError(f"alpha: a sequence must hold one value for each of the {logits.shape[-1]} channels in use, got {tuple(alpha.shape)}")
+        if alpha.shape != logits.shape[1:2]:
+            raise ValueError(f"alpha: a sequence must hold one value for each of the {logits.shape[1]} channels in use, got {tuple(alpha.shape)}")
         return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
 
     def _sigmoid(self, logits: Tensor, targets: Tensor, kept: Tensor | None, divisor: _Divisor) -> Tensor:
@@ -131,26 +131,28 @@ class FocalLoss(nn.Module):
             alpha = self._per_class(alpha, logits)
             weight = _product(weight, 1 + alpha)
             alpha = alpha / (1 + alpha)
+        if weight is not None and weight.dim():
+            weight = weight.view(-1, *[1] * (logits.dim() - 2))
         if kept is not None and targets.shape == logits.shape:
-            weight = _product(weight, kept.movedim(1, -1))
+            weight = _product(weight, kept)
         weight, reduction = _product(weight, divisor.image_weight), "none" if self.reduction == "none" else "sum"
-        return losses.sigmoid_focal_loss(logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight)
+        return losses.sigmoid_focal_loss(logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight, class_dim=1)
 
     def _softmax(self, logits: Tensor, targets: Tensor, kept: Tensor | None, divisor: _Divisor) -> Tensor:
-        weight = None if divisor.image_weight is None else divisor.image_weight[..., 0]
+        weight = None if divisor.image_weight is None else divisor.image_weight[:, 0]
         if targets.shape == logits.shape:
             weight = _product(weight, None if kept is None else kept[:, 0])
         else:
             targets = targets.masked_fill(targets == -1, IGNORED)  # the background that is left out
         reduction, alpha = "none" if self.reduction == "none" else "sum", self._softmax_alpha(logits)
         loss = losses.softmax_focal_loss(
-            logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight, ignore_index=IGNORED
+            logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight, ignore_index=IGNORED, class_dim=1
         )
-        return loss[..., None] * _one_hot(targets, logits) if reduction == "none" else loss
+        return loss[:, None] * _one_hot(targets, logits) if reduction == "none" else loss
 
     def _softmax_alpha(self, logits: Tensor) -> Tensor | None:
         """alpha and weight as one factor for each class in use."""
-        classes, alpha = logits.shape[-1], self.alpha
+        classes, alpha = logits.shape[1], self.alpha
         if isinstance(alpha, Tensor):
             alpha = self._per_class(alpha, logits)
         elif alpha is not None and not self.include_background:
@@ -175,11 +177,24 @@ def _kept(target: Tensor, ignore_index: int) -> Tensor:
 def _one_hot(targets: Tensor, logits: Tensor) -> Tensor:
     """1 for the class of a voxel, of the logits' shape; dense targets must name no more than one."""
     if targets.shape != logits.shape:
-        return (targets[..., None] == torch.arange(logits.shape[-1], device=logits.device)).to(logits.dtype)
-    if arguments.values_are_readable(targets) and bool((targets.sum(-1) > 1).any()):
+        classes = torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.dim() - 2))
+        return (targets[:, None] == classes).to(logits.dtype)
+    if arguments.values_are_readable(targets) and bool((targets.sum(1) > 1).any()):
         raise ValueError('targets: with use_softmax=True and reduction="none" a voxel must be of one class at most; use reduction "mean" or "sum"')
     return targets.to(logits.dtype)
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a * b
+
+
+def _forward(self: Any, input: Tensor, target: Tensor) -> Tensor:
+    """MONAI's module has the same attributes under the same names."""
+    alpha = self.alpha.tolist() if isinstance(self.alpha, Tensor) else self.alpha
+    options = self.gamma, alpha, self.class_weight, self.reduction, self.use_softmax, self.ignore_index
+    fused: Tensor = FocalLoss(self.include_background, self.to_onehot_y, *options)(input, target)
+    return fused
+
+
+SWITCH = Switch("monai", known="1.6.1", places={"monai.losses.focal_loss:FocalLoss.forward": _forward})
+patched, apply, restore = SWITCH.patched, SWITCH.apply, SWITCH.restore

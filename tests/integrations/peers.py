@@ -11,13 +11,12 @@ from typing import Any
 
 import effdet.loss as effdet
 import fvcore.nn.focal_loss as fvcore
-import kornia.losses as kornia
 import monai.losses as monai
 import timm.loss as timm
 import torchvision.ops as torchvision
 import transformers.loss.loss_deformable_detr as transformers
 
-__all__ = ["effdet", "fvcore", "kornia", "mmdet", "monai", "timm", "torchvision", "transformers"]
+__all__ = ["effdet", "fvcore", "mmdet", "monai", "timm", "torchvision", "transformers"]
 
 
 def _mmdet_losses() -> dict[str, Any]:

@@ -181,33 +181,3 @@ def test_timms_asymmetric_loss_is_ours(options: dict[str, Any], assert_close: Ca
     for single, library, double in zip(*rows, strict=True):
         assert_close("timm", single, library, 4e-6)
         assert_close("timm, from float64", single, double, 4e-7)
-
-
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-@pytest.mark.parametrize("alpha", [None, 0.3])
-def test_kornias_losses_are_ours_with_the_classes_moved_last(alpha: float | None, reduction: str, assert_close: Callable[..., None]) -> None:
-    """Its class 0 weighs 1 - alpha, -100 is ignored, and a mean is over all logits. The view costs channels_last logits no copy."""
-    ids = torch.where(MAP_IGNORED == 255, -100, MAP_IDS)[:, 0]
-
-    def ours(x: Tensor) -> Tensor:
-        last, each = x.movedim(1, -1), None if alpha is None else [1 - alpha] + [alpha] * 3
-        if reduction == "none":
-            return focal_ext.softmax_focal_loss(last, ids, each, 1.5, "none")
-        return focal_ext.softmax_focal_loss(last, ids, each, 1.5, "sum", normalizer=float(x.numel()) if reduction == "mean" else None)
-
-    def theirs(x: Tensor) -> Tensor:
-        loss = peers.kornia.focal_loss(x, ids, alpha, 1.5, reduction)
-        return loss.sum(1) if loss.dim() == 4 else loss
-
-    found = []
-    for loss in (ours, theirs):
-        leaf = MAPS.clone().requires_grad_()
-        value = loss(leaf)
-        found.append((value.detach(), torch.autograd.grad(value.sum(), leaf)[0]))
-    for a, b in zip(*found, strict=True):
-        assert_close("kornia, softmax", a, b, TOLERANCE[torch.float64])
-
-
-def test_kornias_binary_loss_is_ours(assert_close: Callable[..., None]) -> None:
-    ours = focal_ext.sigmoid_focal_loss(MAPS.movedim(1, -1), MAP_HARD.movedim(1, -1), 0.3, 1.5, "sum")
-    assert_close("kornia, sigmoid", ours, peers.kornia.binary_focal_loss_with_logits(MAPS, MAP_HARD, 0.3, 1.5, "sum"), TOLERANCE[torch.float64])

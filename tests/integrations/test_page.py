@@ -73,9 +73,9 @@ def test_timms_asymmetric_loss_of_its_defaults(assert_close: Callable[..., None]
 
 
 def test_transformers_model_takes_the_fused_loss(calls: list[int], assert_close: Callable[..., None]) -> None:
-    found = run(snippets("DETR and transformers")[1], focal_ext=focal_ext, model=test_deformable_detr.model(), **test_deformable_detr.batch(0))
+    found = run(snippets("transformers and DETR")[1], focal_ext=focal_ext, model=test_deformable_detr.model(), **test_deformable_detr.batch(0))
     theirs: Tensor = test_deformable_detr.model()(**test_deformable_detr.batch(0)).loss
     assert len(calls) == 2
-    run(snippets("DETR and transformers")[0])
+    run(snippets("transformers and DETR")[0])
     assert "transformers.loss.loss_deformable_detr.DeformableDetrImageLoss.loss_labels" in focal_ext.compat.transformers.restore()
     assert_close("page, transformers", found["output"].loss, theirs, test_deformable_detr.TOLERANCE)
