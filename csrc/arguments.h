@@ -15,7 +15,7 @@ struct Arguments {
   int64_t loss;
   std::vector<double> numbers;  // alpha of positives, alpha of negatives, the divisor's value, then the loss's own
   std::optional<int64_t> ignore_index;
-  int64_t divisor, classes;
+  int64_t divisor, classes, batch_dims;
 
   // All but logits, targets and weight, for logits of this kind.
   Problem problem(const Tensor& like, int64_t rows, int64_t columns) const {
@@ -37,10 +37,26 @@ struct Arguments {
     p.scores = checked_data(scores, like, rows, "scores");
     p.alpha = checked_data(alpha, like, columns, "alpha");
     p.divisor = Divisor(divisor);
-    p.divisor_tensor = checked_data(normalizer, like, 1, "normalizer");
-    STD_TORCH_CHECK(divisor >= 0 && divisor <= int64_t(Divisor::positives) && (p.divisor != Divisor::tensor || p.divisor_tensor),
-        "divisor: does not fit the other arguments");
+    STD_TORCH_CHECK(batch_dims >= 0 && batch_dims < like.dim(), "batch_dims: must leave the dimension of the classes");
+    p.groups = numel_of_batch(like);
+    p.divisor_per_group = normalizer && normalizer->dim() > 0;
+    p.divisor_tensor = checked_data(normalizer, like, p.divisor_per_group ? p.groups : 1, "normalizer");
+    STD_TORCH_CHECK(
+        divisor >= 0 && divisor <= int64_t(Divisor::positives) && (p.divisor != Divisor::tensor || normalizer), "divisor: does not fit the other arguments");
     return p;
+  }
+
+  int64_t numel_of_batch(const Tensor& like) const {
+    int64_t numel = 1;
+    for (int64_t d = 0; d < batch_dims; ++d) numel *= like.size(d);
+    return numel;
+  }
+  Tensor new_loss(const Tensor& like) const { return empty(like, batch_dims, like.sizes().data(), accumulation_type(like)); }
+
+  // An upstream factor, or one for each group: of the accumulation dtype.
+  void set_factor(Problem& p, const Tensor& like, const Tensor& grad_output) const {
+    p.grad_output_per_group = grad_output.dim() > 0;
+    p.grad_output = checked_data(grad_output, like, p.grad_output_per_group ? p.groups : 1, "grad_output");
   }
 
   // That what is written is nowhere what is read.
@@ -77,6 +93,7 @@ class Rows {
   Problem& problem() { return plain; }
   void write_gradient(Tensor& to) { plain.gradient = to.mutable_data_ptr(); }
   Tensor new_gradient() const { return empty_logits(inputs_); }
+  Tensor new_loss() const { return given_.new_loss(inputs_); }
 
   Tensor new_loss_map() {
     Tensor result = has_row_losses(plain) ? empty(inputs_, inputs_.dim() - 1, inputs_.sizes().data(), inputs_.scalar_type()) : empty_logits(inputs_);
@@ -84,16 +101,15 @@ class Rows {
     return result;
   }
 
-  // An upstream factor (0-d, accumulation dtype) or map (the unreduced loss's shape, the logits' dtype).
+  // A factor, or without batch_dims a map (the unreduced loss's shape, the logits' dtype).
   void set_upstream(const Tensor& grad_output) {
     upstream_ = as_contiguous(grad_output, "grad_output");
-    const bool per_element = grad_output.dim() > 0;
-    STD_TORCH_CHECK(on_device_of(*upstream_, inputs_) && (per_element ? upstream_->numel() == (has_row_losses(plain) ? plain.rows : numel(plain)) &&
-                                                                            upstream_->scalar_type() == inputs_.scalar_type()
-                                                                      : upstream_->scalar_type() == accumulation_type(inputs_)),
+    if (given_.batch_dims > 0 || grad_output.dim() == 0) return given_.set_factor(plain, inputs_, *upstream_);
+    STD_TORCH_CHECK(on_device_of(*upstream_, inputs_) && upstream_->numel() == (has_row_losses(plain) ? plain.rows : numel(plain)) &&
+                        upstream_->scalar_type() == inputs_.scalar_type(),
         "grad_output: must be 0-d of the accumulation dtype, or of the shape of the unreduced loss and the dtype of inputs, and on their device");
     plain.grad_output = upstream_->const_data_ptr();
-    plain.grad_output_per_element = per_element;
+    plain.grad_output_per_element = true;
   }
 
   static void check_written(const Tensor& inputs, const Arguments& given, const Tensor& grad_output, const OptionalTensor& loss) {
@@ -151,6 +167,7 @@ class Levels {
     plain.level_count = int64_t(each_.size());
     Problem& p = plain.problem = given_.problem(first, plain.images * anchors, classes);
     STD_TORCH_CHECK(!has_row_losses(p), "loss: is not one of levels");
+    STD_TORCH_CHECK(given_.batch_dims <= 1, "batch_dims: must be 0 or 1 for levels");
     Tensor& targets = given_.targets = as_contiguous(given_.targets, "targets");
     p.target = id_target(targets);
     STD_TORCH_CHECK(targets.numel() == p.rows && on_device_of(targets, first), "targets: must hold one class id an anchor, on the device of the levels");
@@ -174,12 +191,9 @@ class Levels {
     return result;
   }
 
-  void set_upstream(const Tensor& grad_output) {
-    STD_TORCH_CHECK(grad_output.numel() == 1 && grad_output.scalar_type() == accumulation_type(like()) && on_device_of(grad_output, like()),
-        "grad_output: must be one number of the accumulation dtype, on the device of the levels");
-    check_allocated(grad_output, "grad_output");
-    plain.problem.grad_output = grad_output.const_data_ptr();
-  }
+  Tensor new_loss() const { return given_.new_loss(like()); }
+
+  void set_upstream(const Tensor& grad_output) { given_.set_factor(plain.problem, like(), grad_output); }
 
   // Nor may a level be another's memory.
   static void check_written(const Tensors& levels, const Arguments& given, const Tensor& grad_output, const OptionalTensor& loss) {

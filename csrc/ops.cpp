@@ -15,12 +15,12 @@ namespace {
 // As every op is given them behind the logits.
 #define FOCAL_EXT_ARGUMENTS                                                                                                                                 \
   Tensor targets, OptionalTensor scores, OptionalTensor weight, OptionalTensor alpha, OptionalTensor normalizer, int64_t loss, std::vector<double> numbers, \
-      std::optional<int64_t> ignore_index, int64_t divisor, int64_t classes
-#define FOCAL_EXT_PASS                                                                                    \
-  Arguments { targets, scores, weight, alpha, normalizer, loss, numbers, ignore_index, divisor, classes }
+      std::optional<int64_t> ignore_index, int64_t divisor, int64_t classes, int64_t batch_dims
+#define FOCAL_EXT_PASS                                                                                                \
+  Arguments { targets, scores, weight, alpha, normalizer, loss, numbers, ignore_index, divisor, classes, batch_dims }
 #define FOCAL_EXT_SCHEMA                                                                                                                \
   ", Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, Tensor? normalizer, int loss, float[] numbers, int? ignore_index, " \
-  "int divisor, int classes"
+  "int divisor, int classes, int batch_dims"
 
 template <class Layout>
 void run(Layout& layout) {
@@ -40,7 +40,7 @@ void run(Layout& layout) {
 template <class Layout, class Logits>
 Tensor loss_only(Logits logits, FOCAL_EXT_ARGUMENTS) {
   Layout layout(logits, FOCAL_EXT_PASS);
-  Tensor result = empty_loss(layout.like());
+  Tensor result = layout.new_loss();
   layout.problem().loss = result.mutable_data_ptr();
   run(layout);
   return result;
@@ -49,7 +49,7 @@ Tensor loss_only(Logits logits, FOCAL_EXT_ARGUMENTS) {
 template <class Layout, class Logits>
 std::tuple<Tensor, Logits> loss_and_gradient(Logits logits, FOCAL_EXT_ARGUMENTS) {
   Layout layout(logits, FOCAL_EXT_PASS);
-  Tensor result = empty_loss(layout.like());
+  Tensor result = layout.new_loss();
   layout.problem().loss = result.mutable_data_ptr();
   Logits gradient = layout.new_gradient();
   layout.write_gradient(gradient);
@@ -80,26 +80,34 @@ void gradient_(Logits logits, FOCAL_EXT_ARGUMENTS, Tensor grad_output, OptionalT
   Layout::check_written(logits, FOCAL_EXT_PASS, grad_output, loss_result);
   Layout layout(logits, FOCAL_EXT_PASS);
   layout.set_upstream(grad_output);
-  if (checked_data(loss_result, layout.like(), 1, "loss")) layout.problem().loss = loss_result->mutable_data_ptr();
+  if (checked_data(loss_result, layout.like(), layout.problem().groups, "loss")) layout.problem().loss = loss_result->mutable_data_ptr();
   layout.write_gradient(logits);
   run(layout);
 }
 
+// Whether `factor` has one number for each index of the gradient's leading dimensions, or one for all.
+bool leads(const Tensor& factor, const Tensor& gradient) {
+  if (factor.numel() == 1) return true;
+  bool leads = factor.dim() <= gradient.dim();
+  for (int64_t d = 0; leads && d < factor.dim(); ++d) leads = factor.size(d) == gradient.size(d);
+  return leads;
+}
+
 void scale_(Tensor gradient, Tensor factor) {
-  STD_TORCH_CHECK(gradient.is_contiguous() && factor.numel() == 1 && factor.scalar_type() == accumulation_type(gradient) && on_device_of(factor, gradient),
-      "factor: must be one number of the accumulation dtype, for a contiguous gradient on the same device");
+  STD_TORCH_CHECK(gradient.is_contiguous() && factor.is_contiguous() && leads(factor, gradient) && factor.scalar_type() == accumulation_type(gradient) &&
+                      on_device_of(factor, gradient),
+      "factor: must be one number, or one for each index of leading dimensions, of the accumulation dtype, for a contiguous gradient on the same device");
   check_allocated(gradient, "gradient");
   check_allocated(factor, "factor");
   check_apart(bytes_of(gradient), factor, "factor");
 #ifdef FOCAL_EXT_WITH_CUDA
   if (gradient.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(gradient.get_device_index());
-    return check_launch(cuda::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), factor.const_data_ptr(), current_stream(gradient)));
+    return check_launch(
+        cuda::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), factor.const_data_ptr(), factor.numel(), current_stream(gradient)));
   }
 #endif
-  const double value =
-      gradient.scalar_type() == ScalarType::Double ? *static_cast<const double*>(factor.const_data_ptr()) : *static_cast<const float*>(factor.const_data_ptr());
-  cpu::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), value, on_torch_threads);
+  cpu::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), factor.const_data_ptr(), factor.numel(), on_torch_threads);
 }
 
 // A 0-d int64, not an int: a graph can hold it.

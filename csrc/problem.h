@@ -20,6 +20,17 @@ inline int64_t size_of(Target ids) { return int64_t(1) << int(ids) / 2; }  // of
 
 inline bool is_dense(Target target) { return target >= Target::dense_u8; }
 
+inline int64_t size_of_dense(Target dense, Scalar logits) {
+  switch (dense) {
+    case Target::dense_scalar: return size_of(logits);
+    case Target::dense_acc: return logits == Scalar::f64 ? 8 : 4;
+    case Target::dense_i16: return 2;
+    case Target::dense_i32: return 4;
+    case Target::dense_i64: return 8;
+    default: return 1;
+  }
+}
+
 // Dense ones, of which others than 0, 1 and the ignored one are bad.
 inline bool are_integers(Target dense) { return dense == Target::dense_u8 || dense >= Target::dense_i8; }
 
@@ -36,6 +47,7 @@ struct Problem {
   const void* inputs;
   Scalar scalar;
   int64_t rows, classes;
+  int64_t groups = 1;  // of equally many neighbouring rows, each with a reduced loss and a divisor of its own; no rows may be no groups
 
   const void* targets;  // [rows] ids or [rows, classes] dense, contiguous
   Target target;
@@ -56,16 +68,21 @@ struct Problem {
   Divisor divisor;
   double divisor_value;
   const void* divisor_tensor;
+  bool divisor_per_group;  // acc_t[groups], else one acc_t
 
-  // Upstream factor of the gradient: null means 1; one acc_t, or with grad_output_per_element a scalar_t per element of the loss map.
+  // Upstream factor of the gradient: null means 1; one acc_t, with grad_output_per_group acc_t[groups], with grad_output_per_element a scalar_t per
+  // element of the loss map.
   const void* grad_output;
-  bool grad_output_per_element;
+  bool grad_output_per_group, grad_output_per_element;
 
   // Results wanted; null means not wanted.
-  void* loss;      // one acc_t: the sum divided by the divisor
+  void* loss;      // acc_t[groups]: each sum divided by its divisor
   void* loss_map;  // scalar_t per logit, or per row where a row has one loss; undivided
   void* gradient;  // scalar_t per logit, divided; may be `inputs` itself
 };
+
+inline const void* advanced(const void* p, int64_t bytes) { return p ? static_cast<const char*>(p) + bytes : nullptr; }
+inline void* advanced(void* p, int64_t bytes) { return p ? static_cast<char*>(p) + bytes : nullptr; }
 
 // One level of a feature pyramid, logits [images, anchors * classes, height, width] with channel anchor * classes + class.
 struct Level {
@@ -78,7 +95,7 @@ struct Level {
 // A pyramid: `problem` has the targets and weights of all anchors, [images, sum of positions * anchors], an image's levels one after
 // the other, in each position by position, anchor fastest; its own inputs and gradient are not used.
 struct Pyramid {
-  Problem problem;
+  Problem problem;  // its groups are 1, or the images
   bool weight_per_image;  // weight is acc_t[images], else null or acc_t[rows]
   int64_t images, anchors;
   const Level* levels;
@@ -92,6 +109,25 @@ inline int64_t numel(const Problem& p) { return p.rows * p.classes; }
 
 // The dense target that is ignored; NaN, which equals none, without one.
 inline double ignored_target(const Problem& p) { return p.has_ignore_index ? double(p.ignore_index) : double(__builtin_nan("")); }
+
+// Group `g` as a problem of its own.
+inline Problem group_of(const Problem& whole, int64_t g) {
+  Problem p = whole;
+  const int64_t acc_size = p.scalar == Scalar::f64 ? 8 : 4;
+  p.groups = 1;
+  p.rows = whole.rows / whole.groups;
+  const int64_t row = g * p.rows, element = row * p.classes, loss = g * acc_size;
+  p.inputs = advanced(p.inputs, element * size_of(p.scalar));
+  p.gradient = advanced(p.gradient, element * size_of(p.scalar));
+  p.targets = advanced(p.targets, is_dense(p.target) ? element * size_of_dense(p.target, p.scalar) : row * size_of(p.target));
+  p.scores = advanced(p.scores, row * acc_size);
+  p.weight = advanced(p.weight, row * p.weight_row_stride * acc_size);
+  if (p.divisor_per_group) p.divisor_tensor = advanced(p.divisor_tensor, loss);
+  if (p.grad_output_per_group) p.grad_output = advanced(p.grad_output, loss);
+  p.divisor_per_group = p.grad_output_per_group = false;
+  p.loss = advanced(p.loss, loss);
+  return p;
+}
 
 // Whether the loss is one number a row; else it is one a logit.
 inline bool has_row_losses(const Problem& p) { return p.loss_parameters.loss == Loss::softmax_focal; }

@@ -174,8 +174,6 @@ inline Tensor empty(const Tensor& like, int64_t dim, const int64_t* sizes, Scala
   return empty_strided(like, dim, sizes, strides, type);
 }
 
-inline Tensor empty_loss(const Tensor& inputs) { return empty(inputs, 0, nullptr, accumulation_type(inputs)); }
-
 // Of a result that is as large as the logits. glibc maps such a block anew for every call, and a fault for each of its pages costs more
 // than the arithmetic: 22 -> 13 ms for 201,600 x 80 fp32. Advice about this memory alone, which the system may refuse. A virtual machine
 // that gave its free memory back to the host waits for it at first touch, 4.4 ms for a large page instead of 0.2: so they are asked for here, as

@@ -66,10 +66,10 @@ def is_fx_traced() -> bool:
     return module is not None and module.get_proxy_mode() is not None
 
 
-def is_nan(number: Tensor) -> bool:
-    """Of a number on the CPU; one that make_fx records is taken for none. Every call asks: an exception costs nothing where there is none."""
+def is_nan(loss: Tensor) -> bool:
+    """Of a loss on the CPU, whether any; one that make_fx records is taken for none. Every call asks: an exception costs nothing where there is none."""
     try:
-        return math.isnan(number.item())  # on the CPU
+        return math.isnan(loss.item()) if not loss.dim() else bool(loss.isnan().any())  # on the CPU
     except RuntimeError:
         if is_fx_traced():
             return False
@@ -325,6 +325,19 @@ def check_ignore_index(ignore_index: int | None) -> int | None:
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: must fit int64, got {ignore_index}; None skips no class id")
     return ignore_index
+
+
+def check_batch_dims(batch_dims: object, reduction: str) -> None:
+    if isinstance(batch_dims, bool) or not isinstance(batch_dims, int):
+        raise TypeError(f"batch_dims: must be an integer, got {type(batch_dims).__name__}")
+    if batch_dims and reduction == "none":
+        raise ValueError(f"batch_dims: goes with reduction='sum' or 'mean', got reduction='none' and {batch_dims}; unreduced losses have every dimension")
+
+
+def check_batch_end(batch_dims: int, most: int, shape: Sequence[int]) -> None:
+    """`most`: the dimension of the classes, before which those of a batch end."""
+    if not 0 <= batch_dims <= most:
+        raise ValueError(f"batch_dims: must be in [0, {most}] for inputs of shape {tuple(shape)}, whose classes are dimension {most}, got {batch_dims}")
 
 
 def is_overlapping(inputs: Tensor) -> bool:

@@ -20,6 +20,7 @@ from . import _by_tensors as by_tensors
 from . import _native as native
 from . import _reference as reference
 from ._call import TENSORS, Call, spec_of, tensors_of
+from ._formulas import product
 from ._levels import is_native_layout
 from ._native import ops
 from ._torch_private import (
@@ -81,15 +82,25 @@ class _OnePass(torch.autograd.Function):
 _apply_one_pass = apply_of(_OnePass)
 
 
+def _without_repetition(factor: Tensor) -> Tensor:
+    """The gradient of ``loss.sum()`` is an expanded number, which is not worth a tensor."""
+    if factor.dim() and factor.numel() and not any(factor.stride()):
+        return factor[(0,) * factor.dim()]
+    return factor.contiguous()
+
+
 def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> Sequence[Tensor | None]:
     """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
     # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
-    if is_compiling() or keeps_graph() or is_batched(factor) or not arguments.is_plain(factor):
-        return [None if gradient is None else gradient * factor for gradient in gradients]
-    if factor.is_cpu and is_one(factor):  # on the CPU, where reading the factor costs less than the op
+    if is_compiling() or is_batched(factor) or not arguments.is_plain(factor) or not native.runs_on(factor.device):
+        return [None if gradient is None else product(gradient, factor) for gradient in gradients]
+    factor = _without_repetition(factor)
+    if keeps_graph():
+        if not factor.dim():
+            return [None if gradient is None else gradient * factor for gradient in gradients]
+        gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
+    elif factor.is_cpu and not factor.dim() and is_one(factor):  # on the CPU, where reading the factor costs less than the op
         return gradients
-    if not native.runs_on(factor.device):
-        return [None if gradient is None else gradient * factor for gradient in gradients]
     for gradient in gradients:
         if gradient is not None:  # in the order of its memory; decided on the device: no read, no write when the factor is 1
             rows = gradient if gradient.is_contiguous() else gradient.permute(0, 2, 3, 1)
@@ -161,15 +172,9 @@ def _claim_overwrite(ctx: Any) -> None:
 
 
 def _upstream(inputs: Tensor, grad_output: Tensor) -> Tensor:
-    """grad_output as the ops take it: one number of the accumulation dtype, or one of the inputs' dtype per logit.
-
-    The gradient of ``loss.sum()`` is an expanded number, which is not worth a tensor of the size of the logits.
-    """
-    if grad_output.dim() and grad_output.numel() and not any(grad_output.stride()):
-        grad_output = grad_output[(0,) * grad_output.dim()]
-    if grad_output.dim() == 0 and inputs.dim():
-        return grad_output.to(arguments.accumulation_dtype(inputs.dtype))
-    return grad_output.contiguous()
+    """grad_output as the ops take it: of the accumulation dtype one number, or one for each index of the batch; of the inputs' dtype one per loss."""
+    grad_output = _without_repetition(grad_output)
+    return grad_output if grad_output.dim() else grad_output.to(arguments.accumulation_dtype(inputs.dtype))
 
 
 def loss_only(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:
@@ -230,7 +235,7 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
     order = [*_by_falling_stride(inputs.stride()[:-1]), inputs.dim() - 1]
     rows = inputs.permute(order)
     weight_is_simple = call.weight is None or call.weight.shape[0] == 1
-    if not rows.is_contiguous() or not weight_is_simple:
+    if not rows.is_contiguous() or not weight_is_simple or order[: call.batch_dims] != list(range(call.batch_dims)):
         return inputs.contiguous(), call, None
     targets = call.targets.permute(order if call.targets.dim() == inputs.dim() else order[:-1]).contiguous()
     scores = None if call.scores is None else call.scores.view(inputs.shape[:-1]).permute(order[:-1]).reshape(-1)

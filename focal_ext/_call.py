@@ -27,16 +27,17 @@ class Call(NamedTuple):
     scores: Tensor | None  # [rows] in the accumulation dtype: the target of each positive id's class; None: 1
     weight: Tensor | None  # of rows [rows or 1, classes or 1], of levels [images, 1] or [images, anchors]; in the accumulation dtype
     alpha: Tensor | None  # [classes] in the accumulation dtype
-    normalizer: Tensor | None  # 0-d in the accumulation dtype
+    normalizer: Tensor | None  # 0-d, or of the shape of the loss, in the accumulation dtype
     loss: int  # its place in LOSSES
     numbers: tuple[float, ...]  # as in Options
     ignore_index: int | None
     divisor: int  # a kind of _factors.py
     classes: int  # of levels; 0: the logits are rows, [..., classes]
+    batch_dims: int  # leading dimensions of the logits that the loss has too
 
 
 TENSORS = 5  # the first fields of a Call
-NUMBERS = Call._fields.index("numbers")
+NUMBERS, BATCH_DIMS = map(Call._fields.index, ("numbers", "batch_dims"))
 
 
 def tensors_of(call: Call) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -85,6 +86,7 @@ def check(
     ignore_index: int | None,
     overwrite_inputs: bool,
     class_dim: int,
+    batch_dims: int,
     *parameters: Any,
 ) -> Request:
     """Checks every argument before anything is computed."""
@@ -96,13 +98,13 @@ def check(
     if class_dim != -1:
         if isinstance(inputs, Levels):
             raise ValueError(f"class_dim: levels have their classes in dimension 1, got class_dim={class_dim!r}; leave it out")
-        inputs, targets, weight, moved_from = laid(spec, inputs, targets, weight, class_dim, class_alpha is not None, reduction)
-    options = options_of(spec, number, reduction, value, ignore_index, overwrite_inputs, *parameters)
+        inputs, targets, weight, moved_from = laid(spec, inputs, targets, weight, class_dim, class_alpha is not None, reduction, batch_dims)
+    options = options_of(spec, number, reduction, value, ignore_index, overwrite_inputs, batch_dims, *parameters)
     if isinstance(inputs, Levels):
         bind: Any = of_levels.bind_quietly if watched else of_levels.bind
         classes = inputs.classes
     else:
         bind, classes = of_rows.bind_quietly if watched else of_rows.bind, 0
     logits, tensors, numbers, ignore_index, divisor, plain = bind(options, inputs, targets, weight, class_alpha, tensor)
-    call = Call._make((*tensors, spec.number, numbers, ignore_index, divisor, classes))
+    call = Call._make((*tensors, spec.number, numbers, ignore_index, divisor, classes, batch_dims))
     return Request(logits, call, reduction, overwrite_inputs, plain and not watched, moved_from)

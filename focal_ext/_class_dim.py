@@ -31,16 +31,18 @@ def check_class_dim(class_dim: Any, inputs: Tensor) -> int:
     return class_dim % inputs.dim()
 
 
-def laid(spec: LossSpec, inputs: Tensor, targets: Any, weight: Any, class_dim: Any, has_class_alpha: bool, reduction: Any) -> Laid:
+def laid(spec: LossSpec, inputs: Tensor, targets: Any, weight: Any, class_dim: Any, has_class_alpha: bool, reduction: Any, batch_dims: Any) -> Laid:
     """Dense targets of losses of single logits are a flat array whatever the layout; class ids are read in planes or in rows; else rows are copied."""
     dim = check_class_dim(class_dim, inputs)
+    arguments.check_batch_dims(batch_dims, reduction)
+    arguments.check_batch_end(batch_dims, dim, inputs.shape)
     if dim == inputs.dim() - 1:
         return Laid(inputs, targets, weight, None)
     dense, rows = _is_dense(inputs, targets, dim), inputs.movedim(dim, -1)
     if dense and not (spec.is_per_row or has_class_alpha or rows.is_contiguous()):
         return Laid(inputs, targets, weight, None)
     is_traced = not is_compiling() and is_jit_traced()  # with sizes that are tensors, and by the reference
-    reads_planes = not (dense or spec.is_per_row or is_traced)
+    reads_planes = not (dense or spec.is_per_row or is_traced) and (not batch_dims or batch_dims == dim == 1)  # a loss for each image, or for all
     if reads_planes and inputs.is_contiguous() and not rows.is_contiguous() and reduction in ("sum", "mean"):
         shape = inputs.shape
         images, positions = shape[:dim].numel(), shape[dim + 1 :].numel()

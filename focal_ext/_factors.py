@@ -145,10 +145,12 @@ def check_normalizer(normalizer: Any, reduction: Any, per_row: bool) -> tuple[in
     return BY_VALUE, divisor
 
 
-def divisor_of(divisor: int, numbers: tuple[float, ...], normalizer: Tensor | None, like: Tensor) -> tuple[int, tuple[float, ...], Tensor | None]:
+def divisor_of(
+    divisor: int, numbers: tuple[float, ...], normalizer: Tensor | None, like: Tensor, batch_dims: int
+) -> tuple[int, tuple[float, ...], Tensor | None]:
     """The kind of the divisor, the numbers with its value, and its tensor."""
     if divisor == BY_TENSOR:
-        return divisor, numbers, _check_normalizer_tensor(normalizer, like)
+        return divisor, numbers, _check_normalizer_tensor(normalizer, like, batch_dims)
     if divisor == BY_VALUE and not is_constant(numbers[2]):
         # By tensor what changes from call to call of a graph; one that no rule could be asked of and that is broken is NaN there.
         tensor = as_tensor(numbers[2], like, accumulation_dtype(like.dtype))
@@ -156,16 +158,18 @@ def divisor_of(divisor: int, numbers: tuple[float, ...], normalizer: Tensor | No
     return divisor, numbers, None
 
 
-def _check_normalizer_tensor(normalizer: Tensor | None, like: Tensor) -> Tensor:
+def _check_normalizer_tensor(normalizer: Tensor | None, like: Tensor, batch_dims: int) -> Tensor:
     assert normalizer is not None
     dtype = accumulation_dtype(like.dtype)
     if normalizer.dtype is dtype and normalizer.dim() == 0 and normalizer.device == like.device and is_in_memory(normalizer):
         return normalizer
     check_layout("normalizer", normalizer)
-    if normalizer.dim() != 0:
-        raise ValueError(f"normalizer: a tensor must be 0-d, got shape {tuple(normalizer.shape)}; use normalizer.sum() or .squeeze()")
+    if normalizer.dim() != 0 and (not batch_dims or normalizer.shape != like.shape[:batch_dims]):
+        several = f" or have shape {tuple(like.shape[:batch_dims])}, that of the loss" if batch_dims else ""
+        way_out = "" if batch_dims else "; use normalizer.sum() or .squeeze()"
+        raise ValueError(f"normalizer: a tensor must be 0-d{several}, got shape {tuple(normalizer.shape)}{way_out}")
     if normalizer.is_complex() or normalizer.is_quantized or normalizer.dtype is torch.bool:
         raise TypeError(f"normalizer: must be a real number, got {normalizer.dtype}")
     if normalizer.device != like.device:
         raise ValueError(f"normalizer: must be on the device of inputs, {like.device}, got {normalizer.device}")
-    return in_dtype(normalizer, dtype)
+    return in_dtype(normalizer, dtype).contiguous()

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from . import _by_tensors as by_tensors
 from ._arguments import accumulation_dtype
-from ._call import TENSORS, Call, spec_of
-from ._formulas import no_gradients, refuse_create_graph
+from ._call import BATCH_DIMS, TENSORS, Call, spec_of
+from ._formulas import no_gradients, product, refuse_create_graph
 from ._native import IN_PLACE_OPS, ops, registrations
 from ._torch_private import below_in_place, in_place_keys, register_autograd, register_fake
 
@@ -35,8 +35,8 @@ def _check_devices(like: Tensor, others: Sequence[Any]) -> None:
             raise ValueError(f"focal_ext: all tensors of an op must be on one device, got {like.device} and {t.device}")
 
 
-def _number(inputs: Tensor) -> Tensor:
-    return inputs.new_empty((), dtype=accumulation_dtype(inputs.dtype))
+def _reduced(inputs: Tensor, call: Sequence[Any]) -> Tensor:
+    return inputs.new_empty(inputs.shape[: call[BATCH_DIMS]], dtype=accumulation_dtype(inputs.dtype))
 
 
 def _like_logits(logits: Any) -> Any:
@@ -50,11 +50,11 @@ def _like_logits(logits: Any) -> Any:
 
 
 def _fake_loss(logits: Any, *call: Any) -> Tensor:
-    return _number(_first(logits, call))
+    return _reduced(_first(logits, call), call)
 
 
 def _fake_loss_and_gradient(logits: Any, *call: Any) -> tuple[Tensor, Any]:
-    return _number(_first(logits, call)), _like_logits(logits)
+    return _reduced(_first(logits, call), call), _like_logits(logits)
 
 
 def _fake_gradient(logits: Any, *call_and_grad_output: Any) -> Any:
@@ -106,7 +106,7 @@ def save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Any]
 
 def scale_gradients(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
     refuse_create_graph()
-    gradients = [gradient * grad_loss for gradient in ctx.saved_tensors]
+    gradients = [product(gradient, grad_loss) for gradient in ctx.saved_tensors]
     return gradients if ctx.is_list else gradients[0], *ctx.rest
 
 

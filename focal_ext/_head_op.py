@@ -24,7 +24,7 @@ FIELDS = len(Call._fields)
 # and each level), and the numbers that come as tensors. A gradient that is not wanted is empty.
 SCHEMA = (
     "(Tensor[] features, Tensor conv_weight, Tensor? conv_bias, Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, "
-    "Tensor? normalizer, int loss, float[] numbers, int? ignore_index, int divisor, int classes, int[] geometry, int memory_budget, bool[] wanted, "
+    "Tensor? normalizer, int loss, float[] numbers, int? ignore_index, int divisor, int classes, int batch_dims, int[] geometry, int memory_budget, bool[] wanted, "
     "Tensor[] by_tensors, int[] places) -> (Tensor, Tensor[])"
 )
 

@@ -78,12 +78,14 @@ def bind(options: Options, levels: Levels, targets: Any, weight: Tensor | None, 
     if counts is None:
         check_levels(maps, classes)
         counts = anchors_of(maps, classes)
-    like, spec = maps[0], options.spec
+    like, spec, batch_dims = maps[0], options.spec, options.batch_dims
+    if batch_dims not in (0, 1):
+        raise ValueError(f"batch_dims: must be 0 or 1 for a pyramid, whose images are the one dimension before the classes, got {batch_dims}")
     ids, scores = _take_apart(targets, like, counts) if spec.takes_scores else (_joined(targets, like, counts), None)
     if options.reduction == "none":
         raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got 'none'; for 'none' flatten the levels and call focal_ext.{FUNCTIONS[spec.number].__name__}")
     class_alpha = None if alpha is None else factors.check_class_alpha(alpha, like, classes, spec.most_alpha)
-    divisor, numbers, normalizer = factors.divisor_of(options.divisor, options.numbers, normalizer, like)
+    divisor, numbers, normalizer = factors.divisor_of(options.divisor, options.numbers, normalizer, like, batch_dims)
     weight = _check_weight(weight, ids, like)
     if options.overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
         check_overwrite(maps, ids, weight, scores)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -24,9 +24,10 @@ class LossModule(nn.Module):
         options = given.arguments
         # Wrong numbers and words are errors here already; tensors and lists have to wait for logits to be compared with.
         plain = {name: value for name, value in options.items() if value is None or isinstance(value, (int, float, str))}
-        no_ids = torch.empty(0, dtype=torch.int64)
         takes_scores = type(self).function.spec.takes_scores  # type: ignore[attr-defined]
-        type(self).function.__wrapped__(torch.empty(0, 0), (no_ids, torch.empty(0)) if takes_scores else no_ids, **plain)  # type: ignore[attr-defined]
+        none = (0,) * _dimensions(options)
+        no_ids = torch.empty(none[1:], dtype=torch.int64)
+        type(self).function.__wrapped__(torch.empty(none), (no_ids, torch.empty(none[1:])) if takes_scores else no_ids, **plain)  # type: ignore[attr-defined]
         self._options = tuple(options)
         for name, value in options.items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -42,6 +43,12 @@ class LossModule(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._options if name != "weight")
+
+
+def _dimensions(options: Mapping[str, Any]) -> int:
+    """Of logits that the options go with, as far as they go together."""
+    class_dim, batch_dims = (value if isinstance(value, int) else 0 for value in (options["class_dim"], options["batch_dims"]))
+    return max(2, class_dim + 1, -class_dim, min(batch_dims, 60) + 1)
 
 
 def module_of(function: Callable[..., Tensor]) -> type[LossModule]:

@@ -19,13 +19,14 @@ class Options(NamedTuple):
     divisor: int  # a kind of _factors.py; of dense targets the mean's is that of class ids as yet
     ignore_index: int | None
     overwrite_inputs: bool
+    batch_dims: int
 
 
 FIRST_PARAMETER = 3  # of numbers
 
 
 def check_options(
-    spec: LossSpec, alpha: Any, reduction: Any, normalizer: Any, ignore_index: Any, overwrite_inputs: Any, *parameters: Any
+    spec: LossSpec, alpha: Any, reduction: Any, normalizer: Any, ignore_index: Any, overwrite_inputs: Any, batch_dims: Any, *parameters: Any
 ) -> Options:
     """Raises for the first that breaks its rule. An alpha by class is None here, a normalizer by tensor factors.OF_TENSOR."""
     own = spec.parameters(*parameters)
@@ -34,7 +35,8 @@ def check_options(
     ignore_index = arguments.check_ignore_index(ignore_index)
     if not isinstance(overwrite_inputs, bool):
         raise TypeError(f"overwrite_inputs: must be a bool, got {type(overwrite_inputs).__name__}")
-    return Options(spec, reduction, (of_one, of_zero, value, *own), divisor, ignore_index, overwrite_inputs)
+    arguments.check_batch_dims(batch_dims, reduction)
+    return Options(spec, reduction, (of_one, of_zero, value, *own), divisor, ignore_index, overwrite_inputs, batch_dims)
 
 
 # A training step gives the numbers of the step before. Equal numbers of two types are two entries.

@@ -99,7 +99,8 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         if spec.is_per_row:
             ignored = ignored.any(-1, keepdim=True)  # without one of its probabilities a row has no cross entropy
             bad = None if bad is None else bad.any(-1, keepdim=True) & ~ignored
-        kept = positives = (~ignored).sum()
+        kept, losses_of_kept = ~ignored, 1
+        positives = kept
         x, t = torch.where(ignored, 0.0, x), torch.where(ignored, 0.0, t)
     else:
         ids = widened(call.targets.reshape(-1))
@@ -108,8 +109,8 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         t = _one_hot(torch.where(ignored, -1, ids), classes, dtype)
         if call.scores is not None:
             t = torch.where(t == 1, call.scores[:, None], t)  # a score that is not read may be anything
-        positives = ((ids >= 0) & (ids < classes) & ~ignored).sum()
-        kept = (~ignored).sum() * classes
+        positives = ((ids >= 0) & (ids < classes) & ~ignored)[:, None]
+        kept, losses_of_kept = ~ignored[:, None], classes
         ignored, bad = ignored[:, None], bad[:, None]
         x = torch.where(ignored, 0.0, x)  # an ignored logit contributes exactly 0, NaN and inf included
     if spec.is_per_row:
@@ -123,17 +124,24 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         loss = loss * torch.where(bad, torch.nan, 1.0).to(dtype)
     if reduction == "none":
         return loss.reshape(inputs.shape[:-1] if spec.is_per_row else inputs.shape).to(inputs.dtype)
+    return _reduced(loss, inputs, call, reduction, kept, losses_of_kept, positives)
+
+
+def _reduced(loss: Tensor, inputs: Tensor, call: Call, reduction: str, kept: Tensor, losses_of_kept: int, positives: Tensor) -> Tensor:
+    """The sum divided, one for each index of the batch. `kept`, `positives`: where a row or a logit counts for a divisor."""
+
+    def total(t: Tensor) -> Tensor:
+        return t.reshape(*inputs.shape[:-1], t.shape[-1]).flatten(call.batch_dims).sum(-1) if call.batch_dims else t.sum()
+
     if loss.numel() == 0:
-        return loss.sum()
+        return total(loss)
     if call.divisor == factors.BY_VALUE and reduction == "mean" and not is_compiling() and is_jit_traced():
-        return loss.mean()  # the divisor's value is the number of losses of the example that is traced
-    divisor = {
-        factors.BY_VALUE: call.numbers[2],
-        factors.BY_TENSOR: call.normalizer,
-        factors.BY_KEPT: kept.clamp(min=1),
-        factors.BY_POSITIVES: positives.clamp(min=1),
-    }[call.divisor]
-    return loss.sum() / divisor  # type: ignore[operator]
+        return total(loss) / total(torch.ones_like(loss))  # the divisor's value is the number of losses of the example that is traced
+    if call.divisor == factors.BY_KEPT:
+        return total(loss) / (total(kept) * losses_of_kept).clamp(min=1)
+    if call.divisor == factors.BY_POSITIVES:
+        return total(loss) / total(positives).clamp(min=1)
+    return total(loss) / (call.numbers[2] if call.normalizer is None else call.normalizer)
 
 
 def first_bad_target(targets: Tensor, classes: int, ignore_index: int | None, background: bool) -> int:

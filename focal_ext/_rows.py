@@ -22,11 +22,13 @@ Bound = tuple[
 
 
 def bind(options: Options, inputs: Tensor, targets: Any, weight: Tensor | None, alpha: Alpha, normalizer: Tensor | None) -> Bound:
-    spec, _, numbers, divisor, ignore_index, overwrite_inputs = options
+    spec, _, numbers, divisor, ignore_index, overwrite_inputs, batch_dims = options
     scores = class_alpha = None
     plain = arguments.is_in_memory(inputs)
     if not plain or inputs.dtype not in arguments.LOGIT_DTYPES or not inputs.dim():
         arguments.check_inputs(inputs)
+    if batch_dims:
+        arguments.check_batch_end(batch_dims, inputs.dim() - 1, inputs.shape)
     if spec.takes_scores:
         targets, scores = arguments.check_scored(inputs, targets)
         plain = plain and (scores is None or arguments.is_in_memory(scores))
@@ -44,7 +46,7 @@ def bind(options: Options, inputs: Tensor, targets: Any, weight: Tensor | None, 
         class_alpha = factors.check_class_alpha(alpha, inputs, inputs.shape[-1], spec.most_alpha)
         plain = plain and type(class_alpha) is Tensor
     if divisor == factors.BY_TENSOR or is_compiling() or not isinstance(numbers[2], float):
-        divisor, numbers, normalizer = factors.divisor_of(divisor, numbers, normalizer, inputs)
+        divisor, numbers, normalizer = factors.divisor_of(divisor, numbers, normalizer, inputs, batch_dims)
         plain = plain and type(normalizer) is Tensor
     if weight is not None:
         weight = factors.check_row_weight(weight, inputs) if spec.is_per_row else factors.check_weight(weight, inputs)
@@ -70,7 +72,7 @@ def _divisor_of_dense(options: Options, inputs: Tensor, targets: Tensor) -> tupl
     if spec.check_dense is not None:
         spec.check_dense(*numbers[FIRST_PARAMETER:])
     if options.reduction == "mean" and not arguments.ignores_some(targets, options.ignore_index):
-        count = math.prod(inputs.shape[:-1]) if spec.is_per_row else inputs.numel()
+        count = math.prod(inputs.shape[options.batch_dims : -1] if spec.is_per_row else inputs.shape[options.batch_dims :])
         return factors.BY_VALUE, (*numbers[:2], arguments.as_float(max(count, 1)), *numbers[3:])
     if options.reduction == "sum" and options.divisor == factors.BY_POSITIVES:
         raise ValueError("normalizer: 'positives' counts class ids, got dense targets; pass a float or a 0-d tensor")

@@ -44,19 +44,29 @@ bool is_counted(const Problem& p) { return p.divisor == Divisor::kept || p.divis
 
 int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
-double read_acc(const void* value, Scalar scalar) {
-  return scalar == Scalar::f64 ? *static_cast<const double*>(value) : double(*static_cast<const float*>(value));
+double acc_at(const void* values, Scalar scalar, int64_t i) {
+  return scalar == Scalar::f64 ? static_cast<const double*>(values)[i] : double(static_cast<const float*>(values)[i]);
+}
+
+// What counts for the divisor of each group: the sums of count(the group's problem, i) over `chunks` of it.
+template <class Count>
+std::vector<int64_t> counts_of_groups(const Problem& problem, int64_t chunks, ParallelFor parallel_for, Count count) {
+  const std::unique_ptr<int64_t[]> counts(new int64_t[problem.groups * chunks]);
+  parallel(parallel_for, problem.groups * chunks, [&](int64_t i) { counts[i] = count(group_of(problem, i / chunks), i % chunks); });
+  std::vector<int64_t> totals(problem.groups);
+  for (int64_t i = 0; i < problem.groups * chunks; ++i) totals[i / chunks] += counts[i];
+  return totals;
 }
 
 // Dense targets that are not ignored, of softmax losses rows.
-int64_t count_dense(const Problem& problem, ParallelFor parallel_for) {
-  const int64_t width = has_row_losses(problem) ? problem.classes : 1, units = problem.rows * problem.classes / std::max<int64_t>(width, 1);
-  const int64_t size = std::max<int64_t>(kChunk / std::max<int64_t>(width, 1), 1), chunks = (units + size - 1) / size;
-  const std::unique_ptr<int64_t[]> counts(new int64_t[chunks]);
-  parallel(parallel_for, chunks, [&](int64_t chunk) {
-    counts[chunk] = with_dense(problem, [&](const auto* t) {
+std::vector<int64_t> count_dense(const Problem& problem, ParallelFor parallel_for) {
+  const int64_t rows = problem.rows / std::max<int64_t>(problem.groups, 1), least = 1;
+  const int64_t width = has_row_losses(problem) ? problem.classes : 1, units = rows * problem.classes / std::max(width, least);
+  const int64_t size = std::max(kChunk / std::max(width, least), least), chunks = (units + size - 1) / size;
+  return counts_of_groups(problem, chunks, parallel_for, [=](const Problem& group, int64_t chunk) {
+    return with_dense(group, [&](const auto* t) {
       using acc_t = decltype(load(*t));
-      const acc_t ignored = acc_t(ignored_target(problem));
+      const acc_t ignored = acc_t(ignored_target(group));
       int64_t count = 0;
       for (int64_t i = chunk * size; i < std::min((chunk + 1) * size, units); ++i) {
         bool kept = true;
@@ -66,9 +76,6 @@ int64_t count_dense(const Problem& problem, ParallelFor parallel_for) {
       return count;
     });
   });
-  int64_t total = 0;
-  for (int64_t i = 0; i < chunks; ++i) total += counts[i];
-  return total;
 }
 
 // A negative id is large.
@@ -82,36 +89,45 @@ uint64_t largest(const Id* ids, int64_t n) {
 }
 
 // Rows that count for the divisor: positives, or every row that is not ignored.
-int64_t count_rows(const Problem& problem, ParallelFor parallel_for) {
+std::vector<int64_t> count_rows(const Problem& problem, ParallelFor parallel_for) {
   const bool positives = problem.divisor == Divisor::positives;
-  if (!positives && !problem.has_ignore_index) return problem.rows;
+  const int64_t rows = problem.rows / std::max<int64_t>(problem.groups, 1);
+  if (!positives && !problem.has_ignore_index) return std::vector<int64_t>(problem.groups, rows);
   const int64_t ignored = problem.has_ignore_index ? problem.ignore_index : -1;  // which no positive is
   const uint64_t classes = uint64_t(problem.classes);
-  const int64_t chunks = chunks_of(problem.rows);
-  const std::unique_ptr<int64_t[]> counts(new int64_t[chunks]);
-  parallel(parallel_for, chunks, [&](int64_t i) {
-    counts[i] = with_ids(problem, [&](const auto* ids) {
+  return counts_of_groups(problem, chunks_of(rows), parallel_for, [=](const Problem& group, int64_t i) {
+    return with_ids(group, [&](const auto* ids) {
       int64_t count = 0;
-      for (int64_t row = i * kChunk; row < std::min((i + 1) * kChunk, problem.rows); ++row) {
+      for (int64_t row = i * kChunk; row < std::min((i + 1) * kChunk, rows); ++row) {
         const int64_t label = widened(ids[row]);
         count += int64_t(label != ignored) & int64_t(!positives || uint64_t(label) < classes);
       }
       return count;
     });
   });
-  int64_t total = 0;
-  for (int64_t i = 0; i < chunks; ++i) total += counts[i];
-  return total;
 }
 
-double divisor_of(const Problem& problem, ParallelFor parallel_for) {
-  if (is_counted(problem) && is_dense(problem.target)) return double(std::max<int64_t>(count_dense(problem, parallel_for), 1));
-  switch (problem.divisor) {
-    case Divisor::tensor: return read_acc(problem.divisor_tensor, problem.scalar);
-    case Divisor::kept: return double(std::max<int64_t>(count_rows(problem, parallel_for) * problem.classes, 1));
-    case Divisor::positives: return double(std::max<int64_t>(count_rows(problem, parallel_for), 1));
-    default: return problem.divisor_value;
+// Of every group.
+std::vector<double> divisors_of(const Problem& problem, ParallelFor parallel_for) {
+  std::vector<double> divisors(problem.groups, problem.divisor_value);
+  if (is_counted(problem)) {
+    const bool dense = is_dense(problem.target), of_logits = problem.divisor == Divisor::kept && !dense;
+    const std::vector<int64_t> counts = dense ? count_dense(problem, parallel_for) : count_rows(problem, parallel_for);
+    for (size_t g = 0; g < counts.size(); ++g) divisors[g] = double(std::max<int64_t>(counts[g] * (of_logits ? problem.classes : 1), 1));
+  } else if (problem.divisor == Divisor::tensor) {
+    for (int64_t g = 0; g < problem.groups; ++g) divisors[g] = acc_at(problem.divisor_tensor, problem.scalar, problem.divisor_per_group ? g : 0);
   }
+  return divisors;
+}
+
+// The factor of every group's gradient.
+std::vector<double> scales_of(const Problem& problem, const std::vector<double>& divisors) {
+  std::vector<double> scales(divisors.size());
+  for (size_t g = 0; g < scales.size(); ++g) {
+    const bool has_upstream = problem.grad_output && !problem.grad_output_per_element;
+    scales[g] = (has_upstream ? acc_at(problem.grad_output, problem.scalar, problem.grad_output_per_group ? g : 0) : 1.0) / divisors[g];
+  }
+  return scales;
 }
 
 template <class scalar_t>
@@ -125,13 +141,13 @@ void scale_chunk(void* gradient, int64_t begin, int64_t end, double factor) {
 // With a table 2^19 logits of bf16 take 215 us instead of 275 (two threads), of which it is about 50. Dense targets may have few blocks of zeros.
 constexpr int64_t kTabulateAbove = 1 << 19, kTabulateDenseAbove = 1 << 22;
 
-bool pays_to_tabulate(const Problem& p) {
-  return is_half(p.scalar) && is_uniform(p) && !has_row_losses(p) && numel(p) >= (is_dense(p.target) ? kTabulateDenseAbove : kTabulateAbove);
+bool pays_to_tabulate(const Problem& p, int64_t numel) {
+  return is_half(p.scalar) && is_uniform(p) && !has_row_losses(p) && numel >= (is_dense(p.target) ? kTabulateDenseAbove : kTabulateAbove);
 }
 
 // Null where it does not pay, or where there is no memory for it: then the formula computes every logit, and the sum is in its order.
-std::unique_ptr<Entry[]> tabulate(const Problem& problem, double scale, ParallelFor parallel_for) {
-  if (!pays_to_tabulate(problem)) return nullptr;
+std::unique_ptr<Entry[]> tabulate(const Problem& problem, int64_t numel, double scale, ParallelFor parallel_for) {
+  if (!pays_to_tabulate(problem, numel)) return nullptr;
   std::unique_ptr<Entry[]> table(new (std::nothrow) Entry[kEntries]);
   if (!table) return nullptr;
   const TableKernel kernel = FOCAL_EXT_BEST(run_table);
@@ -139,38 +155,49 @@ std::unique_ptr<Entry[]> tabulate(const Problem& problem, double scale, Parallel
   return table;
 }
 
-// Runs unit(i, what units have in common) for every i: units in any order, their sums in one.
+// Runs unit(i, what units have in common) for every i: units in any order, each group's sums in one. `units` of a group follow those of the one before.
 template <class RunUnit>
-double sum_of_units(const Problem& problem, int64_t units, double divisor, bool* has_ignored, ParallelFor parallel_for, RunUnit&& unit) {
-  const double upstream = problem.grad_output && !problem.grad_output_per_element ? read_acc(problem.grad_output, problem.scalar) : 1.0;
-  const std::unique_ptr<Entry[]> table = tabulate(problem, upstream / divisor, parallel_for);
-  const Common common = {upstream / divisor, table.get(), has_ignored};
-  const std::unique_ptr<double[]> sums(new double[units]);
-  parallel(parallel_for, units, [&](int64_t i) { sums[i] = unit(i, common); });
-  double total = 0;
-  for (int64_t i = 0; i < units; ++i) total += sums[i];
-  return total;
+std::vector<double> sums_of_groups(
+    const Problem& problem, int64_t units, const std::vector<double>& divisors, bool* has_ignored, ParallelFor parallel_for, RunUnit&& unit) {
+  const std::vector<double> scales = scales_of(problem, divisors);
+  const int64_t groups = problem.groups, group_numel = numel(problem) / std::max<int64_t>(groups, 1);
+  const bool alike = groups <= 1 || std::all_of(scales.begin(), scales.end(), [&](double scale) { return scale == scales[0]; });
+  const int64_t together = alike || !pays_to_tabulate(problem, group_numel) ? groups : 1;  // groups that share a table, or have none
+  const std::unique_ptr<double[]> sums(new double[groups * units]);
+  for (int64_t first = 0; first < groups; first += together) {
+    const std::unique_ptr<Entry[]> table = alike || together == 1 ? tabulate(problem, together * group_numel, scales[first], parallel_for) : nullptr;
+    parallel(parallel_for, together * units, [&](int64_t i) {
+      const int64_t group = groups == 1 ? 0 : first + i / units;
+      sums[first * units + i] = unit(first * units + i, Common{scales[group], table.get(), has_ignored + group});
+    });
+  }
+  std::vector<double> totals(groups);
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t i = 0; i < units; ++i) totals[g] += sums[g * units + i];
+  return totals;
 }
 
 // Nearly always all targets are kept, and to count them first would cost a pass over them: that none is ignored is taken for granted, and
 // where one is the pass is made again. Not of bytes, which hold the number only if somebody chose it, and not where the logits are overwritten.
 bool presumes_all_kept(const Problem& p) { return is_counted(p) && is_dense(p.target) && p.target != Target::dense_u8 && p.gradient != p.inputs; }
 
+// `units` of each group, those of one after those of the other.
 template <class RunUnit>
 void run_units(const Problem& problem, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
   const bool presumes = presumes_all_kept(problem);
-  const int64_t all = has_row_losses(problem) ? problem.rows : numel(problem);
-  double divisor = presumes ? double(std::max<int64_t>(all, 1)) : divisor_of(problem, parallel_for);
-  bool has_ignored = false;
-  double total = sum_of_units(problem, units, divisor, &has_ignored, parallel_for, unit);
-  if (presumes && has_ignored) {
-    divisor = divisor_of(problem, parallel_for);
-    if (problem.gradient) total = sum_of_units(problem, units, divisor, &has_ignored, parallel_for, unit);
+  const int64_t groups = problem.groups, all = (has_row_losses(problem) ? problem.rows : numel(problem)) / std::max<int64_t>(groups, 1);
+  std::vector<double> divisors = presumes ? std::vector<double>(groups, double(std::max<int64_t>(all, 1))) : divisors_of(problem, parallel_for);
+  const std::unique_ptr<bool[]> has_ignored(new bool[groups]());
+  std::vector<double> totals = sums_of_groups(problem, units, divisors, has_ignored.get(), parallel_for, unit);
+  if (presumes && std::any_of(has_ignored.get(), has_ignored.get() + groups, [](bool has) { return has; })) {
+    divisors = divisors_of(problem, parallel_for);
+    if (problem.gradient) totals = sums_of_groups(problem, units, divisors, has_ignored.get(), parallel_for, unit);
   }
-  if (!problem.loss) return;
-  const double loss = units ? total / divisor : 0;  // nothing divided by nothing is 0 too
-  if (problem.scalar == Scalar::f64) *static_cast<double*>(problem.loss) = loss;
-  else *static_cast<float*>(problem.loss) = float(loss);
+  for (int64_t g = 0; problem.loss && g < groups; ++g) {
+    const double loss = units ? totals[g] / divisors[g] : 0;  // nothing divided by nothing is 0 too
+    if (problem.scalar == Scalar::f64) static_cast<double*>(problem.loss)[g] = loss;
+    else static_cast<float*>(problem.loss)[g] = float(loss);
+  }
 }
 
 // A piece of one image of one level: a strip of planes, or with channels last a chunk of rows.
@@ -180,29 +207,31 @@ struct Unit {
   int64_t chunk;
 };
 
+// Group by group.
 std::vector<Unit> units_of(const Pyramid& p) {
   // Narrow enough to share many classes out, in whole blocks of 32.
   const int64_t width = std::clamp<int64_t>(4 * kChunk / std::max<int64_t>(p.problem.classes, 1) / 32 * 32, 64, kMaxStrip);
+  const int64_t images = p.images / std::max<int64_t>(p.problem.groups, 1);
   std::vector<Unit> units;
-  int64_t first_anchor = 0;
-  for (int64_t l = 0; l < p.level_count; ++l) {
+  const auto add = [&](int64_t l, int64_t first_anchor, int64_t image) {
     const Level& level = p.levels[l];
-    for (int64_t image = 0; image < p.images; ++image) {
-      if (level.channels_last) {
-        for (int64_t chunk = 0; chunk < chunks_of(level.positions * p.anchors * p.problem.classes); ++chunk)
-          units.push_back({l, first_anchor, image, {}, chunk});
-        continue;
-      }
-      for (int64_t a = 0; a < p.anchors; ++a)
-        for (int64_t at = 0; at < level.positions; at += width)
-          units.push_back({l, first_anchor, image, {p.anchors, level.positions, a, at, std::min(width, level.positions - at)}, 0});
+    if (level.channels_last) {
+      for (int64_t chunk = 0; chunk < chunks_of(level.positions * p.anchors * p.problem.classes); ++chunk) units.push_back({l, first_anchor, image, {}, chunk});
+      return;
     }
-    first_anchor += level.positions * p.anchors;
+    for (int64_t a = 0; a < p.anchors; ++a)
+      for (int64_t at = 0; at < level.positions; at += width)
+        units.push_back({l, first_anchor, image, {p.anchors, level.positions, a, at, std::min(width, level.positions - at)}, 0});
+  };
+  for (int64_t first = 0; first < p.images; first += images) {
+    int64_t first_anchor = 0;
+    for (int64_t l = 0; l < p.level_count; ++l) {
+      for (int64_t image = first; image < first + images; ++image) add(l, first_anchor, image);
+      first_anchor += p.levels[l].positions * p.anchors;
+    }
   }
   return units;
 }
-
-const void* advance(const void* p, int64_t elements, int64_t size) { return p ? static_cast<const char*>(p) + elements * size : nullptr; }
 
 // The unit's image of its level as a problem of its own: its rows are the level's anchors.
 Problem image_problem(const Pyramid& pyramid, const Unit& unit) {
@@ -212,14 +241,14 @@ Problem image_problem(const Pyramid& pyramid, const Unit& unit) {
   const int64_t row = unit.image * (p.rows / pyramid.images) + unit.first_anchor;
   p.rows = level.positions * pyramid.anchors;
   const int64_t offset = unit.image * p.rows * p.classes;
-  p.inputs = advance(level.inputs, offset, size_of(p.scalar));
-  p.gradient = const_cast<void*>(advance(level.gradient, offset, size_of(p.scalar)));
-  p.targets = advance(p.targets, row, size_of(p.target));
-  p.scores = advance(p.scores, row, acc_size);
-  p.weight = advance(p.weight, pyramid.weight_per_image ? unit.image : row, acc_size);
+  p.inputs = advanced(level.inputs, offset * size_of(p.scalar));
+  p.gradient = advanced(level.gradient, offset * size_of(p.scalar));
+  p.targets = advanced(p.targets, row * size_of(p.target));
+  p.scores = advanced(p.scores, row * acc_size);
+  p.weight = advanced(p.weight, (pyramid.weight_per_image ? unit.image : row) * acc_size);
   p.weight_row_stride = pyramid.weight_per_image ? 0 : 1;
   if (p.weight && pyramid.weight_per_image && !p.alpha) {  // one factor more for the whole image, which stays uniform
-    const double weight = read_acc(p.weight, p.scalar);
+    const double weight = acc_at(p.weight, p.scalar, 0);
     p.alpha_positive *= weight;
     p.alpha_negative *= weight;
     p.weight = nullptr;
@@ -233,16 +262,19 @@ const char* level() { return kLevels[level_index()]; }
 
 void run(const Problem& problem, ParallelFor parallel_for) {
   const bool of_rows = has_row_losses(problem);
-  const int64_t rows = rows_of_chunk(problem.classes), chunks = of_rows ? (problem.rows + rows - 1) / rows : chunks_of(numel(problem));
+  const int64_t groups = problem.groups, rows_of_group = problem.rows / std::max<int64_t>(groups, 1), rows = rows_of_chunk(problem.classes);
+  const int64_t chunks = of_rows ? (rows_of_group + rows - 1) / rows : chunks_of(rows_of_group * problem.classes);
   const ChunkKernel kernel = of_rows ? FOCAL_EXT_BEST(run_rows) : FOCAL_EXT_BEST(run_chunk);
-  run_units(problem, chunks, parallel_for, [&](int64_t i, const Common& common) { return kernel(problem, i, common); });
+  run_units(problem, chunks, parallel_for,
+      [&](int64_t i, const Common& common) { return groups == 1 ? kernel(problem, i, common) : kernel(group_of(problem, i / chunks), i % chunks, common); });
 }
 
 void run(const Pyramid& pyramid, ParallelFor parallel_for) {
   const ChunkKernel chunk = FOCAL_EXT_BEST(run_chunk);
   const StripKernel strip = FOCAL_EXT_BEST(run_strip);
   const std::vector<Unit> units = units_of(pyramid);
-  run_units(pyramid.problem, int64_t(units.size()), parallel_for, [&](int64_t i, const Common& common) {
+  const int64_t units_of_group = int64_t(units.size()) / std::max<int64_t>(pyramid.problem.groups, 1);
+  run_units(pyramid.problem, units_of_group, parallel_for, [&](int64_t i, const Common& common) {
     const Unit& unit = units[i];
     const Problem image = image_problem(pyramid, unit);
     return unit.strip.count ? strip(image, unit.strip, common) : chunk(image, unit.chunk, common);
@@ -264,15 +296,25 @@ int64_t first_bad_id(const Problem& problem, bool background, ParallelFor parall
   return -1;
 }
 
-void scale(void* gradient, Scalar scalar, int64_t numel, double factor, ParallelFor parallel_for) {
-  if (factor == 1) return;
+void scale(void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, ParallelFor parallel_for) {
+  const auto is_one = [&](int64_t g) { return acc_at(factors, scalar, g) == 1; };
+  int64_t first = 0;
+  while (first < groups && is_one(first)) ++first;
+  if (first == groups || numel == 0) return;
+  const int64_t size = numel / groups;
   parallel(parallel_for, chunks_of(numel), [&](int64_t i) {
-    const int64_t begin = i * kChunk, end = std::min(begin + kChunk, numel);
-    switch (scalar) {
-      case Scalar::f64: return scale_chunk<double>(gradient, begin, end, factor);
-      case Scalar::bf16: return scale_chunk<BFloat16>(gradient, begin, end, factor);
-      case Scalar::f16: return scale_chunk<Float16>(gradient, begin, end, factor);
-      default: return scale_chunk<float>(gradient, begin, end, factor);
+    const int64_t end = std::min((i + 1) * kChunk, numel);
+    for (int64_t begin = i * kChunk, last; begin < end; begin = last) {
+      const int64_t g = begin / size;
+      last = std::min((g + 1) * size, end);
+      if (is_one(g)) continue;
+      const double factor = acc_at(factors, scalar, g);
+      switch (scalar) {
+        case Scalar::f64: scale_chunk<double>(gradient, begin, last, factor); break;
+        case Scalar::bf16: scale_chunk<BFloat16>(gradient, begin, last, factor); break;
+        case Scalar::f16: scale_chunk<Float16>(gradient, begin, last, factor); break;
+        default: scale_chunk<float>(gradient, begin, last, factor);
+      }
     }
   });
 }

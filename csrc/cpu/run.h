@@ -19,8 +19,8 @@ void run(const Pyramid& pyramid, ParallelFor parallel_for);
 // than one their number. -1 if there is none.
 int64_t first_bad_id(const Problem& problem, bool background, ParallelFor parallel_for);
 
-// gradient[i] *= factor, nothing when factor is 1.
-void scale(void* gradient, Scalar scalar, int64_t numel, double factor, ParallelFor parallel_for);
+// Equally many neighbours for each of the factors, acc_t[groups], are multiplied by it; those of a factor of 1 are not touched.
+void scale(void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, ParallelFor parallel_for);
 
 // The instruction set in use: "baseline", "x86-64-v3" or "x86-64-v4". The environment variable FOCAL_EXT_CPU_LEVEL lowers it.
 const char* level();

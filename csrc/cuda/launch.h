@@ -26,7 +26,7 @@ const char* run(const Pyramid& pyramid, void* workspace, void* stream, uint32_t 
 // Of `scale`: enough to reach the memory's bandwidth, and few to start for nothing, which is the usual case.
 constexpr uint32_t kMaxScaleBlocks = 1024;
 
-// gradient[i] *= *factor unless *factor is 1, decided on the device. `factor` is one acc_t.
-const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, void* stream, uint32_t max_blocks = kMaxBlocks);
+// Equally many neighbours for each of the factors, acc_t[groups], are multiplied by it unless it is 1, decided on the device.
+const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, void* stream, uint32_t max_blocks = kMaxBlocks);
 
 }  // namespace focal_ext::cuda

@@ -2,6 +2,8 @@
 // Must not know: what the kernels compute, and torch.
 #include "launch.h"
 
+#include <vector>
+
 #include "coefficients.cuh"
 #include "dense_count.cuh"
 #include "launch.cuh"
@@ -216,7 +218,16 @@ size_t workspace_bytes(const Problem&) { return kCountsBytes + kMaxBlocks * size
 
 size_t workspace_bytes(const Pyramid& p) { return kCountsBytes + (p.level_count + kMaxLevels - 1) / kMaxLevels * kMaxBlocks * sizeof(double); }
 
+// One group after the other.
+template <class RunGroup>
+const char* each_group(int64_t groups, RunGroup run_group) {
+  for (int64_t g = 0; g < groups; ++g)
+    if (const char* error = run_group(g)) return error;
+  return nullptr;
+}
+
 const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_blocks, uint32_t least_tiles) {
+  if (p.groups != 1) return each_group(p.groups, [&](int64_t g) { return run(group_of(p, g), workspace, stream, max_blocks, least_tiles); });
   if (has_row_losses(p) && p.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (!has_row_losses(p) && reads_rows(p) && p.classes > kMaxClasses) return "focal_ext: 2^31 classes or more";
   const Cut tiles = has_row_losses(p) || numel(p) == 0 ? Cut{} : cut(p.rows, p.classes, reads_rows(p), least_tiles);
@@ -225,15 +236,44 @@ const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_bl
   return with_scalar(p.scalar, [&](auto s) { return run_as<decltype(s)>(p, tiles, workspace, stream, max_blocks); });
 }
 
+// An image of a pyramid; its levels go to `levels`.
+Pyramid group_of(const Pyramid& whole, int64_t image, std::vector<Level>& levels) {
+  Pyramid p = whole;
+  const Problem& of_all = whole.problem;
+  p.problem = group_of(of_all, image);
+  p.images = 1;
+  if (of_all.weight) {
+    const int64_t acc_size = of_all.scalar == Scalar::f64 ? 8 : 4;
+    p.problem.weight = advanced(of_all.weight, image * (whole.weight_per_image ? 1 : p.problem.rows) * acc_size);
+  }
+  levels.assign(whole.levels, whole.levels + whole.level_count);
+  for (Level& level : levels) {
+    const int64_t bytes = image * level.positions * whole.anchors * of_all.classes * size_of(of_all.scalar);
+    level.inputs = advanced(level.inputs, bytes);
+    level.gradient = advanced(level.gradient, bytes);
+  }
+  p.levels = levels.data();
+  return p;
+}
+
 const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_blocks) {
+  if (p.problem.groups != 1) {
+    std::vector<Level> levels;
+    return each_group(p.problem.groups, [&](int64_t g) { return run(group_of(p, g, levels), workspace, stream, max_blocks); });
+  }
   if (p.problem.loss_parameters.loss != Loss::sigmoid_focal) return "focal_ext: levels of this loss have no kernel; copy them into rows";
   if (p.problem.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
 }
 
-const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, void* stream, uint32_t max_blocks) {
+const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, int64_t groups, void* stream, uint32_t max_blocks) {
   if (numel == 0) return nullptr;
+  if (groups != 1) {
+    const int64_t size = numel / groups, acc_size = scalar == Scalar::f64 ? 8 : 4;
+    return each_group(groups,
+        [&](int64_t g) { return scale(advanced(gradient, g * size * size_of(scalar)), scalar, size, advanced(factor, g * acc_size), 1, stream, max_blocks); });
+  }
   return with_scalar(scalar, [&](auto s) {
     using scalar_t = decltype(s);
     const int64_t misaligned = int64_t(reinterpret_cast<uintptr_t>(gradient) % 16 / sizeof(scalar_t));

@@ -49,6 +49,7 @@ def asymmetric_loss(
     ignore_index: int | None = -2,
     overwrite_inputs: bool = False,
     class_dim: int = -1,
+    batch_dims: int = 0,
 ) -> Request:
     """Asymmetric loss, fused (Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", eq. 4 to 7).
 
@@ -60,13 +61,13 @@ def asymmetric_loss(
         targets: class ids or dense labels, as in :func:`sigmoid_focal_loss`. Several classes of one row need dense labels.
         gamma_neg, gamma_pos: focusing exponents of negatives and positives, finite and >= 0.
         clip: probability, in [0, 1), below which a negative counts nothing. None or 0: off.
-        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim: as in :func:`sigmoid_focal_loss`, and so are the errors.
+        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`, and so are the errors.
 
     Example:
         >>> logits, labels = torch.randn(3, 80, requires_grad=True), torch.rand(3, 80) < 0.02
         >>> asymmetric_loss(logits, labels, reduction="sum").backward()
     """
-    return check(SPEC, inputs, targets, None, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, gamma_neg, gamma_pos, clip)
+    return check(SPEC, inputs, targets, None, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, gamma_neg, gamma_pos, clip)
 
 
 AsymmetricLoss = module_of(asymmetric_loss)

@@ -42,6 +42,7 @@ def quality_focal_loss(
     ignore_index: int | None = -2,
     overwrite_inputs: bool = False,
     class_dim: int = -1,
+    batch_dims: int = 0,
 ) -> Request:
     """Quality focal loss, |t - p|^beta CE(p, t), fused (Li et al. 2020, "Generalized Focal Loss", eq. 4).
 
@@ -53,13 +54,13 @@ def quality_focal_loss(
         targets: a pair (ids, scores), both of shape ``inputs.shape[:-1]``, class ids as in :func:`sigmoid_focal_loss` and a float score
             for each, read at positive ids only; or dense scores in [0, 1] of shape ``inputs.shape``.
         beta: exponent, finite and >= 1: below, the derivative is infinite where p meets the score.
-        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim: as in :func:`sigmoid_focal_loss`, and so are the errors.
+        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`, and so are the errors.
 
     Example:
         >>> logits = torch.randn(3, 80, requires_grad=True)
         >>> quality_focal_loss(logits, (torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])), reduction="sum").backward()
     """
-    return check(SPEC, inputs, targets, None, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, beta)
+    return check(SPEC, inputs, targets, None, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, beta)
 
 
 QualityFocalLoss = module_of(quality_focal_loss)

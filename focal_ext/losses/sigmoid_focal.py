@@ -38,6 +38,7 @@ def sigmoid_focal_loss(
     label_smoothing: float = 0.0,
     overwrite_inputs: bool = False,
     class_dim: int = -1,
+    batch_dims: int = 0,
 ) -> Request:
     """Sigmoid focal loss of every anchor and class, fused (Lin et al. 2017, "Focal Loss for Dense Object Detection", eq. 5).
 
@@ -67,6 +68,9 @@ def sigmoid_focal_loss(
             then. Without effect when no gradient is needed, under torch.compile and torch.func. Backward runs once.
         class_dim: the dimension of inputs that holds the classes: 1 for the maps [N, C, *spatial] of a segmenter, with ids [N, *spatial].
             Contiguous and channels_last memory are read in place; unreduced losses of class ids cost a copy of the former.
+        batch_dims: how many leading dimensions of inputs keep a loss of their own: "sum" and "mean" then return inputs.shape[:batch_dims].
+            "mean" divides by the logits of each that are not ignored, "positives" by the positive ids of each; a tensor normalizer is 0-d
+            or of that shape. They end before the classes. A mean for each mask of [N, M, H, W] is ``reduction="mean", batch_dims=2``.
 
     Returns:
         The loss; 0 for empty inputs and when every row is ignored.
@@ -82,7 +86,7 @@ def sigmoid_focal_loss(
         >>> labels = torch.tensor([3, -1, -1, 80, -2, -1, 17, -1])  # two positives, one ignored, the rest background
         >>> sigmoid_focal_loss(logits, labels, reduction="sum", normalizer="positives").backward()
     """
-    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, gamma, label_smoothing)
+    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, gamma, label_smoothing)
 
 
 SigmoidFocalLoss = module_of(sigmoid_focal_loss)

@@ -110,6 +110,7 @@ def softmax_focal_loss(
     label_smoothing: float = 0.0,
     overwrite_inputs: bool = False,
     class_dim: int = -1,
+    batch_dims: int = 0,
 ) -> Request:
     """Softmax focal loss of every row, sum_c alpha_c t_c (1 - p_c)^gamma (-log p_c) with p the row's softmax, fused.
 
@@ -133,7 +134,7 @@ def softmax_focal_loss(
             any element equals it, for without one of its probabilities a row has no cross entropy. None: nothing is skipped.
         label_smoothing: s in [0, 1] moves s of the target's mass to all classes alike, in the cross entropy only: alpha and the modulating
             factor keep the class id. With class ids only; dense targets can be smoothed beforehand.
-        overwrite_inputs, class_dim: as in :func:`sigmoid_focal_loss`.
+        overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`; "mean" counts the rows of each batch index.
 
     Returns:
         The loss; 0 for empty inputs and when every row is ignored.
@@ -145,7 +146,7 @@ def softmax_focal_loss(
         >>> logits = torch.randn(8, 80, requires_grad=True)
         >>> softmax_focal_loss(logits, torch.randint(80, (8,)), alpha=0.25).backward()
     """
-    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, gamma, label_smoothing)
+    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, gamma, label_smoothing)
 
 
 SoftmaxFocalLoss = module_of(softmax_focal_loss)

@@ -49,6 +49,7 @@ def varifocal_loss(
     ignore_index: int | None = -2,
     overwrite_inputs: bool = False,
     class_dim: int = -1,
+    batch_dims: int = 0,
 ) -> Request:
     """Varifocal loss: t CE(p, t) for t > 0, alpha p^gamma CE(p, t) otherwise, fused (Zhang et al. 2021, "VarifocalNet", eq. 2).
 
@@ -57,13 +58,13 @@ def varifocal_loss(
         targets: a pair (ids, scores) or dense scores in [0, 1], as in :func:`quality_focal_loss`.
         alpha: factor of negatives, in [0, 1].
         gamma: focusing exponent of negatives, finite and >= 0.
-        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim: as in :func:`sigmoid_focal_loss`, and so are the errors.
+        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`, and so are the errors.
 
     Example:
         >>> logits = torch.randn(3, 80, requires_grad=True)
         >>> varifocal_loss(logits, (torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])), reduction="sum").backward()
     """
-    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, gamma)
+    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, gamma)
 
 
 VarifocalLoss = module_of(varifocal_loss)

@@ -113,7 +113,7 @@ class EmulatedOps(HostOps):
 
     def scale_(self, gradient: Tensor, factor: Tensor) -> None:
         assert gradient.is_contiguous() and factor.dtype == accumulation(gradient)
-        self.ask("scale", {"gradient": gradient, "scalar": SCALARS.index(gradient.dtype), "numel": gradient.numel(), "factor": float(factor)})
+        self.ask("scale", {"gradient": gradient, "scalar": SCALARS.index(gradient.dtype), "numel": gradient.numel(), "factor": factor, "groups": factor.numel()})
 
     def first_bad_id(self, targets: Tensor, classes: int, ignore_index: int | None, background: bool = True) -> int:
         ids = targets.contiguous()

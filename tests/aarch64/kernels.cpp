@@ -61,8 +61,8 @@ int64_t call(const std::string& what, const Fields& fields, const std::vector<Fi
     cpu::run(pyramid_of(fields, plain), one_thread);
   }
   if (what == "scale")
-    cpu::scale(const_cast<void*>(fields.address("gradient")), Scalar(fields.get<int64_t>("scalar")), fields.get<int64_t>("numel"), fields.get<double>("factor"),
-        one_thread);
+    cpu::scale(const_cast<void*>(fields.address("gradient")), Scalar(fields.get<int64_t>("scalar")), fields.get<int64_t>("numel"), fields.address("factor"),
+        fields.get<int64_t>("groups"), one_thread);
   if (what != "first_bad_id") return 0;
   Problem p = {};
   p.targets = fields.address("targets");

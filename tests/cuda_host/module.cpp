@@ -49,8 +49,8 @@ void run_pyramid(const py::dict& fields, const std::vector<py::dict>& levels, ui
   run_with_workspace(pyramid_of(Fields{fields}, plain), max_blocks);
 }
 
-void scale(uintptr_t gradient, int scalar, int64_t numel, uintptr_t factor, uint32_t max_blocks) {
-  check(cuda::scale(reinterpret_cast<void*>(gradient), Scalar(scalar), numel, reinterpret_cast<const void*>(factor), nullptr, max_blocks));
+void scale(uintptr_t gradient, int scalar, int64_t numel, uintptr_t factors, int64_t groups, uint32_t max_blocks) {
+  check(cuda::scale(reinterpret_cast<void*>(gradient), Scalar(scalar), numel, reinterpret_cast<const void*>(factors), groups, nullptr, max_blocks));
 }
 
 // Kernels that no chip would finish.
@@ -68,7 +68,7 @@ void meet_at_two_places() {
 PYBIND11_MODULE(focal_ext_cuda_host, m) {
   m.def("run", run, py::arg("fields"), py::arg("max_blocks"), py::arg("least_tiles"));
   m.def("run_pyramid", run_pyramid, py::arg("fields"), py::arg("levels"), py::arg("max_blocks"));
-  m.def("scale", scale, py::arg("gradient"), py::arg("scalar"), py::arg("numel"), py::arg("factor"), py::arg("max_blocks"));
+  m.def("scale", scale, py::arg("gradient"), py::arg("scalar"), py::arg("numel"), py::arg("factors"), py::arg("groups"), py::arg("max_blocks"));
   m.def("cut", [](int64_t rows, int64_t classes, bool reads_rows) {
     const cuda::Cut c = cuda::cut(rows, classes, reads_rows);
     return py::make_tuple(c.elements, c.tile_rows, c.tiles);

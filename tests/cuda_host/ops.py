@@ -41,6 +41,10 @@ def unwritten(shape: Any, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, torch.nan, dtype=dtype)
 
 
+def batch_of(logits: Tensor, call: Sequence[Any]) -> torch.Size:
+    return logits.shape[: Call(*call).batch_dims]
+
+
 class HostOps:
     """Functions of the names and signatures of torch.ops.focal_ext."""
 
@@ -58,7 +62,8 @@ class HostOps:
     def plain(self, logits: Tensor, call: Call, rows: int, classes: int, grad_output: Tensor | None, **memory: Tensor | None) -> dict[str, Any]:
         """The fields that logits in rows and levels have in common."""
         upstream = None if grad_output is None else grad_output.contiguous()
-        assert upstream is None or upstream.dtype == (logits.dtype if upstream.dim() else accumulation(logits))
+        per_group = upstream is not None and call.batch_dims > 0 and upstream.dim() > 0
+        assert upstream is None or upstream.dtype == (logits.dtype if upstream.dim() and not per_group else accumulation(logits))
         tensors = {**dict(zip(Call._fields, call[:5])), "grad_output": upstream, **memory}
         tensors["divisor_tensor"] = tensors.pop("normalizer")
         assert all(t is None or t.is_contiguous() for t in tensors.values())
@@ -67,7 +72,9 @@ class HostOps:
         fields |= {"has_ignore_index": call.ignore_index is not None, "ignore_index": call.ignore_index or 0}
         fields |= dict(zip(("alpha_positive", "alpha_negative", "divisor_value"), call.numbers))
         fields |= {f"parameter_{i}": number for i, number in enumerate((*call.numbers[3:], 0.0, 0.0, 0.0)[:3])}
-        return fields | {"weight_row_stride": 0, "weight_class_stride": 0, "grad_output_per_element": upstream is not None and upstream.dim() > 0}
+        fields |= {"groups": logits.shape[: call.batch_dims].numel(), "divisor_per_group": call.normalizer is not None and call.normalizer.dim() > 0}
+        fields |= {"grad_output_per_group": per_group, "grad_output_per_element": upstream is not None and upstream.dim() > 0 and not per_group}
+        return fields | {"weight_row_stride": 0, "weight_class_stride": 0}
 
     def run(self, inputs: Tensor, call: tuple[Any, ...], grad_output: Tensor | None = None, **results: Tensor | None) -> None:
         call = Call(*call)
@@ -81,12 +88,12 @@ class HostOps:
         self.launch(fields)
 
     def loss(self, inputs: Tensor, *call: Any) -> Tensor:
-        loss = unwritten((), accumulation(inputs))
+        loss = unwritten(batch_of(inputs, call), accumulation(inputs))
         self.run(inputs, call, loss=loss)
         return loss
 
     def loss_and_gradient(self, inputs: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
-        loss, gradient = unwritten((), accumulation(inputs)), unwritten(inputs.shape, inputs.dtype)
+        loss, gradient = unwritten(batch_of(inputs, call), accumulation(inputs)), unwritten(inputs.shape, inputs.dtype)
         self.run(inputs, call, loss=loss, gradient=gradient)
         return loss, gradient
 
@@ -107,7 +114,8 @@ class HostOps:
 
     def scale_(self, gradient: Tensor, factor: Tensor) -> None:
         assert gradient.is_contiguous() and factor.dtype == accumulation(gradient)
-        self.module.scale(gradient.data_ptr(), SCALARS.index(gradient.dtype), gradient.numel(), factor.data_ptr(), self.max_blocks)
+        assert factor.is_contiguous() and factor.shape == gradient.shape[: factor.dim()]
+        self.module.scale(gradient.data_ptr(), SCALARS.index(gradient.dtype), gradient.numel(), factor.data_ptr(), factor.numel(), self.max_blocks)
 
     def run_pyramid(self, levels: Sequence[Tensor], call: tuple[Any, ...], gradients: Sequence[Tensor] | None = None, grad_output: Tensor | None = None, loss: Tensor | None = None) -> None:
         call = Call(*call)
@@ -126,12 +134,12 @@ class HostOps:
         self.launch(fields, plain)
 
     def pyramid_loss(self, levels: Sequence[Tensor], *call: Any) -> Tensor:
-        loss = unwritten((), accumulation(levels[0]))
+        loss = unwritten(batch_of(levels[0], call), accumulation(levels[0]))
         self.run_pyramid(levels, call, loss=loss)
         return loss
 
     def pyramid_loss_and_gradient(self, levels: Sequence[Tensor], *call: Any) -> tuple[Tensor, list[Tensor]]:
-        loss, gradients = unwritten((), accumulation(levels[0])), [torch.full_like(level, torch.nan) for level in levels]
+        loss, gradients = unwritten(batch_of(levels[0], call), accumulation(levels[0])), [torch.full_like(level, torch.nan) for level in levels]
         self.run_pyramid(levels, call, gradients, loss=loss)
         return loss, gradients
 

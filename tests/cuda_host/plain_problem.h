@@ -34,6 +34,9 @@ Problem problem_of(const Fields& f) {
   p.divisor = Divisor(whole("divisor"));
   p.divisor_value = number("divisor_value");
   p.divisor_tensor = f.address("divisor_tensor");
+  p.groups = whole("groups");
+  p.divisor_per_group = whole("divisor_per_group");
+  p.grad_output_per_group = whole("grad_output_per_group");
   p.grad_output = f.address("grad_output");
   p.grad_output_per_element = whole("grad_output_per_element");
   p.loss = result("loss");
