@@ -24,13 +24,12 @@ def sigmoid_focal_loss(
     loss_on_multimask: of logits (N, M, H, W) the mean of each mask, of shape (N, M), divided by num_objects.
     """
     check_dense(inputs, targets, "SAM")
-    if not loss_on_multimask:
-        normalizer = as_scalar(num_objects) * max(inputs.shape[1], 1)
-        return losses.sigmoid_focal_loss(inputs, targets, unless_negative(alpha), gamma, "sum", normalizer=normalizer)
-    if inputs.dim() != 4:
+    if loss_on_multimask and inputs.dim() != 4:
         raise ValueError(f"inputs: with loss_on_multimask they are masks (N, M, H, W), got shape {tuple(inputs.shape)}")
-    loss = losses.sigmoid_focal_loss(inputs, targets, unless_negative(alpha), gamma, "none")
-    return loss.flatten(2).sum(-1) / (as_scalar(num_objects) * max(math.prod(inputs.shape[2:]), 1))
+    averaged = math.prod(inputs.shape[2:]) if loss_on_multimask else inputs.shape[1]
+    normalizer = as_scalar(num_objects) * max(averaged, 1)
+    batch_dims = 2 if loss_on_multimask else 0
+    return losses.sigmoid_focal_loss(inputs, targets, unless_negative(alpha), gamma, "sum", normalizer=normalizer, batch_dims=batch_dims)
 
 
 SWITCH = Switch("sam2", known="1.1.0", places={"training.loss_fns:sigmoid_focal_loss": sigmoid_focal_loss}, distribution="SAM-2")
