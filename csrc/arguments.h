@@ -142,38 +142,38 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// Logits [images, anchors * classes, height, width] of the levels of a feature pyramid, in planes or with channels last.
+// Logits [images, anchors * classes, height, width] of the levels of a feature pyramid, in planes or with channels last; planes may have any number
+// of spatial dimensions.
 class Levels {
  public:
   Levels(Tensors levels, Arguments given) : given_(std::move(given)), levels_(std::move(levels)) {
     const int64_t classes = given_.classes;
     STD_TORCH_CHECK(!levels_.empty() && classes > 0, "levels: at least one, with at least one class");
     const Tensor& first = levels_[0];
-    STD_TORCH_CHECK(first.dim() == 4, "levels: must be [images, anchors * classes, height, width]");
+    STD_TORCH_CHECK(first.dim() >= 3, "levels: must be [images, anchors * classes, height, width]");
     plain.images = first.size(0);
     plain.anchors = first.size(1) / classes;
     int64_t anchors = 0;
     for (const Tensor& level : levels_) {
-      STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == plain.images && level.size(1) == plain.anchors * classes &&
+      STD_TORCH_CHECK(level.dim() == first.dim() && level.size(0) == plain.images && level.size(1) == plain.anchors * classes &&
                           level.scalar_type() == first.scalar_type() && on_device_of(level, first),
           "levels: must be [images, anchors * classes, height, width] of one dtype on one device");
       const bool planes = level.is_contiguous();
-      STD_TORCH_CHECK(planes || is_channels_last(level), "levels: must be contiguous or channels_last");
+      STD_TORCH_CHECK(planes || (level.dim() == 4 && is_channels_last(level)), "levels: must be contiguous or channels_last");
       check_allocated(level, "levels");
-      each_.push_back({level.const_data_ptr(), nullptr, level.size(2) * level.size(3), !planes});
+      int64_t positions = 1;
+      for (int64_t d = 2; d < level.dim(); ++d) positions *= level.size(d);
+      each_.push_back({level.const_data_ptr(), nullptr, positions, !planes});
       anchors += each_.back().positions * plain.anchors;
     }
     plain.levels = each_.data();
     plain.level_count = int64_t(each_.size());
     Problem& p = plain.problem = given_.problem(first, plain.images * anchors, classes);
-    STD_TORCH_CHECK(!has_row_losses(p), "loss: is not one of levels");
     STD_TORCH_CHECK(given_.batch_dims <= 1, "batch_dims: must be 0 or 1 for levels");
-    Tensor& targets = given_.targets = as_contiguous(given_.targets, "targets");
-    p.target = id_target(targets);
-    STD_TORCH_CHECK(targets.numel() == p.rows && on_device_of(targets, first), "targets: must hold one class id an anchor, on the device of the levels");
-    p.targets = targets.const_data_ptr();
-    plain.weight_per_image = given_.weight && given_.weight->numel() == plain.images && plain.images != p.rows;
-    p.weight = checked_data(given_.weight, first, plain.weight_per_image ? plain.images : p.rows, "weight");
+    set_targets(first);
+    p.weight_class_stride = given_.weight && given_.weight->dim() == 1;
+    plain.weight_per_image = given_.weight && !p.weight_class_stride && given_.weight->numel() == plain.images && plain.images != p.rows;
+    p.weight = checked_data(given_.weight, first, p.weight_class_stride ? classes : plain.weight_per_image ? plain.images : p.rows, "weight");
   }
 
   const Tensor& like() const { return levels_[0]; }
@@ -187,13 +187,33 @@ class Levels {
   Tensors new_gradient() const {
     Tensors result;
     for (const Tensor& level : levels_)
-      result.push_back(with_huge_pages(empty_strided(level, 4, level.sizes().data(), level.strides().data(), level.scalar_type())));
+      result.push_back(with_huge_pages(empty_strided(level, level.dim(), level.sizes().data(), level.strides().data(), level.scalar_type())));
     return result;
   }
 
   Tensor new_loss() const { return given_.new_loss(like()); }
 
-  void set_upstream(const Tensor& grad_output) { given_.set_factor(plain.problem, like(), grad_output); }
+  // Of losses of rows [images, anchors of all levels]; of losses of logits as the only level, which is in planes.
+  Tensor new_loss_map() {
+    const int64_t sizes[2] = {plain.images, plain.images ? plain.problem.rows / plain.images : 0};
+    if (!has_row_losses(plain.problem)) check_one_of_planes();
+    Tensor result = has_row_losses(plain.problem) ? empty(like(), 2, sizes, like().scalar_type()) : empty_logits(like());
+    plain.problem.loss_map = result.mutable_data_ptr();
+    return result;
+  }
+
+  // An upstream factor, or one for each of what new_loss_map() has, of the logits' dtype.
+  void set_upstream(const Tensor& grad_output) {
+    Problem& p = plain.problem;
+    if (given_.batch_dims > 0 || grad_output.dim() == 0) return given_.set_factor(p, like(), grad_output);
+    if (!has_row_losses(p)) check_one_of_planes();
+    upstream_ = as_contiguous(grad_output, "grad_output");
+    STD_TORCH_CHECK(upstream_->numel() == (has_row_losses(p) ? p.rows : numel(p)) && upstream_->scalar_type() == like().scalar_type() &&
+                        on_device_of(*upstream_, like()),
+        "grad_output: must be a factor, or of the shape of the unreduced loss and the dtype of the levels, on their device");
+    p.grad_output = upstream_->const_data_ptr();
+    p.grad_output_per_element = true;
+  }
 
   // Nor may a level be another's memory.
   static void check_written(const Tensors& levels, const Arguments& given, const Tensor& grad_output, const OptionalTensor& loss) {
@@ -211,8 +231,28 @@ class Levels {
   Pyramid plain{};
 
  private:
+  void check_one_of_planes() const {
+    STD_TORCH_CHECK(levels_.size() == 1 && !each_[0].channels_last, "levels: an unreduced loss of logits is that of one level in planes");
+  }
+
+  // Class ids, or of a softmax loss over one level dense targets in its own memory format.
+  void set_targets(const Tensor& first) {
+    Problem& p = plain.problem;
+    const bool dense = given_.targets.dim() == first.dim();
+    if (dense) check_allocated(given_.targets, "targets");
+    else given_.targets = as_contiguous(given_.targets, "targets");
+    const Tensor& targets = given_.targets;
+    p.target = dense ? dense_target(first, targets) : id_target(targets);
+    STD_TORCH_CHECK(targets.numel() == (dense ? numel(p) : p.rows) && on_device_of(targets, first),
+        "targets: must hold one class id an anchor, on the device of the levels");
+    STD_TORCH_CHECK(!dense || (has_row_losses(p) && levels_.size() == 1 && (each_[0].channels_last ? is_channels_last(targets) : targets.is_contiguous())),
+        "targets: dense ones must lie as the only level does, of a loss of rows");
+    p.targets = targets.const_data_ptr();
+  }
+
   Arguments given_;
   Tensors levels_;
+  OptionalTensor upstream_;
   std::vector<Level> each_;
 };
 

@@ -57,8 +57,9 @@ std::tuple<Tensor, Logits> loss_and_gradient(Logits logits, FOCAL_EXT_ARGUMENTS)
   return {result, gradient};
 }
 
-Tensor loss_map(Tensor logits, FOCAL_EXT_ARGUMENTS) {
-  Rows layout(logits, FOCAL_EXT_PASS);
+template <class Layout, class Logits>
+Tensor loss_map(Logits logits, FOCAL_EXT_ARGUMENTS) {
+  Layout layout(logits, FOCAL_EXT_PASS);
   Tensor result = layout.new_loss_map();
   run(layout);
   return result;
@@ -136,6 +137,7 @@ STABLE_TORCH_LIBRARY(focal_ext, m) {
   m.def("gradient_(Tensor(a!) inputs" FOCAL_EXT_SCHEMA ", Tensor grad_output, Tensor(b!)? loss_result=None) -> ()");
   m.def("pyramid_loss(Tensor[] levels" FOCAL_EXT_SCHEMA ") -> Tensor");
   m.def("pyramid_loss_and_gradient(Tensor[] levels" FOCAL_EXT_SCHEMA ") -> (Tensor, Tensor[])");
+  m.def("pyramid_loss_map(Tensor[] levels" FOCAL_EXT_SCHEMA ") -> Tensor");
   m.def("pyramid_gradient(Tensor[] levels" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> Tensor[]");
   m.def("pyramid_gradient_(Tensor(a!)[] levels" FOCAL_EXT_SCHEMA ", Tensor grad_output, Tensor(b!)? loss_result=None) -> ()");
   m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
@@ -145,21 +147,24 @@ STABLE_TORCH_LIBRARY(focal_ext, m) {
 // Each op of both layouts by a name of its own: GCC 12 instantiates no template whose address a macro's template argument takes.
 constexpr auto rows_loss = &loss_only<Rows, Tensor>;
 constexpr auto rows_loss_and_gradient = &loss_and_gradient<Rows, Tensor>;
+constexpr auto rows_loss_map = &loss_map<Rows, Tensor>;
 constexpr auto rows_gradient = &gradient<Rows, Tensor>;
 constexpr auto rows_gradient_ = &gradient_<Rows, Tensor>;
 constexpr auto levels_loss = &loss_only<Levels, Tensors>;
 constexpr auto levels_loss_and_gradient = &loss_and_gradient<Levels, Tensors>;
+constexpr auto levels_loss_map = &loss_map<Levels, Tensors>;
 constexpr auto levels_gradient = &gradient<Levels, Tensors>;
 constexpr auto levels_gradient_ = &gradient_<Levels, Tensors>;
 
 #define FOCAL_EXT_REGISTER(m)                                               \
   m.impl("loss", TORCH_BOX(rows_loss));                                     \
   m.impl("loss_and_gradient", TORCH_BOX(rows_loss_and_gradient));           \
-  m.impl("loss_map", TORCH_BOX(&loss_map));                                 \
+  m.impl("loss_map", TORCH_BOX(rows_loss_map));                                 \
   m.impl("gradient", TORCH_BOX(rows_gradient));                             \
   m.impl("gradient_", TORCH_BOX(rows_gradient_));                           \
   m.impl("pyramid_loss", TORCH_BOX(levels_loss));                           \
   m.impl("pyramid_loss_and_gradient", TORCH_BOX(levels_loss_and_gradient)); \
+  m.impl("pyramid_loss_map", TORCH_BOX(levels_loss_map));                   \
   m.impl("pyramid_gradient", TORCH_BOX(levels_gradient));                   \
   m.impl("pyramid_gradient_", TORCH_BOX(levels_gradient_));                 \
   m.impl("scale_", TORCH_BOX(&scale_))

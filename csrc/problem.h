@@ -93,10 +93,11 @@ struct Level {
 };
 
 // A pyramid: `problem` has the targets and weights of all anchors, [images, sum of positions * anchors], an image's levels one after
-// the other, in each position by position, anchor fastest; its own inputs and gradient are not used.
+// the other, in each position by position, anchor fastest; its own inputs and gradient are not used. Dense targets, and what a loss of logits has
+// one of for each logit, lie as the logits of the only level do.
 struct Pyramid {
   Problem problem;  // its groups are 1, or the images
-  bool weight_per_image;  // weight is acc_t[images], else null or acc_t[rows]
+  bool weight_per_image;  // weight is acc_t[images], else null, acc_t[rows], or acc_t[classes] if it has a stride of classes
   int64_t images, anchors;
   const Level* levels;
   int64_t level_count;

@@ -180,7 +180,7 @@ def _upstream(inputs: Tensor, grad_output: Tensor) -> Tensor:
 def loss_only(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:
     with below_autograd():
         if call.classes:
-            return ops.pyramid_loss(logits, *call)
+            return ops.pyramid_loss_map(logits, *call) if reduction == "none" else ops.pyramid_loss(logits, *call)
         return ops.loss_map(*logits, *call) if reduction == "none" else ops.loss(*logits, *call)
 
 
@@ -201,8 +201,7 @@ def wants_more(call: Call) -> bool:
 
 def has_kernel_for_levels(call: Call, device: torch.device) -> bool:
     """Whether the ops read the levels of this loss in place."""
-    spec = spec_of(call)
-    return not spec.is_per_row and (device.type == "cpu" or spec.has_cuda_levels)
+    return device.type == "cpu" or (spec_of(call).has_cuda_levels and (call.weight is None or call.weight.dim() > 1))
 
 
 def _compiled(logits: tuple[Tensor, ...], call: Call, reduction: str, wants_gradient: bool) -> Tensor:
@@ -210,7 +209,7 @@ def _compiled(logits: tuple[Tensor, ...], call: Call, reduction: str, wants_grad
     constants, numbers = by_tensors.apart(call)
     given, layout = (logits, "pyramid_") if call.classes else (logits[0], "")
     if reduction == "none":
-        return by_tensors.call("loss_map", numbers, given, *constants)
+        return by_tensors.call(f"{layout}loss_map", numbers, given, *constants)
     if wants_gradient and logits[0].dtype is not torch.float16:
         return by_tensors.call(f"{layout}loss_and_gradient", numbers, given, *constants)[0]
     return by_tensors.call(f"{layout}loss", numbers, given, *constants)

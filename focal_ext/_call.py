@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _levels as of_levels
 from . import _rows as of_rows
 from ._arguments import Alpha, Normalizer, is_number, is_watched
-from ._class_dim import laid
+from ._class_dim import Unreduced, laid
 from ._factors import OF_TENSOR
 from ._levels import Levels
 from ._options import FIRST_PARAMETER, check_options, options_once
@@ -23,9 +23,9 @@ class Call(NamedTuple):
     What torch.compile traces takes slices and functions: the compiler of torch 2.10 does not know a NamedTuple's properties.
     """
 
-    targets: Tensor  # contiguous; class ids, one a row, or dense of the shape of the logits
+    targets: Tensor  # contiguous; class ids, one a row, or dense of the shape of the logits, of levels of that of the only one
     scores: Tensor | None  # [rows] in the accumulation dtype: the target of each positive id's class; None: 1
-    weight: Tensor | None  # of rows [rows or 1, classes or 1], of levels [images, 1] or [images, anchors]; in the accumulation dtype
+    weight: Tensor | None  # of rows [rows or 1, classes or 1], of levels [images, 1], [images, anchors] or [classes]; in the accumulation dtype
     alpha: Tensor | None  # [classes] in the accumulation dtype
     normalizer: Tensor | None  # 0-d, or of the shape of the loss, in the accumulation dtype
     loss: int  # its place in LOSSES
@@ -59,7 +59,7 @@ def classes_of(logits: Sequence[Tensor], call: Call) -> int:
 
 def has_ids(logits: Sequence[Tensor], call: Call) -> bool:
     """Whether the targets are class ids."""
-    return bool(call.classes) or call.targets.dim() < logits[0].dim()
+    return call.targets.dim() < logits[0].dim()
 
 
 class Request(NamedTuple):
@@ -72,7 +72,7 @@ class Request(NamedTuple):
     # Whether nothing traces or transforms the call, and all tensors are contiguous memory and of no subclass: what nearly every call is, of which
     # nothing more need be asked.
     plain: bool
-    moved_from: int | None = None  # where the classes of an unreduced loss belong, if not last
+    unreduced: Unreduced = None
 
 
 def check(
@@ -94,11 +94,11 @@ def check(
     number, class_alpha = (alpha, None) if type(alpha) is float or alpha is None or not spec.has_class_alpha or is_number(alpha) else (None, alpha)
     value, tensor = (OF_TENSOR, normalizer) if isinstance(normalizer, Tensor) else (normalizer, None)
     options_of = check_options if watched else options_once
-    moved_from = None
+    unreduced: Unreduced = None
     if class_dim != -1:
         if isinstance(inputs, Levels):
             raise ValueError(f"class_dim: levels have their classes in dimension 1, got class_dim={class_dim!r}; leave it out")
-        inputs, targets, weight, moved_from = laid(spec, inputs, targets, weight, class_dim, class_alpha is not None, reduction, batch_dims)
+        inputs, targets, weight, unreduced = laid(spec, inputs, targets, weight, class_dim, class_alpha is not None, reduction, batch_dims)
     options = options_of(spec, number, reduction, value, ignore_index, overwrite_inputs, batch_dims, *parameters)
     if isinstance(inputs, Levels):
         bind: Any = of_levels.bind_quietly if watched else of_levels.bind
@@ -107,4 +107,4 @@ def check(
         bind, classes = of_rows.bind_quietly if watched else of_rows.bind, 0
     logits, tensors, numbers, ignore_index, divisor, plain = bind(options, inputs, targets, weight, class_alpha, tensor)
     call = Call._make((*tensors, spec.number, numbers, ignore_index, divisor, classes, batch_dims))
-    return Request(logits, call, reduction, overwrite_inputs, plain and not watched, moved_from)
+    return Request(logits, call, reduction, overwrite_inputs, plain and not watched, unreduced)

@@ -2,6 +2,7 @@
 # Must not know: formulas, autograd, the native library, any one loss.
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,7 +20,17 @@ class Laid(NamedTuple):
     inputs: Tensor | Levels
     targets: Any
     weight: Any
-    moved_from: int | None  # the dimension that an unreduced loss of rows has its classes moved back to; None: nothing is to be undone
+    unreduced: Unreduced
+
+
+# What is to be done to an unreduced loss: the dimension that its classes are moved back to from the last, or its shape; None: nothing.
+Unreduced = int | tuple[int, ...] | None
+
+
+def as_asked(loss: Tensor, unreduced: Unreduced) -> Tensor:
+    if unreduced is None:
+        return loss
+    return loss.movedim(-1, unreduced) if isinstance(unreduced, int) else loss.reshape(unreduced)
 
 
 def check_class_dim(class_dim: Any, inputs: Tensor) -> int:
@@ -32,30 +43,61 @@ def check_class_dim(class_dim: Any, inputs: Tensor) -> int:
 
 
 def laid(spec: LossSpec, inputs: Tensor, targets: Any, weight: Any, class_dim: Any, has_class_alpha: bool, reduction: Any, batch_dims: Any) -> Laid:
-    """Dense targets of losses of single logits are a flat array whatever the layout; class ids are read in planes or in rows; else rows are copied."""
+    """Dense targets of losses of single logits are a flat array whatever the layout; else planes are read in place, or rows; else rows are copied."""
     dim = check_class_dim(class_dim, inputs)
     arguments.check_batch_dims(batch_dims, reduction)
     arguments.check_batch_end(batch_dims, dim, inputs.shape)
     if dim == inputs.dim() - 1:
         return Laid(inputs, targets, weight, None)
     dense, rows = _is_dense(inputs, targets, dim), inputs.movedim(dim, -1)
+    _check_weight(spec, inputs, weight, dim)
     if dense and not (spec.is_per_row or has_class_alpha or rows.is_contiguous()):
-        return Laid(inputs, targets, weight, None)
-    is_traced = not is_compiling() and is_jit_traced()  # with sizes that are tensors, and by the reference
-    reads_planes = not (dense or spec.is_per_row or is_traced) and (not batch_dims or batch_dims == dim == 1)  # a loss for each image, or for all
-    if reads_planes and inputs.is_contiguous() and not rows.is_contiguous() and reduction in ("sum", "mean"):
-        shape = inputs.shape
-        images, positions = shape[:dim].numel(), shape[dim + 1 :].numel()
-        fits, plane_weight = _weight_of_planes(inputs, weight, dim)
-        if fits and inputs.numel():
-            planes = inputs.view(images, shape[dim], positions, 1)
-            of_planes = [t.reshape(images, positions) for t in (targets if isinstance(targets, (tuple, list)) else [targets])]
-            return Laid(Levels([planes], shape[dim]), tuple(of_planes) if len(of_planes) > 1 else of_planes[0], plane_weight, None)
+        return _flat(inputs, targets, weight, dim)
+    if (not batch_dims or batch_dims == dim == 1) and _are_planes(spec, inputs, rows, dense, reduction):  # a loss for each image, or for all
+        fits, plane_weight = _weight_of_planes(spec, inputs, weight, dim)
+        if fits:
+            return _in_planes(spec, inputs, targets, plane_weight, dim, dense)
     if dense:
         targets = targets.movedim(dim, -1)
-    if isinstance(weight, Tensor) and not spec.is_per_row and 0 < weight.dim() <= inputs.dim():
-        weight = weight.reshape(*[1] * (inputs.dim() - weight.dim()), *weight.shape).movedim(dim, -1)
+    if isinstance(weight, Tensor) and not spec.is_per_row and weight.dim() > 0:
+        weight = _as_wide_as(inputs.shape, weight).movedim(dim, -1)
     return Laid(rows, targets, weight, None if spec.is_per_row else dim)
+
+
+def _are_planes(spec: LossSpec, inputs: Tensor, rows: Tensor, dense: bool, reduction: Any) -> bool:
+    """Whether the ops read the logits in planes, where they are."""
+    if (dense and not spec.is_per_row) or arguments.is_distributed(inputs):
+        return False
+    if not is_compiling() and is_jit_traced():  # with sizes that are tensors, and by the reference
+        return False
+    has_kernel = reduction != "none" or spec.is_per_row or inputs.device.type == "cpu"
+    return bool(inputs.is_contiguous() and not rows.is_contiguous() and has_kernel and inputs.numel())
+
+
+def _in_planes(spec: LossSpec, inputs: Tensor, targets: Any, weight: Any, dim: int, dense: bool) -> Laid:
+    shape = inputs.shape
+    images, positions = shape[:dim].numel(), shape[dim + 1 :].numel()
+    of_ids = (*shape[:dim], *shape[dim + 1 :])
+    if dim != 1:
+        inputs = inputs.reshape(images, *shape[dim:])
+    if dense:
+        targets = targets.reshape(inputs.shape)
+    elif isinstance(targets, Tensor):
+        targets = targets.reshape(images, positions)
+    else:
+        targets = tuple(t.reshape(images, positions) for t in targets)
+    return Laid(Levels([inputs], shape[dim], [positions], True), targets, weight, of_ids if spec.is_per_row else tuple(shape))
+
+
+def _flat(inputs: Tensor, targets: Any, weight: Any, dim: int) -> Laid:
+    """Dense targets of losses of single logits; a weight that all positions share makes a row of them."""
+    if not isinstance(weight, Tensor) or weight.numel() == 1 or not inputs.is_contiguous():
+        return Laid(inputs, targets, weight, None)
+    wide, shape = _as_wide_as(inputs.shape, weight), inputs.shape
+    if wide.shape[dim + 1 :].numel() != 1:
+        return Laid(inputs, targets, weight, None)
+    flat = (*shape[: dim + 1], shape[dim + 1 :].numel())
+    return Laid(inputs.reshape(flat), targets.reshape(flat), wide.reshape(*wide.shape[: dim + 1], 1), tuple(shape))
 
 
 def _is_dense(inputs: Tensor, targets: Any, dim: int) -> bool:
@@ -71,15 +113,30 @@ def _is_dense(inputs: Tensor, targets: Any, dim: int) -> bool:
     return len(given) == 1 and given[0].shape == inputs.shape
 
 
-def _weight_of_planes(inputs: Tensor, weight: Any, dim: int) -> tuple[bool, Any]:
-    """Whether planes can have the weight, one number an image or a position, and the weight as they have it."""
-    if weight is None:
-        return True, None
-    if not isinstance(weight, Tensor) or weight.dim() != inputs.dim() or weight.shape[dim] != 1:
-        return False, None
+def _check_weight(spec: LossSpec, inputs: Tensor, weight: Any, dim: int) -> None:
+    """What is wrong beside the shape is said where all weights are checked."""
+    wanted = (*inputs.shape[:dim], *inputs.shape[dim + 1 :]) if spec.is_per_row else tuple(inputs.shape)
+    if isinstance(weight, Tensor) and (weight.dim() > len(wanted) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(wanted)))):
+        hint = "; a factor for each class is alpha" if spec.is_per_row and weight.numel() == inputs.shape[dim] else ""
+        raise ValueError(f"weight: with class_dim={dim} must broadcast to {'the rows of inputs' if spec.is_per_row else 'inputs'}, {wanted}, got {tuple(weight.shape)}{hint}")
+
+
+def _as_wide_as(shape: Sequence[int], weight: Tensor) -> Tensor:
+    return weight.reshape(*[1] * (len(shape) - weight.dim()), *weight.shape)
+
+
+def _weight_of_planes(spec: LossSpec, inputs: Tensor, weight: Any, dim: int) -> tuple[bool, Any]:
+    """Whether planes can have the weight, one number an image, a position or a class, and the weight as they have it."""
+    if not isinstance(weight, Tensor):
+        return True, weight
     shape = inputs.shape
-    if weight.shape[:dim] == shape[:dim] and weight.shape[dim + 1 :] == shape[dim + 1 :]:
-        return True, weight.reshape(shape[:dim].numel(), -1)
-    if weight.shape[:dim] == shape[:dim] and weight.shape[dim:].numel() == 1:
-        return True, weight.reshape(-1, 1)
-    return False, None
+    of_rows = (*shape[:dim], *shape[dim + 1 :])
+    if not spec.is_per_row:
+        wide = _as_wide_as(shape, weight)
+        if wide.shape[dim] != 1:
+            return wide.numel() == shape[dim], wide.reshape(-1)
+        weight = wide.squeeze(dim)
+    weight, images = _as_wide_as(of_rows, weight), shape[:dim].numel()
+    if weight.shape[dim:].numel() == 1:
+        return True, weight.expand(*shape[:dim], *weight.shape[dim:]).reshape(images, 1)
+    return True, weight.expand(of_rows).reshape(images, -1)

@@ -86,6 +86,13 @@ def _(inputs: Tensor, *call: Any) -> Tensor:
     return inputs.new_empty(inputs.shape[:-1]) if spec_of(Call(*call)).is_per_row else _like_logits(inputs)
 
 
+@fake_of("pyramid_loss_map")
+def _(levels: list[Tensor], *call: Any) -> Tensor:
+    first, classes = _first(levels, call), Call(*call).classes
+    anchors = sum(level.shape[1] // classes * level.shape[2:].numel() for level in levels)
+    return first.new_empty((first.shape[0], anchors)) if spec_of(Call(*call)).is_per_row else torch.empty_like(first)
+
+
 @fake_of("scale_")
 def _(gradient: Tensor, factor: Tensor) -> None:
     _check_devices(gradient, (factor,))
@@ -143,7 +150,7 @@ FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         ("loss", (recompute_gradients, save_logits)),
         ("gradient", (refuse, save_nothing)),
     )
-} | {"loss_map": (recompute_gradients, save_logits)}
+} | dict.fromkeys(("loss_map", "pyramid_loss_map"), (recompute_gradients, save_logits))
 
 for name, formula in FORMULAS.items():
     register_autograd(getattr(ops, name).default, *formula, registrations)

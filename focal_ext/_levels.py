@@ -12,7 +12,7 @@ from . import _arguments as arguments
 from . import _factors as factors
 from ._arguments import Alpha
 from ._options import Options
-from ._rows import Bound
+from ._rows import Bound, bind_dense
 from ._spec import FUNCTIONS
 
 
@@ -22,6 +22,9 @@ class Levels(NamedTuple):
     maps: Sequence[Tensor]
     classes: int
     counts: Sequence[int] | None = None  # anchors of an image in each level, where maps[0] only shows images, dtype and device
+    # Whether they are the inputs [N, classes, *spatial] of a function with class_dim: the unreduced loss is one map, weight may be of classes,
+    # targets of losses of rows may be dense.
+    are_inputs: bool = False
 
 
 def check_classes(num_classes: int) -> None:
@@ -64,9 +67,9 @@ def is_native_layout(level: Tensor) -> bool:
     return level.is_contiguous() or level.is_contiguous(memory_format=torch.channels_last)
 
 
-def check_overwrite(levels: Sequence[Tensor], *others: Tensor | None) -> None:
+def check_overwrite(levels: Sequence[Tensor], *others: Tensor | None, are_inputs: bool = False) -> None:
     for i, level in enumerate(levels):
-        arguments.check_overwrite(level, *others, name=f"levels[{i}]")
+        arguments.check_overwrite(level, *others, name="inputs" if are_inputs else f"levels[{i}]")
     in_place = [level for level in levels if arguments.is_plain(level) and is_native_layout(level) and level.numel()]
     written = sorted((level.data_ptr(), level.data_ptr() + level.numel() * level.element_size()) for level in in_place)
     if any(end > start for (_, end), (start, _) in zip(written, written[1:])):
@@ -74,23 +77,31 @@ def check_overwrite(levels: Sequence[Tensor], *others: Tensor | None) -> None:
 
 
 def bind(options: Options, levels: Levels, targets: Any, weight: Tensor | None, alpha: Alpha, normalizer: Tensor | None) -> Bound:
-    maps, classes, counts = levels
+    maps, classes, counts, are_inputs = levels
     if counts is None:
         check_levels(maps, classes)
         counts = anchors_of(maps, classes)
     like, spec, batch_dims = maps[0], options.spec, options.batch_dims
     if batch_dims not in (0, 1):
         raise ValueError(f"batch_dims: must be 0 or 1 for a pyramid, whose images are the one dimension before the classes, got {batch_dims}")
-    ids, scores = _take_apart(targets, like, counts) if spec.takes_scores else (_joined(targets, like, counts), None)
-    if options.reduction == "none":
+    divisor, numbers, ignore_index, scores = options.divisor, options.numbers, options.ignore_index, None
+    if are_inputs and isinstance(targets, Tensor) and targets.shape == like.shape:
+        arguments.is_dense(like, targets)
+        divisor, numbers, targets, ignore_index = bind_dense(options, like, targets, (like.shape[0], *counts))
+        ids = targets.contiguous()
+    elif spec.takes_scores:
+        ids, scores = _take_apart(targets, like, counts)
+    else:
+        ids = _joined(targets, like, counts)
+    if options.reduction == "none" and not are_inputs:
         raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got 'none'; for 'none' flatten the levels and call focal_ext.{FUNCTIONS[spec.number].__name__}")
     class_alpha = None if alpha is None else factors.check_class_alpha(alpha, like, classes, spec.most_alpha)
-    divisor, numbers, normalizer = factors.divisor_of(options.divisor, options.numbers, normalizer, like, batch_dims)
-    weight = _check_weight(weight, ids, like)
+    divisor, numbers, normalizer = factors.divisor_of(divisor, numbers, normalizer, like, batch_dims)
+    weight = _check_weight(weight, (like.shape[0], sum(counts)), like, classes if are_inputs else None)
     if options.overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
-        check_overwrite(maps, ids, weight, scores)
+        check_overwrite(maps, ids, weight, scores, are_inputs=are_inputs)
     logits = tuple(maps)
-    return logits, (ids, scores, weight, class_alpha, normalizer), numbers, options.ignore_index, divisor, arguments.are_plain((*logits, ids, scores, weight, class_alpha, normalizer))
+    return logits, (ids, scores, weight, class_alpha, normalizer), numbers, ignore_index, divisor, arguments.are_plain((*logits, ids, scores, weight, class_alpha, normalizer))
 
 
 bind_quietly = arguments.quiet_under_jit_trace(bind)
@@ -126,7 +137,7 @@ def _joined(targets: Any, like: Tensor, counts: Sequence[int], what: str = "clas
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
-def _check_weight(weight: Tensor | None, ids: Tensor, like: Tensor) -> Tensor | None:
+def _check_weight(weight: Tensor | None, of_anchors: tuple[int, int], like: Tensor, classes: int | None) -> Tensor | None:
     if weight is None:
         return None
     if not isinstance(weight, Tensor):
@@ -136,6 +147,6 @@ def _check_weight(weight: Tensor | None, ids: Tensor, like: Tensor) -> Tensor | 
         raise TypeError(f"weight: must be real numbers, got {weight.dtype}")
     if weight.device != like.device:
         raise ValueError(f"weight: must be on the device of the levels, {like.device}, got {weight.device}")
-    if weight.shape != ids.shape and weight.shape != (ids.shape[0], 1):
-        raise ValueError(f"weight: must have shape {(ids.shape[0], 1)}, one factor an image, or {tuple(ids.shape)}, one an anchor, got {tuple(weight.shape)}")
+    if tuple(weight.shape) not in (of_anchors, (of_anchors[0], 1), (classes,)):
+        raise ValueError(f"weight: must have shape {(of_anchors[0], 1)}, one factor an image, or {of_anchors}, one an anchor, got {tuple(weight.shape)}")
     return weight.to(arguments.accumulation_dtype(like.dtype)).contiguous()

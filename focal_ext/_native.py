@@ -26,7 +26,7 @@ OLDEST_TORCH = (2, 10)  # for the library; the package works through the referen
 ops = torch.ops.focal_ext  # resolves names lazily: empty until the library is loaded
 convolution_backward = torch.ops.aten.convolution_backward  # both derivatives of a convolution without an autograd graph
 OPS = ("loss", "loss_and_gradient", "loss_map", "gradient", "gradient_", "scale_", "first_bad_id")
-PYRAMID_OPS = ("pyramid_loss", "pyramid_loss_and_gradient", "pyramid_gradient", "pyramid_gradient_")
+PYRAMID_OPS = ("pyramid_loss", "pyramid_loss_and_gradient", "pyramid_loss_map", "pyramid_gradient", "pyramid_gradient_")
 IN_PLACE_OPS = ("gradient_", "scale_", "pyramid_gradient_")
 
 

@@ -51,10 +51,9 @@ def as_rows(levels: Sequence[Tensor], classes: int) -> Tensor:
     """The levels as [B, anchors of all levels, classes], by copies: what the ops avoid."""
 
     def rows(level: Tensor) -> Tensor:
-        images, channels, height, width = level.shape
-        anchors = channels // classes
-        split: Tensor = level.unflatten(1, (anchors, classes))
-        return split.permute(0, 3, 4, 1, 2).reshape(images, height * width * anchors, classes)
+        images, anchors, positions = level.shape[0], level.shape[1] // classes, level.shape[2:].numel()
+        split: Tensor = level.reshape(images, anchors, classes, positions)
+        return split.permute(0, 3, 1, 2).reshape(images, positions * anchors, classes)
 
     return torch.cat([rows(level) for level in levels], dim=1)
 
@@ -65,13 +64,17 @@ def in_rows(logits: Sequence[Tensor], call: Call) -> tuple[Tensor, Call]:
         return logits[0], call
     rows, weight = as_rows(logits, call.classes), call.weight
     if weight is not None:
-        weight = weight.expand(rows.shape[:2]).reshape(-1, 1)
-    return rows, call._replace(weight=weight, classes=0)
+        weight = weight[None] if weight.dim() == 1 else weight.expand(rows.shape[:2]).reshape(-1, 1)
+    targets = call.targets if has_ids(logits, call) else as_rows([call.targets], call.classes)
+    return rows, call._replace(targets=targets, weight=weight, classes=0)
 
 
 @arguments.quiet_under_jit_trace
 def compute(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:
     """The loss of checked arguments; class ids outside the range give NaN. Plain tensors beside DTensors are the same on all processes."""
+    if call.classes and reduction == "none" and not spec_of(call).is_per_row:  # that of the only level, in planes
+        (level,), (rows, call) = logits, in_rows(logits, call)
+        return compute([rows], call, reduction).movedim(-1, 1).reshape(level.shape)
     inputs, call = in_rows(logits, call)
     for name, tensor in (("inputs", inputs), ("targets", call.targets)):
         arguments.check_allocated(name, tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,9 +40,7 @@ def bind(options: Options, inputs: Tensor, targets: Any, weight: Tensor | None, 
     if dense is None:
         dense = arguments.is_dense(inputs, targets)
     if dense:
-        divisor, numbers = _divisor_of_dense(options, inputs, targets)
-        if targets.dtype is not inputs.dtype and targets.dtype not in (torch.bool, torch.uint8):
-            targets, ignore_index = _as_read(targets, inputs, ignore_index)
+        divisor, numbers, targets, ignore_index = bind_dense(options, inputs, targets, inputs.shape[:-1])
     if alpha is not None:
         class_alpha = factors.check_class_alpha(alpha, inputs, inputs.shape[-1], spec.most_alpha)
         plain = plain and type(class_alpha) is Tensor
@@ -66,13 +65,21 @@ def kind_of(inputs: Tensor, targets: Tensor) -> bool | None:
     return True if targets.shape == inputs.shape and not targets.is_complex() and not targets.is_quantized else None
 
 
-def _divisor_of_dense(options: Options, inputs: Tensor, targets: Tensor) -> tuple[int, tuple[float, ...]]:
+def bind_dense(options: Options, inputs: Tensor, targets: Tensor, rows: Sequence[int]) -> tuple[int, tuple[float, ...], Tensor, int | None]:
+    """The kind of the divisor, the numbers, the targets as the ops read them and what is ignored among them; `rows` is the shape of a loss of rows."""
+    divisor, numbers = _divisor_of_dense(options, inputs, targets, rows)
+    if targets.dtype is inputs.dtype or targets.dtype in (torch.bool, torch.uint8):
+        return divisor, numbers, targets, options.ignore_index
+    return divisor, numbers, *_as_read(targets, inputs, options.ignore_index)
+
+
+def _divisor_of_dense(options: Options, inputs: Tensor, targets: Tensor, rows: Sequence[int]) -> tuple[int, tuple[float, ...]]:
     """The kind of the divisor, and the numbers with its value where all targets count."""
     spec, numbers = options.spec, options.numbers
     if spec.check_dense is not None:
         spec.check_dense(*numbers[FIRST_PARAMETER:])
     if options.reduction == "mean" and not arguments.ignores_some(targets, options.ignore_index):
-        count = math.prod(inputs.shape[options.batch_dims : -1] if spec.is_per_row else inputs.shape[options.batch_dims :])
+        count = math.prod((rows if spec.is_per_row else inputs.shape)[options.batch_dims :])
         return factors.BY_VALUE, (*numbers[:2], arguments.as_float(max(count, 1)), *numbers[3:])
     if options.reduction == "sum" and options.divisor == factors.BY_POSITIVES:
         raise ValueError("normalizer: 'positives' counts class ids, got dense targets; pass a float or a 0-d tensor")

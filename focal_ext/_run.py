@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from . import _autograd, _debug, _native, _reference
+from ._class_dim import Unreduced, as_asked
 from ._call import Call, Request, classes_of, tensors_of
 from ._spec import LossSpec, declare
 from ._torch_private import outside_old_graphs
@@ -35,16 +36,16 @@ def fused(spec: LossSpec) -> Callable[[Callable[P, Request]], Callable[P, Tensor
 
 
 def run(
-    logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_inputs: bool, plain: bool = False, moved_from: int | None = None
+    logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_inputs: bool, plain: bool = False, unreduced: Unreduced = None
 ) -> Tensor:
     """The loss by the fastest implementation that is right for the request."""
-    if moved_from is not None and reduction == "none":
-        return run(logits, call, reduction, overwrite_inputs, plain).movedim(-1, moved_from)
+    if unreduced is not None and reduction == "none":
+        return as_asked(run(logits, call, reduction, overwrite_inputs, plain), unreduced)
     if _debug.enabled:
         call = _debug.with_checked_targets(logits, call)
     first, targets = logits[0], call.targets
     readable = first.is_cpu if plain else arguments.values_are_readable(first, targets)
-    if not readable or not (call.classes or targets.dim() < first.dim() or arguments.are_integers(targets)):
+    if not readable or not (targets.dim() < first.dim() or arguments.are_integers(targets)):
         return _autograd.dispatch(logits, call, reduction, overwrite_inputs, plain)
     # A bad target makes a reduced loss NaN: looking for it only then saves every other call a pass over the targets.
     only_then = reduction != "none" and _native.available and classes_of(logits, call) != 0 and (plain or arguments.are_plain(tensors_of(call)))

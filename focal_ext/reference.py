@@ -16,15 +16,16 @@ from torch import Tensor
 
 from . import _debug, _reference, losses  # noqa: F401  the rooms declare the functions
 from ._call import Call
+from ._class_dim import Unreduced, as_asked
 from ._spec import FUNCTIONS
 from ._twins import over_levels, over_rows
 
 
-def _finish(logits: Sequence[Tensor], call: Call, reduction: str, overwrite_inputs: bool, plain: bool, moved_from: int | None) -> Tensor:
+def _finish(logits: Sequence[Tensor], call: Call, reduction: str, overwrite_inputs: bool, plain: bool, unreduced: Unreduced) -> Tensor:
     if _debug.enabled:
         call = _debug.with_checked_targets(logits, call)
     loss = _reference.checked(logits, call, reduction)
-    return loss if moved_from is None or reduction != "none" else loss.movedim(-1, moved_from)
+    return as_asked(loss, unreduced) if reduction == "none" else loss
 
 
 __all__ = [function.__name__ for function in FUNCTIONS]

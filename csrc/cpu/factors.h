@@ -7,6 +7,17 @@
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
+// What the derivatives of a block are multiplied by.
+template <class acc_t>
+struct Upstream {
+  acc_t buffer[kBlock];
+  const acc_t* map;
+  acc_t scale;
+  Upstream(const Problem& p, double scale, int64_t begin, int64_t n)
+      : map(p.grad_output_per_element ? load_block(p.grad_output, p.scalar, begin, n, buffer) : nullptr), scale(acc_t(scale)) {}
+  acc_t operator[](int64_t i) const { return map ? scale * map[i] : scale; }
+};
+
 // Of no loss in particular, so that losses share its loops: the library is a megabyte smaller.
 template <class acc_t, class Factor>
 class Factors {

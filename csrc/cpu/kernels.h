@@ -11,6 +11,9 @@ namespace focal_ext::cpu {
 constexpr int64_t kChunk = 16384;
 constexpr int64_t kMaxStrip = 512;
 
+// Logits of a strip of a softmax loss whose exponentials are kept, or of dense targets three numbers for each: they fit the second-level cache.
+constexpr int64_t kStripLogits = 65536, kDenseStripLogits = 16384;
+
 // Neighbouring positions of one anchor's planes, at most kMaxStrip of them.
 struct Strip {
   int64_t anchors, positions;  // of the level
@@ -51,6 +54,7 @@ using TableKernel = void (*)(const Problem& problem, int64_t index, double scale
   double run_chunk(const Problem& problem, int64_t index, const Common& common);      \
   double run_rows(const Problem& problem, int64_t index, const Common& common);       \
   double run_strip(const Problem& problem, const Strip& strip, const Common& common); \
+  double run_row_strip(const Problem& problem, const Strip& strip, const Common& common); \
   void run_table(const Problem& problem, int64_t index, double scale, Entry* table);  \
   }
 FOCAL_EXT_DECLARE_LEVEL(baseline)

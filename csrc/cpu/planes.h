@@ -38,15 +38,16 @@ class Planes : Factors<typename Math::value_t, typename Loss::Factor> {
     alignas(64) acc_t buffer[kBlock];
     const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
     if (uniform_ && !specials_here) return elements_.uniform(x, begin, n, nullptr);
+    const Upstream<acc_t> upstream(p_, scale_, begin, n);
     Specials<acc_t> specials;
     for (int64_t i = 0; i < labels.count; ++i) {
       const int64_t at = labels.at[i], label = labels.label[i];
-      if (label == c) this->add_positive(specials, at, row_of(strip, at), c, x[at], acc_t(scale_));
+      if (label == c) this->add_positive(specials, at, row_of(strip, at), c, x[at], upstream[at]);
       else if (label < 0) specials.add_range(at, at + 1, label == kBad);
     }
     if (uniform_) return elements_.uniform(x, begin, n, &specials);
     Block<acc_t> b;
-    for (int64_t i = 0; i < n; ++i) this->fill(b, i, row_of(strip, i), c, x[i], 0, acc_t(scale_));
+    for (int64_t i = 0; i < n; ++i) this->fill(b, i, row_of(strip, i), c, x[i], 0, upstream[i]);
     b.pad(n);
     return elements_.varied(b, begin, n, &specials);
   }

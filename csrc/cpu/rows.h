@@ -37,7 +37,7 @@ class RowBlocks : Factors<acc_t, Factor> {
   }
 
   FOCAL_EXT_ONE_COPY void fill_negatives(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
-    const Upstream upstream(p_, scale_, begin, n);
+    const Upstream<acc_t> upstream(p_, scale_, begin, n);
     each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
       for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], 0, upstream[offset + c]);
     });
@@ -52,7 +52,7 @@ class RowBlocks : Factors<acc_t, Factor> {
     if (uniform_) {
       this->fill_alike(b, x, t, n);
     } else {
-      const Upstream upstream(p_, scale_, begin, n);
+      const Upstream<acc_t> upstream(p_, scale_, begin, n);
       each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
         for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], t[offset + c], upstream[offset + c]);
       });
@@ -75,7 +75,7 @@ class RowBlocks : Factors<acc_t, Factor> {
 
   template <class Ranges, class Logit>
   void each_special(Ranges& ranges, Specials<acc_t>& positives, const SpecialRows& rows, int64_t begin, int64_t n, Logit logit) const {
-    const Upstream upstream(p_, scale_, begin, n);
+    const Upstream<acc_t> upstream(p_, scale_, begin, n);
     const int64_t first = begin / p_.classes;
     for (int64_t i = 0; i < rows.count; ++i) {
       const int64_t row = first + rows.at[i], label = rows.label[i], offset = row * p_.classes - begin, end = offset + p_.classes;
@@ -94,16 +94,6 @@ class RowBlocks : Factors<acc_t, Factor> {
       at += end - c;
     }
   }
-
-  // What the derivatives of a block are multiplied by.
-  struct Upstream {
-    acc_t buffer[kBlock];
-    const acc_t* map;
-    acc_t scale;
-    Upstream(const Problem& p, double scale, int64_t begin, int64_t n)
-        : map(p.grad_output_per_element ? load_block(p.grad_output, p.scalar, begin, n, buffer) : nullptr), scale(acc_t(scale)) {}
-    acc_t operator[](int64_t i) const { return map ? scale * map[i] : scale; }
-  };
 };
 
 // A loss over rows of classes.

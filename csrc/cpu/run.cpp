@@ -44,6 +44,15 @@ bool is_counted(const Problem& p) { return p.divisor == Divisor::kept || p.divis
 
 int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
+// Chunks of flat logits, or of whole rows where a row has one loss.
+int64_t chunks_of_rows(const Problem& p, int64_t rows) {
+  const int64_t chunk = rows_of_chunk(p.classes);
+  return has_row_losses(p) ? (rows + chunk - 1) / chunk : chunks_of(rows * p.classes);
+}
+
+ChunkKernel chunk_kernel(const Problem& p) { return has_row_losses(p) ? FOCAL_EXT_BEST(run_rows) : FOCAL_EXT_BEST(run_chunk); }
+StripKernel strip_kernel(const Problem& p) { return has_row_losses(p) ? FOCAL_EXT_BEST(run_row_strip) : FOCAL_EXT_BEST(run_strip); }
+
 double acc_at(const void* values, Scalar scalar, int64_t i) {
   return scalar == Scalar::f64 ? static_cast<const double*>(values)[i] : double(static_cast<const float*>(values)[i]);
 }
@@ -58,8 +67,8 @@ std::vector<int64_t> counts_of_groups(const Problem& problem, int64_t chunks, Pa
   return totals;
 }
 
-// Dense targets that are not ignored, of softmax losses rows.
-std::vector<int64_t> count_dense(const Problem& problem, ParallelFor parallel_for) {
+// Dense targets that are not ignored, of softmax losses rows, of which `positions` lie side by side in planes.
+std::vector<int64_t> count_dense(const Problem& problem, int64_t positions, ParallelFor parallel_for) {
   const int64_t rows = problem.rows / std::max<int64_t>(problem.groups, 1), least = 1;
   const int64_t width = has_row_losses(problem) ? problem.classes : 1, units = rows * problem.classes / std::max(width, least);
   const int64_t size = std::max(kChunk / std::max(width, least), least), chunks = (units + size - 1) / size;
@@ -70,7 +79,8 @@ std::vector<int64_t> count_dense(const Problem& problem, ParallelFor parallel_fo
       int64_t count = 0;
       for (int64_t i = chunk * size; i < std::min((chunk + 1) * size, units); ++i) {
         bool kept = true;
-        for (int64_t c = 0; c < width; ++c) kept &= load(t[i * width + c]) != ignored;
+        const auto* const first = t + i / positions * positions * width + i % positions;
+        for (int64_t c = 0; c < width; ++c) kept &= load(first[c * positions]) != ignored;
         count += kept;
       }
       return count;
@@ -108,11 +118,11 @@ std::vector<int64_t> count_rows(const Problem& problem, ParallelFor parallel_for
 }
 
 // Of every group.
-std::vector<double> divisors_of(const Problem& problem, ParallelFor parallel_for) {
+std::vector<double> divisors_of(const Problem& problem, int64_t positions, ParallelFor parallel_for) {
   std::vector<double> divisors(problem.groups, problem.divisor_value);
   if (is_counted(problem)) {
     const bool dense = is_dense(problem.target), of_logits = problem.divisor == Divisor::kept && !dense;
-    const std::vector<int64_t> counts = dense ? count_dense(problem, parallel_for) : count_rows(problem, parallel_for);
+    const std::vector<int64_t> counts = dense ? count_dense(problem, positions, parallel_for) : count_rows(problem, parallel_for);
     for (size_t g = 0; g < counts.size(); ++g) divisors[g] = double(std::max<int64_t>(counts[g] * (of_logits ? problem.classes : 1), 1));
   } else if (problem.divisor == Divisor::tensor) {
     for (int64_t g = 0; g < problem.groups; ++g) divisors[g] = acc_at(problem.divisor_tensor, problem.scalar, problem.divisor_per_group ? g : 0);
@@ -183,14 +193,14 @@ bool presumes_all_kept(const Problem& p) { return is_counted(p) && is_dense(p.ta
 
 // `units` of each group, those of one after those of the other.
 template <class RunUnit>
-void run_units(const Problem& problem, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
+void run_units(const Problem& problem, int64_t positions, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
   const bool presumes = presumes_all_kept(problem);
   const int64_t groups = problem.groups, all = (has_row_losses(problem) ? problem.rows : numel(problem)) / std::max<int64_t>(groups, 1);
-  std::vector<double> divisors = presumes ? std::vector<double>(groups, double(std::max<int64_t>(all, 1))) : divisors_of(problem, parallel_for);
+  std::vector<double> divisors = presumes ? std::vector<double>(groups, double(std::max<int64_t>(all, 1))) : divisors_of(problem, positions, parallel_for);
   const std::unique_ptr<bool[]> has_ignored(new bool[groups]());
   std::vector<double> totals = sums_of_groups(problem, units, divisors, has_ignored.get(), parallel_for, unit);
   if (presumes && std::any_of(has_ignored.get(), has_ignored.get() + groups, [](bool has) { return has; })) {
-    divisors = divisors_of(problem, parallel_for);
+    divisors = divisors_of(problem, positions, parallel_for);
     if (problem.gradient) totals = sums_of_groups(problem, units, divisors, has_ignored.get(), parallel_for, unit);
   }
   for (int64_t g = 0; problem.loss && g < groups; ++g) {
@@ -207,16 +217,22 @@ struct Unit {
   int64_t chunk;
 };
 
+// In whole blocks of 32: narrow enough to share many classes out, and of a softmax loss to keep what it computes of each logit.
+int64_t width_of_strips(const Problem& p) {
+  const int64_t classes = std::max<int64_t>(p.classes, 1);
+  if (!has_row_losses(p)) return std::clamp<int64_t>(4 * kChunk / classes / 32 * 32, 64, kMaxStrip);
+  return std::clamp<int64_t>((is_dense(p.target) ? kDenseStripLogits : kStripLogits) / classes / 32 * 32, 64, kMaxStrip);
+}
+
 // Group by group.
 std::vector<Unit> units_of(const Pyramid& p) {
-  // Narrow enough to share many classes out, in whole blocks of 32.
-  const int64_t width = std::clamp<int64_t>(4 * kChunk / std::max<int64_t>(p.problem.classes, 1) / 32 * 32, 64, kMaxStrip);
+  const int64_t width = width_of_strips(p.problem);
   const int64_t images = p.images / std::max<int64_t>(p.problem.groups, 1);
   std::vector<Unit> units;
   const auto add = [&](int64_t l, int64_t first_anchor, int64_t image) {
     const Level& level = p.levels[l];
     if (level.channels_last) {
-      for (int64_t chunk = 0; chunk < chunks_of(level.positions * p.anchors * p.problem.classes); ++chunk) units.push_back({l, first_anchor, image, {}, chunk});
+      for (int64_t chunk = 0; chunk < chunks_of_rows(p.problem, level.positions * p.anchors); ++chunk) units.push_back({l, first_anchor, image, {}, chunk});
       return;
     }
     for (int64_t a = 0; a < p.anchors; ++a)
@@ -240,11 +256,14 @@ Problem image_problem(const Pyramid& pyramid, const Unit& unit) {
   const int64_t acc_size = p.scalar == Scalar::f64 ? 8 : 4;
   const int64_t row = unit.image * (p.rows / pyramid.images) + unit.first_anchor;
   p.rows = level.positions * pyramid.anchors;
-  const int64_t offset = unit.image * p.rows * p.classes;
+  const int64_t offset = unit.image * p.rows * p.classes, loss = (has_row_losses(p) ? row : offset) * size_of(p.scalar);
   p.inputs = advanced(level.inputs, offset * size_of(p.scalar));
   p.gradient = advanced(level.gradient, offset * size_of(p.scalar));
-  p.targets = advanced(p.targets, row * size_of(p.target));
+  p.targets = advanced(p.targets, is_dense(p.target) ? offset * size_of_dense(p.target, p.scalar) : row * size_of(p.target));
   p.scores = advanced(p.scores, row * acc_size);
+  p.loss_map = advanced(p.loss_map, loss);
+  if (p.grad_output_per_element) p.grad_output = advanced(p.grad_output, loss);
+  if (p.weight_class_stride) return p;
   p.weight = advanced(p.weight, (pyramid.weight_per_image ? unit.image : row) * acc_size);
   p.weight_row_stride = pyramid.weight_per_image ? 0 : 1;
   if (p.weight && pyramid.weight_per_image && !p.alpha) {  // one factor more for the whole image, which stays uniform
@@ -261,20 +280,23 @@ Problem image_problem(const Pyramid& pyramid, const Unit& unit) {
 const char* level() { return kLevels[level_index()]; }
 
 void run(const Problem& problem, ParallelFor parallel_for) {
-  const bool of_rows = has_row_losses(problem);
-  const int64_t groups = problem.groups, rows_of_group = problem.rows / std::max<int64_t>(groups, 1), rows = rows_of_chunk(problem.classes);
-  const int64_t chunks = of_rows ? (rows_of_group + rows - 1) / rows : chunks_of(rows_of_group * problem.classes);
-  const ChunkKernel kernel = of_rows ? FOCAL_EXT_BEST(run_rows) : FOCAL_EXT_BEST(run_chunk);
-  run_units(problem, chunks, parallel_for,
+  const int64_t groups = problem.groups, chunks = chunks_of_rows(problem, problem.rows / std::max<int64_t>(groups, 1));
+  const ChunkKernel kernel = chunk_kernel(problem);
+  run_units(problem, 1, chunks, parallel_for,
       [&](int64_t i, const Common& common) { return groups == 1 ? kernel(problem, i, common) : kernel(group_of(problem, i / chunks), i % chunks, common); });
 }
 
 void run(const Pyramid& pyramid, ParallelFor parallel_for) {
-  const ChunkKernel chunk = FOCAL_EXT_BEST(run_chunk);
-  const StripKernel strip = FOCAL_EXT_BEST(run_strip);
+  const ChunkKernel chunk = chunk_kernel(pyramid.problem);
+  const StripKernel strip = strip_kernel(pyramid.problem);
+  const Level& first = pyramid.levels[0];
+  Problem all = pyramid.problem;  // whose logits say what is overwritten
+  all.inputs = first.inputs;
+  all.gradient = first.gradient;
   const std::vector<Unit> units = units_of(pyramid);
   const int64_t units_of_group = int64_t(units.size()) / std::max<int64_t>(pyramid.problem.groups, 1);
-  run_units(pyramid.problem, units_of_group, parallel_for, [&](int64_t i, const Common& common) {
+  const int64_t positions = first.channels_last ? 1 : std::max<int64_t>(first.positions, 1);
+  run_units(all, positions, units_of_group, parallel_for, [&](int64_t i, const Common& common) {
     const Unit& unit = units[i];
     const Problem image = image_problem(pyramid, unit);
     return unit.strip.count ? strip(image, unit.strip, common) : chunk(image, unit.chunk, common);

@@ -1,6 +1,7 @@
-// Owns: the softmax loss of rows with class ids, a batch of rows at a time. Compiled once per instruction set.
+// Owns: the softmax loss of rows with class ids, a batch of rows at a time, and the softmax kernels' entry points. Compiled once per instruction set.
 // Must not know: threads, tensors, and the standard library (see storage.h).
 #include "softmax_dense.h"
+#include "softmax_planes.h"
 
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
@@ -10,11 +11,8 @@ constexpr int64_t kBatch = 128;
 // Neighbouring rows whose exponentials fit, or a part of one longer row, whose exponentials are computed again for the gradient. One
 // simd loop runs over the exponentials and one over the rows: a row's own formula by itself would be one long dependency.
 template <class acc_t>
-struct Batch {
+struct Batch : RowTerms<acc_t> {
   int64_t label[kBatch];  // -1: no logit of the row is read
-  acc_t top[kBatch], own[kBatch], others[kBatch], distance[kBatch], mean_distance[kBatch];  // m, e_y, the sum of the other e, m - x_y
-  acc_t value_factor[kBatch], gradient_factor[kBatch];
-  SoftmaxRow<acc_t> result[kBatch];
   acc_t e[kExponentials];
 };
 
@@ -25,7 +23,6 @@ class IdRows : SoftmaxRows<scalar_t> {
   using typename Base::Math;
   using Base::classes_;
   using Base::p_;
-  using Base::kept_;
   using Base::smoothing_;
 
  public:
@@ -49,10 +46,10 @@ class IdRows : SoftmaxRows<scalar_t> {
       for (int64_t r = 0; r < rows; ++r) sums[r] += sum_of<acc_t>(n, [e = b.e + r * n](int64_t i) { return e[i]; });
     });
     for (int64_t r = 0; r < rows; ++r) b.others[r] = acc_t(sums[r]);
-    formula(b, rows);
+    compute_terms(b, rows, p_);
     double total = 0;
     for (int64_t r = 0; r < rows; ++r) {
-      const acc_t value = b.label[r] < 0 ? b.value_factor[r] : b.value_factor[r] * b.result[r].value;
+      const acc_t value = b.label[r] < 0 ? b.value_factor[r] : b.value_factor[r] * b.value[r];
       if (p_.loss_map) store(static_cast<scalar_t*>(p_.loss_map)[first + r], value);
       total += double(value);
     }
@@ -102,20 +99,6 @@ class IdRows : SoftmaxRows<scalar_t> {
     }
   }
 
-  void formula(Batch<acc_t>& b, int64_t rows) const {
-    this->with_gamma([&](auto modulator) {
-      const acc_t smoothing = smoothing_, kept = kept_, classes = acc_t(classes_);
-      if (smoothing == 0) {
-#pragma omp simd
-        for (int64_t r = 0; r < rows; ++r) b.result[r] = softmax_focal_row<Math>(b.own[r], b.others[r], b.distance[r], modulator);
-      } else {
-#pragma omp simd
-        for (int64_t r = 0; r < rows; ++r)
-          b.result[r] = smoothed_softmax_focal_row<Math>(b.own[r], b.others[r], b.distance[r], b.mean_distance[r], smoothing, kept, classes, modulator);
-      }
-    });
-  }
-
   void put(const Batch<acc_t>& b, int64_t r, int64_t row, int64_t c, int64_t n) const {
     scalar_t* const gradient = static_cast<scalar_t*>(p_.gradient) + row * classes_ + c;
     const acc_t* const e = b.e + r * n;
@@ -124,7 +107,7 @@ class IdRows : SoftmaxRows<scalar_t> {
       for (int64_t i = 0; i < n; ++i) store(gradient[i], factor);
       return;
     }
-    const acc_t others = factor * b.result[r].others, shift = factor * b.result[r].shift;
+    const acc_t others = factor * b.of_others[r], shift = factor * b.shift[r];
     if (smoothing_ == 0) {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) store(gradient[i], others * e[i]);
@@ -133,7 +116,7 @@ class IdRows : SoftmaxRows<scalar_t> {
       for (int64_t i = 0; i < n; ++i) store(gradient[i], others * e[i] - shift);
     }
     const int64_t y = b.label[r] - c;
-    if (y >= 0 && y < n) store(gradient[y], factor * b.result[r].own);
+    if (y >= 0 && y < n) store(gradient[y], factor * b.of_own[r]);
   }
 };
 
@@ -143,7 +126,18 @@ double run_scalar(const Problem& problem, int64_t first, int64_t last, const Com
   return IdRows<scalar_t>(problem, common.scale).run(first, last);
 }
 
+template <class acc_t>
+double run_planes(const Problem& problem, const Strip& strip, const Common& common) {
+  if (is_dense(problem.target)) return DensePlanes<acc_t>(problem, strip, common).run();
+  return IdPlanes<acc_t>(problem, strip, common).run();
+}
+
 }  // namespace
+
+double run_row_strip(const Problem& problem, const Strip& strip, const Common& common) {
+  if (problem.scalar == Scalar::f64) return run_planes<double>(problem, strip, common);
+  return run_planes<float>(problem, strip, common);
+}
 
 double run_rows(const Problem& problem, int64_t index, const Common& common) {
   const int64_t rows = rows_of_chunk(problem.classes), first = index * rows, rest = problem.rows - first, last = first + (rest < rows ? rest : rows);

@@ -2,8 +2,8 @@
 // Must not know: formulas, targets, and the standard library (see storage.h). Compiled once per instruction set.
 #pragma once
 #include "../losses/softmax_focal.h"
+#include "block.h"
 #include "kernels.h"
-#include "storage.h"
 
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
@@ -57,6 +57,41 @@ struct row_math<double> {
   using type = Double;
 };
 
+template <class acc_t, class F>
+void with_gamma(double gamma, F f) {
+  // fp64 is the accurate path, not the fast one: one instance serves every gamma.
+  if constexpr (sizeof(acc_t) == 8) f(AnyModulator(Exponent(gamma)));
+  else with_modulator(gamma, f);
+}
+
+// Rows with class ids, each of a few numbers: what the formula takes, and what it makes of them.
+template <class acc_t>
+struct RowTerms {
+  acc_t top[kMaxStrip], own[kMaxStrip], others[kMaxStrip], distance[kMaxStrip], mean_distance[kMaxStrip];  // m, e_y, the sum of the other e, m - x_y
+  acc_t value_factor[kMaxStrip], gradient_factor[kMaxStrip];
+  acc_t value[kMaxStrip], of_others[kMaxStrip], shift[kMaxStrip], of_own[kMaxStrip];
+};
+
+template <class acc_t>
+FOCAL_EXT_ONE_COPY void compute_terms(RowTerms<acc_t>& t, int64_t rows, const Problem& p) {
+  using Math = typename row_math<acc_t>::type;
+  const acc_t smoothing = acc_t(p.loss_parameters.smoothing), kept = acc_t(1 - p.loss_parameters.smoothing), classes = acc_t(p.classes);
+  // By pointers: what lies in arrays of a struct or behind a closure is not vectorised.
+  with_gamma<acc_t>(p.loss_parameters.gamma, [=, own = t.own, others = t.others, distance = t.distance, mean = t.mean_distance, value = t.value,
+                                                 of_others = t.of_others, shift = t.shift, of_own = t.of_own](auto modulator) {
+    const auto put = [=](int64_t r, SoftmaxRow<acc_t> row)
+                         FOCAL_EXT_INLINE_LAMBDA { value[r] = row.value, of_others[r] = row.others, shift[r] = row.shift, of_own[r] = row.own; };
+    if (smoothing == 0) {
+#pragma omp simd
+      for (int64_t r = 0; r < rows; ++r) put(r, softmax_focal_row<Math>(own[r], others[r], distance[r], modulator));
+    } else {
+#pragma omp simd
+      for (int64_t r = 0; r < rows; ++r)
+        put(r, smoothed_softmax_focal_row<Math>(own[r], others[r], distance[r], mean[r], smoothing, kept, classes, modulator));
+    }
+  });
+}
+
 template <class scalar_t>
 class SoftmaxRows {
  protected:
@@ -64,8 +99,7 @@ class SoftmaxRows {
   using Math = typename row_math<acc_t>::type;
 
   SoftmaxRows(const Problem& problem, double scale)
-      : p_(problem), scale_(acc_t(scale)), classes_(problem.classes), smoothing_(acc_t(problem.loss_parameters.smoothing)),
-        kept_(acc_t(1 - problem.loss_parameters.smoothing)) {}
+      : p_(problem), scale_(acc_t(scale)), classes_(problem.classes), smoothing_(acc_t(problem.loss_parameters.smoothing)) {}
 
   const scalar_t* row_at(int64_t row) const { return static_cast<const scalar_t*>(p_.inputs) + row * classes_; }
   acc_t alpha(int64_t c) const { return p_.alpha ? static_cast<const acc_t*>(p_.alpha)[c] : acc_t(p_.alpha_positive); }
@@ -102,17 +136,10 @@ class SoftmaxRows {
     for (int64_t i = 0; i < n; ++i) e[i] = exp_below<Math>(acc_t(load(x[i])), e[i]);
   }
 
-  template <class F>
-  void with_gamma(F f) const {
-    // fp64 is the accurate path, not the fast one: one instance serves every gamma.
-    if constexpr (sizeof(acc_t) == 8) f(AnyModulator(Exponent(p_.loss_parameters.gamma)));
-    else with_modulator(p_.loss_parameters.gamma, f);
-  }
-
   const Problem& p_;
   const acc_t scale_;
   const int64_t classes_;
-  const acc_t smoothing_, kept_;  // 1 - smoothing
+  const acc_t smoothing_;
 };
 
 }  // namespace
