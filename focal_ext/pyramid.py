@@ -6,7 +6,7 @@
 and calling the function over rows, to rounding. On the CPU every gradient is the same to the bit, unless one weight an image is given, which is
 multiplied first. Gradients come back in each level's own memory format.
 
-The softmax focal loss copies the levels into rows first, and so do all losses but the sigmoid focal loss on CUDA.
+On CUDA all losses but the sigmoid focal loss copy the levels into rows first.
 
 Args:
     levels: logits [B, A * K, H_l, W_l] of each level, channel ``a * K + k`` for anchor a and class k, as torchvision, detectron2 and mmdet

@@ -9,6 +9,7 @@ import focal_ext
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, Implementation
+from pairwise import rows_of_every_pair
 from test_autograd import Ops
 from torch import Tensor
 
@@ -35,7 +36,9 @@ ROWS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "asymmetric": ("asymmetric_loss", IDS, {}),
     "softmax": ("softmax_focal_loss", IDS, {"ignore_index": -2}),
     "softmax, weight": ("softmax_focal_loss", IDS, {"ignore_index": -2, "weight": OF_POSITIONS[:, 0], "alpha": PER_CLASS}),
+    "softmax, weight of images, smoothed": ("softmax_focal_loss", IDS, {"ignore_index": -2, "weight": OF_IMAGES[:, 0], "label_smoothing": 0.1, "gamma": 1.7}),
     "softmax, dense": ("softmax_focal_loss", DENSE, {}),
+    "softmax, dense, some ignored": ("softmax_focal_loss", DENSE.where(IDS[:, None] != 1, -100.0), {"weight": OF_POSITIONS[0, 0], "alpha": PER_CLASS}),
 }
 
 
@@ -63,25 +66,74 @@ def test_loss_and_gradient_are_those_of_logits_whose_classes_were_moved(row: str
     assert torch.allclose(gradient, expected.movedim(-1, 1), rtol=1e-9, atol=1e-14)
 
 
+SHAPES = {"1d": (2, 5, 12), "2d": (2, 5, 3, 4), "3d": (2, 5, 2, 3, 2), "classes third": (2, 3, 5, 7)}
+IN_PLACE = ["ids", "ids, weight of images", "ids, weight of classes", "quality", "varifocal", "asymmetric", "softmax", "softmax, dense"]
+
+
 @pytest.mark.native
-@pytest.mark.parametrize("shape", [(2, 5, 12), (2, 5, 3, 4), (2, 5, 2, 3, 2)], ids=lambda shape: f"{len(shape) - 2}d")
-@pytest.mark.parametrize("row", ["ids", "quality", "varifocal", "asymmetric"])
-def test_planes_of_any_number_of_dimensions_are_read_in_place(row: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("row, shape, reduction", [row.values() for row in rows_of_every_pair({"row": tuple(IN_PLACE), "shape": tuple(SHAPES), "reduction": ("sum", "none")})])
+def test_planes_of_any_number_of_dimensions_are_read_in_place(row: str, shape: str, reduction: str) -> None:
     name, _, options = ROWS[row]
-    x, ids = torch.randn(shape, requires_grad=True), torch.randint(-1, 6, (2, *shape[2:]))
-    targets = (ids, torch.rand(ids.shape)) if name in ("quality_focal_loss", "varifocal_loss") else ids
-    options = {key: value for key, value in options.items() if key != "weight"}
+    dim = 2 if shape == "classes third" else 1
+    x = torch.randn(SHAPES[shape], requires_grad=True)
+    ids = torch.randint(0, 5, (*x.shape[:dim], *x.shape[dim + 1 :]))
+    scored, dense = name in ("quality_focal_loss", "varifocal_loss"), "dense" in row
+    targets = (ids, torch.rand(ids.shape)) if scored else torch.rand(x.shape) if dense else ids
+    factors = {"ids, weight of images": (*x.shape[:dim], *[1] * (x.dim() - dim)), "ids, weight of classes": (5, *[1] * (x.dim() - 1 - dim))}
+    options = {key: value for key, value in options.items() if key != "weight"} | {"class_dim": dim, "reduction": reduction}
+    if row in factors:
+        options["weight"] = torch.rand(factors[row])
+    upstream = torch.rand(()) if reduction == "sum" else torch.rand(ids.shape if name == "softmax_focal_loss" else x.shape)
     with Ops() as seen:
-        getattr(focal_ext, name)(x, targets, class_dim=1, reduction="sum", **options).backward()
-    assert "focal_ext.pyramid_loss_and_gradient" in seen.names and not [name for name in seen.names if any(copy in name for copy in ("copy", "clone", "cat"))]
-    want = torch.autograd.grad(getattr(focal_ext.reference, name)(x, targets, class_dim=1, reduction="sum", **options), x)[0]
-    assert x.grad.is_contiguous() and torch.allclose(x.grad, want, rtol=1e-4, atol=1e-6)
+        loss = getattr(focal_ext, name)(x, targets, **options)
+        loss.backward(upstream)
+    wanted = {"focal_ext.pyramid_loss_map", "focal_ext.pyramid_gradient"} if reduction == "none" else {"focal_ext.pyramid_loss_and_gradient"}
+    assert wanted <= set(seen.names) and not [name for name in seen.names if any(copy in name for copy in ("copy", "clone", "cat"))]
+    want = getattr(focal_ext.reference, name)(x, targets, **options)
+    assert torch.allclose(loss, want, rtol=1e-4, atol=1e-6)
+    assert x.grad.is_contiguous() and torch.allclose(x.grad, torch.autograd.grad(want, x, upstream)[0], rtol=1e-4, atol=1e-6)
 
 
-def test_compiled_and_as_a_module_it_is_the_same() -> None:
+@pytest.mark.native
+@pytest.mark.parametrize("classes, positions", [(3, 1500), (130, 200), (1100, 70)])
+@pytest.mark.parametrize("targets", ["ids", "dense"])
+def test_softmax_rows_that_are_ignored_are_zero_whatever_their_logits_are_and_the_gradient_may_replace_them(targets: str, classes: int, positions: int) -> None:
+    """Rows that are ignored are 0 whatever stands there; others have the numbers of rows to rounding; the gradient may replace the logits."""
+    rng = torch.Generator().manual_seed(0)
+    x, ids = torch.randn(2, classes, positions, generator=rng) * 4, torch.randint(classes, (2, positions), generator=rng)
+    ignored = torch.rand(ids.shape, generator=rng) < 0.1
+    x, ids = x.masked_fill(ignored[:, None] & (torch.rand(x.shape, generator=rng) < 0.3), torch.nan), ids.masked_fill(ignored, -100)
+    dense = torch.rand(x.shape, generator=rng).masked_fill(ignored[:, None], -100.0)
+    chosen, of_rows = (ids, ids) if targets == "ids" else (dense, dense.movedim(1, -1))
+    gradients, values = [], []
+    for of_planes, overwrite in ((True, False), (True, True), (False, False)):
+        leaf = x.clone().requires_grad_()
+        inner = leaf * 1 if of_planes else leaf.movedim(1, -1)
+        loss = focal_ext.softmax_focal_loss(inner, chosen if of_planes else of_rows, class_dim=1 if of_planes else -1, overwrite_inputs=overwrite)
+        (gradient,) = torch.autograd.grad(loss, inner)
+        gradients.append(gradient if of_planes else gradient.movedim(-1, 1))
+        values.append(loss.detach())
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(values[0], values[1])
+    assert not gradients[0][ignored[:, None].expand(x.shape)].any() and gradients[0].isfinite().all()
+    room = 1e-5 * gradients[2].abs().amax(1, keepdim=True)  # of dense targets a gradient is a difference
+    assert ((gradients[0] - gradients[2]).abs() <= room).all() and torch.allclose(values[0], values[2])
+
+
+@pytest.mark.parametrize("row", ["ids", "softmax, weight", "softmax, dense"])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_compiled_it_is_the_same(reduction: str, row: str) -> None:
+    name, targets, options = ROWS[row]
+    x = X.clone().requires_grad_()
+    call = lambda x: getattr(focal_ext, name)(x, targets, class_dim=1, reduction=reduction, **options)  # noqa: E731
+    want = call(x)
+    torch._dynamo.reset()
+    got = torch.compile(call, fullgraph=True, backend="aot_eager")(x)
+    assert torch.allclose(got, want) and torch.allclose(*(torch.autograd.grad(loss.square().sum(), x)[0] for loss in (got, want)))
+
+
+def test_as_a_module_it_is_the_same() -> None:
     want = focal_ext.sigmoid_focal_loss(X, IDS, class_dim=1, reduction="sum")
-    compiled = torch.compile(lambda x: focal_ext.sigmoid_focal_loss(x, IDS, class_dim=1, reduction="sum"), fullgraph=True, backend="aot_eager")
-    assert torch.allclose(compiled(X), want) and torch.equal(focal_ext.SigmoidFocalLoss(class_dim=1, reduction="sum")(X, IDS), want)
+    assert torch.equal(focal_ext.SigmoidFocalLoss(class_dim=1, reduction="sum")(X, IDS), want)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -104,6 +156,8 @@ def wrong_calls() -> Iterator[tuple[dict[str, Any], type[Exception], str]]:
     yield {"class_dim": True}, TypeError, r"class_dim: must be an integer, got bool"
     yield {"targets": IDS[:, :2]}, ValueError, r"targets: with class_dim=1 shape must be \(2, 7, 6\) for class ids or \(2, 5, 7, 6\) for dense targets, got \(2, 2, 6\)"
     yield {"targets": 3}, TypeError, r"targets: must be a torch.Tensor.*int"
+    yield {"weight": OF_POSITIONS[:, 0]}, ValueError, r"weight: with class_dim=1 must broadcast to inputs, \(2, 5, 7, 6\), got \(2, 7, 6\)"
+    yield {"overwrite_inputs": True, "inputs": X.clone().requires_grad_()}, ValueError, r"overwrite_inputs: inputs is a leaf that requires grad"
     yield {"targets": IDS.masked_fill(IDS == 3, 77)}, ValueError, r"targets: class id 77 at anchor \d+ is outside \[0, 5\)"
 
 

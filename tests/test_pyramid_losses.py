@@ -16,7 +16,6 @@ IDS = labels(SHAPE)
 SCORES = torch.rand(IDS.shape, generator=torch.Generator().manual_seed(0))
 WEIGHTS = {"": None, "of images": torch.tensor([[0.5], [2.0], [0.0]]), "of anchors": torch.rand(IDS.shape, generator=torch.Generator().manual_seed(1))}
 LOSSES = focal_ext.pyramid.__all__
-IN_PLACE = [name for name in LOSSES if name != "softmax_focal_loss"]
 
 
 def given(loss: str, shape: Shape = SHAPE) -> tuple[Any, Any]:
@@ -53,7 +52,7 @@ def test_the_reference_has_the_same_function(loss: str) -> None:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("loss", IN_PLACE)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_levels_are_read_where_they_are(loss: str) -> None:
     levels = leaves(maps(SHAPE, "mixed"))
     with Ops() as seen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import IMPLEMENTATIONS, Implementation
+from cases import IMPLEMENTATIONS, Call, Implementation
 from rounding import outside
 from softmax_oracle import closed, expected, textbook_point
 from softmax_table import LOSS, ROWS, Row, build
@@ -33,8 +33,30 @@ def first_off(what: str, got: Tensor, want: Tensor, off: Tensor) -> str:
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_loss_and_gradient_are_those_of_the_closed_form(row: Row, implementation: Implementation) -> None:
     call = build(row)
+    assert_right(row, implementation, call, *call.run(implementation, LOSS))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("row", [row for row in ROWS if len(row.shape) > 1][::2], ids=str)
+def test_planes_are_as_exact_as_rows(row: Row) -> None:
+    """The rows of the table as positions: of a matrix those of one image."""
+    call, native = build(row), IMPLEMENTATIONS[0]
+    added = call.inputs.dim() == 2
+
+    def planes(t: Tensor) -> Tensor:
+        return (t[None] if added else t).movedim(-1, 1).contiguous()
+
+    dense = call.targets.dim() == call.inputs.dim()
+    targets = planes(call.targets) if dense else call.targets[None] if added else call.targets
+    upstream = call.upstream[None] if added and call.upstream.dim() else call.upstream
+    moved = Call(planes(call.inputs), targets, {**call.options, "class_dim": 1}, upstream)
+    loss, gradient = moved.run(native, LOSS)
+    gradient = gradient.movedim(1, -1)
+    assert_right(row, native, call, loss[0] if added and loss.dim() else loss, gradient[0] if added else gradient)
+
+
+def assert_right(row: Row, implementation: Implementation, call: Call, loss: Tensor, gradient: Tensor) -> None:
     want = expected(call)
-    loss, gradient = call.run(implementation, LOSS)
     assert loss.shape == want.loss.shape and gradient.shape == call.inputs.shape
     narrow = call.inputs.dtype in (torch.bfloat16, torch.float16)
     assert gradient.dtype == call.inputs.dtype
