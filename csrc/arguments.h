@@ -208,8 +208,8 @@ class Levels {
     if (given_.batch_dims > 0 || grad_output.dim() == 0) return given_.set_factor(p, like(), grad_output);
     if (!has_row_losses(p)) check_one_of_planes();
     upstream_ = as_contiguous(grad_output, "grad_output");
-    STD_TORCH_CHECK(upstream_->numel() == (has_row_losses(p) ? p.rows : numel(p)) && upstream_->scalar_type() == like().scalar_type() &&
-                        on_device_of(*upstream_, like()),
+    STD_TORCH_CHECK(
+        upstream_->numel() == (has_row_losses(p) ? p.rows : numel(p)) && upstream_->scalar_type() == like().scalar_type() && on_device_of(*upstream_, like()),
         "grad_output: must be a factor, or of the shape of the unreduced loss and the dtype of the levels, on their device");
     p.grad_output = upstream_->const_data_ptr();
     p.grad_output_per_element = true;

@@ -159,7 +159,7 @@ constexpr auto levels_gradient_ = &gradient_<Levels, Tensors>;
 #define FOCAL_EXT_REGISTER(m)                                               \
   m.impl("loss", TORCH_BOX(rows_loss));                                     \
   m.impl("loss_and_gradient", TORCH_BOX(rows_loss_and_gradient));           \
-  m.impl("loss_map", TORCH_BOX(rows_loss_map));                                 \
+  m.impl("loss_map", TORCH_BOX(rows_loss_map));                             \
   m.impl("gradient", TORCH_BOX(rows_gradient));                             \
   m.impl("gradient_", TORCH_BOX(rows_gradient_));                           \
   m.impl("pyramid_loss", TORCH_BOX(levels_loss));                           \

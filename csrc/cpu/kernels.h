@@ -49,13 +49,13 @@ using StripKernel = double (*)(const Problem& problem, const Strip& strip, const
 // Computes the entries of chunk `index` of the 65,536 logits.
 using TableKernel = void (*)(const Problem& problem, int64_t index, double scale, Entry* table);
 
-#define FOCAL_EXT_DECLARE_LEVEL(level)                                                \
-  namespace level {                                                                   \
-  double run_chunk(const Problem& problem, int64_t index, const Common& common);      \
-  double run_rows(const Problem& problem, int64_t index, const Common& common);       \
-  double run_strip(const Problem& problem, const Strip& strip, const Common& common); \
+#define FOCAL_EXT_DECLARE_LEVEL(level)                                                    \
+  namespace level {                                                                       \
+  double run_chunk(const Problem& problem, int64_t index, const Common& common);          \
+  double run_rows(const Problem& problem, int64_t index, const Common& common);           \
+  double run_strip(const Problem& problem, const Strip& strip, const Common& common);     \
   double run_row_strip(const Problem& problem, const Strip& strip, const Common& common); \
-  void run_table(const Problem& problem, int64_t index, double scale, Entry* table);  \
+  void run_table(const Problem& problem, int64_t index, double scale, Entry* table);      \
   }
 FOCAL_EXT_DECLARE_LEVEL(baseline)
 #if defined(__x86_64__)

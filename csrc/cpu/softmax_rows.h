@@ -86,8 +86,7 @@ FOCAL_EXT_ONE_COPY void compute_terms(RowTerms<acc_t>& t, int64_t rows, const Pr
       for (int64_t r = 0; r < rows; ++r) put(r, softmax_focal_row<Math>(own[r], others[r], distance[r], modulator));
     } else {
 #pragma omp simd
-      for (int64_t r = 0; r < rows; ++r)
-        put(r, smoothed_softmax_focal_row<Math>(own[r], others[r], distance[r], mean[r], smoothing, kept, classes, modulator));
+      for (int64_t r = 0; r < rows; ++r) put(r, smoothed_softmax_focal_row<Math>(own[r], others[r], distance[r], mean[r], smoothing, kept, classes, modulator));
     }
   });
 }

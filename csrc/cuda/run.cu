@@ -262,6 +262,8 @@ const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_bl
     return each_group(p.problem.groups, [&](int64_t g) { return run(group_of(p, g, levels), workspace, stream, max_blocks); });
   }
   if (p.problem.loss_parameters.loss != Loss::sigmoid_focal) return "focal_ext: levels of this loss have no kernel; copy them into rows";
+  if (p.problem.loss_map || p.problem.grad_output_per_element || p.problem.weight_class_stride)
+    return "focal_ext: unreduced losses of levels and weights of classes have no kernel; copy them into rows";
   if (p.problem.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
