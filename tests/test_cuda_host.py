@@ -12,6 +12,7 @@ from typing import Any
 
 import focal_ext
 import pytest
+import test_batch_dims
 import test_empty
 import test_extremes
 import torch
@@ -20,6 +21,7 @@ from cuda_host import build, family, table
 from cuda_host.ops import HostOps
 from family import MEMBERS, Member
 from focal_ext import _arguments, _autograd
+from pairwise import rows_of_every_pair
 from torch import Tensor
 
 pytestmark = [pytest.mark.native, pytest.mark.skipif(build.why_impossible() is not None, reason=f"the kernels cannot be compiled here: {build.why_impossible()}")]
@@ -93,6 +95,26 @@ def test_the_other_losses_move_no_further_from_the_reference_than_their_terms_al
 def test_two_numbers_per_instruction_are_as_good_for_the_other_losses(row: family.Row, grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, PACKED, grid)
     family.check(row, grid)
+
+
+BATCHES = list(zip(itertools.cycle(table.GRIDS), rows_of_every_pair(test_batch_dims.AXES, test_batch_dims.is_possible, seed=1)))
+
+
+@pytest.mark.parametrize("grid, row", BATCHES[:: EVERY[0]], ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value))
+def test_a_loss_for_each_index_of_a_batch_is_that_of_a_call_of_its_own(row: dict[str, Any], grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FLAVOUR, grid)
+    test_batch_dims.check(getattr(focal_ext, row["loss"]), **row, error=3e-5)  # 2.5e-5 is the budget of the stream of half types (table.py)
+
+
+@grids
+@dtypes
+def test_groups_whose_factor_is_1_are_not_scaled(dtype: torch.dtype, grid: int) -> None:
+    for size in (1, 7, 8, 100, 4099):  # groups that begin anywhere
+        integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        gradient = torch.full((33, size), SIGNALLING_NAN[dtype], dtype=integer).view(dtype)
+        gradient[1::2] = 0.5
+        ops(grid).scale_(gradient, torch.tensor([1.0, 3.0] * 16 + [1.0], dtype=_arguments.accumulation_dtype(dtype)))
+        assert (gradient.view(integer)[::2] == SIGNALLING_NAN[dtype]).all() and (gradient[1::2] == 1.5).all()
 
 
 @pytest.mark.parametrize("formula", family.FORMULAS)

@@ -1,7 +1,7 @@
 // Owns: the argument of the focal kernel, and the tile: the neighbouring logits that one warp owns.
 // Must not know: which formula runs over it.
 #pragma once
-#include "normaliser.cuh"
+#include "batch.cuh"
 #include "plan.h"
 #include "vector.cuh"
 
@@ -28,9 +28,10 @@ struct Arguments {
   const scalar_t* inputs;  // may be `gradient` itself: never read through the read-only cache
   scalar_t* gradient;
   scalar_t* loss_map;
-  acc_t* partials;  // one per block, or null
+  acc_t* partials;  // one per block, of groups one per tile; or null
 
-  int64_t numel;
+  int64_t numel;  // of a group
+  Batch<acc_t> batch;
   uint32_t tiles, tile_elements, tile_rows;  // the latter 0 where tiles begin anywhere
   uint32_t classes, classes_reciprocal;      // floor((2^32 - 1) / classes)
   uint64_t classes_wide_reciprocal;          // floor((2^64 - 1) / classes)
@@ -76,13 +77,16 @@ __device__ Place place_of(const Arguments<scalar_t>& a, const Tile& tile, uint32
 }
 
 template <class scalar_t>
-__device__ Tile tile_at(const Arguments<scalar_t>& a, uint32_t index) {
+__device__ Tile tile_at(const Arguments<scalar_t>& a, uint32_t index, uint32_t group) {
+  index -= group * a.batch.tiles.value;
   Tile t;
   t.first_element = int64_t(index) * a.tile_elements;
   t.elements = a.numel - t.first_element < a.tile_elements ? uint32_t(a.numel - t.first_element) : a.tile_elements;
   t.first_row = a.tile_rows ? int64_t(index) * a.tile_rows : quotient(t.first_element, a.classes, a.classes_wide_reciprocal);
   t.offset = a.tile_rows ? 0 : uint32_t(t.first_element - t.first_row * a.classes);
   t.rows = row_of(t.offset + t.elements - 1, a.classes, a.classes_reciprocal) + 1;
+  t.first_element += group * a.numel;
+  t.first_row += group * a.batch.rows;
   if (FOCAL_EXT_PLANTED(index_32)) t.first_element = uint32_t(t.first_element);
   return t;
 }

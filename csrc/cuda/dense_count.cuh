@@ -26,15 +26,17 @@ struct Dense {
   }
 };
 
-// counts[block] = runs of `width` targets of which none is ignored: logits for a width of 1, else rows, which a warp reads.
-__global__ __launch_bounds__(kScanThreads) void count_dense_kernel(const __grid_constant__ Dense dense, int64_t runs, int64_t width, uint32_t* counts) {
+// counts[block] = of a part of a group of `runs` of `width` targets those of which none is ignored: logits for a width of 1, else rows, which a warp reads.
+__global__ __launch_bounds__(kScanThreads) void count_dense_kernel(
+    const __grid_constant__ Dense dense, int64_t runs, int64_t width, uint32_t parts, uint32_t* counts) {
+  const uint32_t group = blockIdx.x / parts, part = blockIdx.x - group * parts;
   const uint32_t lanes = width == 1 ? 1 : 32, lane = threadIdx.x % lanes;
-  const int64_t at_once = int64_t(gridDim.x) * (kScanThreads / lanes);
+  const int64_t at_once = int64_t(parts) * (kScanThreads / lanes);
   uint32_t count = 0;
-  for (int64_t first = int64_t(blockIdx.x) * (kScanThreads / lanes); first < runs; first += at_once) {
+  for (int64_t first = int64_t(part) * (kScanThreads / lanes); first < runs; first += at_once) {
     const int64_t run = first + threadIdx.x / lanes;
     bool kept = run < runs;
-    for (int64_t c = lane; run < runs && c < width; c += lanes) kept &= dense.keeps(run * width + c);
+    for (int64_t c = lane; run < runs && c < width; c += lanes) kept &= dense.keeps((group * runs + run) * width + c);
     if (lanes == 32) kept = __ballot_sync(~0u, !kept) == 0 && lane == 0;
     count += kept;
   }

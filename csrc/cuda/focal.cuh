@@ -173,14 +173,22 @@ __global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, Targets, Loss>
   acc_t sum = 0;
   for (uint32_t index = blockIdx.x * kWarps + warp; index < a.tiles; index += gridDim.x * kWarps) {
     if (lane == 0) {
-      const Tile tile = tile_at(a, index);
+      const uint32_t group = quotient(index, a.batch.tiles);
+      const Tile tile = tile_at(a, index, group);
       own.tile = tile;  // a store of its own: ThreadSanitizer does not see how a result is written
+      if (a.batch.factors) own.factor = a.batch.factors[group];
     }
     __syncwarp();
     sum += one_tile(a, targets, lane, own, class_slots, loss);
+    if (a.batch.factors) {
+#pragma unroll 1  // a rare loop, in every kernel of the library
+      for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+      if (lane == 0) a.partials[index] = sum;
+      sum = 0;
+    }
     if (!FOCAL_EXT_PLANTED(overwritten_labels)) __syncwarp();  // the next tile's labels overwrite this one's
   }
-  if (!a.partials) return;
+  if (!a.partials || a.batch.factors) return;
   const acc_t total = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) a.partials[blockIdx.x] = total;
 }

@@ -52,12 +52,13 @@ inline __device__ int label_at(const Ids& a, int64_t row) {
 // As many blocks as a warp has lanes times 4, so that each warp of the main kernel adds the counts with one 16-byte load a lane.
 constexpr int kScanBlocks = 128, kScanThreads = 512;
 
-// counts[block] = positive rows, or rows that are not ignored. Fewer rows than 2^32 in each block.
+// counts[block] = positive rows, or rows that are not ignored, of a part of a group of `rows`. Fewer rows than 2^32 in each block.
 template <bool positives>
-__global__ __launch_bounds__(kScanThreads) void count_rows_kernel(const __grid_constant__ Ids ids, int64_t rows, uint32_t* counts) {
+__global__ __launch_bounds__(kScanThreads) void count_rows_kernel(const __grid_constant__ Ids ids, int64_t rows, uint32_t parts, uint32_t* counts) {
+  const uint32_t group = blockIdx.x / parts, part = blockIdx.x - group * parts;
   uint32_t count = 0;
-  for (int64_t row = int64_t(blockIdx.x) * kScanThreads + threadIdx.x; row < rows; row += int64_t(gridDim.x) * kScanThreads) {
-    const int label = label_at(ids, row);
+  for (int64_t row = int64_t(part) * kScanThreads + threadIdx.x; row < rows; row += int64_t(parts) * kScanThreads) {
+    const int label = label_at(ids, group * rows + row);
     count += positives ? label >= 0 : label != kIgnored;
   }
   const uint32_t total = block_sum<kScanThreads>(count);

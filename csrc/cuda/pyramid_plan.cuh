@@ -6,7 +6,6 @@
 namespace focal_ext::cuda {
 
 inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-inline Count count_of(int64_t n) { return {uint32_t(n), 0xffffffffu / uint32_t(n)}; }
 
 // Parts of `n` of nearly equal size, none above `most`; a size is a multiple of `unit`, which divides `most`.
 inline int64_t equal_parts(int64_t n, int64_t most, int64_t unit) {

@@ -14,17 +14,6 @@ constexpr uint32_t kMaxLevels = 16;  // of one launch: kernels take 4 KB of argu
 template <class scalar_t>
 constexpr uint32_t kMaxLabels = 32 * kVector<scalar_t> > int(kMaxTileRows) ? 32 * kVector<scalar_t> : kMaxTileRows;
 
-// A divisor of 32-bit numbers.
-struct Count {
-  uint32_t value, reciprocal;  // floor((2^32 - 1) / value)
-};
-
-// i / by, without a division: the reciprocal is rounded down, so the product is at most one too small.
-inline __device__ uint32_t quotient(uint32_t i, Count by) {
-  const uint32_t q = __umulhi(i, by.reciprocal);
-  return i - q * by.value >= by.value ? q + 1 : q;
-}
-
 template <class scalar_t>
 struct LevelArguments {
   const scalar_t* inputs;  // may be `gradient` itself

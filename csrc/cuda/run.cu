@@ -52,7 +52,7 @@ bool is_per_class(const Problem& p) { return p.alpha || (p.weight && p.weight_cl
 
 Flow choose_flow(const Problem& p) {
   const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) && (!is_dense(p.target) || is_aligned(p.targets)) &&
-                       (!p.grad_output_per_element || is_aligned(p.grad_output));
+                       (!p.grad_output_per_element || is_aligned(p.grad_output)) && (p.groups == 1 || numel(p) / p.groups % kTileUnit == 0);
   const bool weight_per_logit = p.weight && p.weight_row_stride != 0 && p.weight_class_stride != 0;
   const bool plain = !weight_per_logit && (p.alpha || p.alpha_negative != 0) && !(p.gradient && p.loss_map);
   const bool is_sigmoid_focal = p.loss_parameters.loss == Loss::sigmoid_focal;
@@ -76,14 +76,20 @@ bool reads_rows(const Problem& p) { return !is_dense(p.target) || p.weight || p.
 
 bool needs_counts(const Problem& p) { return p.divisor == Divisor::kept || p.divisor == Divisor::positives; }
 
+// Counts of each group, which so many blocks share.
+uint32_t parts_of(int64_t groups) { return groups < kScanBlocks ? uint32_t(kScanBlocks / groups) : 1; }
+
 const char* count_rows(const Problem& p, uint32_t* counts, void* stream) {
+  const uint32_t parts = parts_of(p.groups), blocks = uint32_t(p.groups * parts);
+  const int64_t rows = p.rows / p.groups;
   if (is_dense(p.target)) {
     const bool of_rows = has_row_losses(p);
     const Dense targets = {p.targets, p.target, p.scalar, ignored_target(p)};
-    return launch(count_dense_kernel, kScanBlocks, kScanThreads, stream, targets, of_rows ? p.rows : numel(p), of_rows ? p.classes : int64_t(1), counts);
+    return launch(
+        count_dense_kernel, blocks, kScanThreads, stream, targets, of_rows ? rows : rows * p.classes, of_rows ? p.classes : int64_t(1), parts, counts);
   }
   const auto kernel = p.divisor == Divisor::positives ? count_rows_kernel<true> : count_rows_kernel<false>;
-  return launch(kernel, kScanBlocks, kScanThreads, stream, ids_of(p), p.rows, counts);
+  return launch(kernel, blocks, kScanThreads, stream, ids_of(p), rows, parts, counts);
 }
 
 template <class acc_t>
@@ -99,10 +105,11 @@ Arguments<scalar_t> arguments_of(const Problem& p, const Cut& tiles, const uint3
   a.gradient = static_cast<scalar_t*>(p.gradient);
   a.loss_map = static_cast<scalar_t*>(p.loss_map);
   a.partials = p.loss ? partials : nullptr;
-  a.numel = numel(p);
+  a.numel = numel(p) / p.groups;
+  if (tiles.tiles > 0) a.batch.tiles = count_of(tiles.tiles);
   a.tile_rows = reads_rows(p) ? tiles.tile_rows : 0;
   a.tile_elements = tiles.elements;
-  a.tiles = uint32_t(tiles.tiles);
+  a.tiles = uint32_t(tiles.tiles * p.groups);
   a.classes = reads_rows(p) ? uint32_t(p.classes) : kMaxTileElements;
   a.classes_reciprocal = 0xffffffffu / a.classes;
   a.classes_wide_reciprocal = ~uint64_t(0) / a.classes;
@@ -154,6 +161,58 @@ const char* run_as(const Problem& p, const Cut& tiles, void* workspace, void* st
     if (const char* error = start_focal<scalar_t>(p, arguments, blocks, stream)) return error;
   }
   return finish<acc_t>(p, counts, partials, blocks, stream);
+}
+
+// What a call with several groups needs beside the results, one after the other.
+struct BatchWorkspace {
+  int64_t counts, divisors, factors, sums, bytes;  // where they begin
+
+  BatchWorkspace(const Problem& p, const Cut& tiles) {
+    const auto rounded = [](int64_t n) { return (n + 255) / 256 * 256; };
+    counts = 0;
+    divisors = rounded(p.groups * parts_of(p.groups) * int64_t(sizeof(uint32_t)));
+    factors = divisors + rounded(p.groups * int64_t(sizeof(double)));
+    sums = factors + rounded(p.groups * int64_t(sizeof(double)));
+    bytes = sums + p.groups * tiles.tiles * int64_t(sizeof(double));
+  }
+};
+
+constexpr int64_t kMaxGroups = (int64_t(1) << 31) - 1;
+
+// Of a group. One that fits a tile is one.
+Cut cut_group(const Problem& p, uint32_t least_tiles) {
+  const int64_t rows = p.rows / p.groups, numel = rows * p.classes, least = (least_tiles + p.groups - 1) / p.groups;
+  if (numel == 0) return {};
+  if (least == 1 && numel <= kMaxTileElements && (rows <= kMaxTileRows || !reads_rows(p))) return {kMaxTileElements, 0, 1};
+  return cut(rows, p.classes, reads_rows(p), uint32_t(least));
+}
+
+// All groups in one launch of each kernel.
+template <class scalar_t>
+const char* run_batch(const Problem& p, const Cut& tiles, char* workspace, void* stream, uint32_t max_blocks) {
+  using acc_t = acc_of<scalar_t>;
+  const BatchWorkspace places(p, tiles);
+  const auto at = [&](int64_t place) { return reinterpret_cast<acc_t*>(workspace + place); };
+  uint32_t* const counts = reinterpret_cast<uint32_t*>(workspace + places.counts);
+  if (tiles.tiles > 0) {
+    if (needs_counts(p))
+      if (const char* error = count_rows(p, counts, stream)) return error;
+    const Dividing<acc_t> dividing = {normaliser_of<acc_t>(p, counts), parts_of(p.groups), p.divisor_per_group, p.grad_output_per_group, p.gradient != nullptr,
+        static_cast<const acc_t*>(p.grad_output)};
+    const uint32_t wanted = uint32_t((p.groups + kBatchThreads - 1) / kBatchThreads), grid = wanted < max_blocks ? wanted : max_blocks;
+    if (const char* error = launch(divide_kernel<acc_t>, grid, kBatchThreads, stream, dividing, p.groups, at(places.divisors), at(places.factors)))
+      return error;
+    Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, tiles, nullptr, at(places.sums));
+    arguments.partials = at(places.sums);  // also where no loss is wanted
+    arguments.batch = {at(places.factors), count_of(tiles.tiles), p.rows / p.groups};
+    arguments.normaliser = {Divisor::value, acc_t(1), nullptr, nullptr, 1};  // the factors have it
+    arguments.upstream = nullptr;
+    if (const char* error = start_focal<scalar_t>(p, arguments, blocks_for(arguments.tiles, max_blocks), stream)) return error;
+  }
+  if (!p.loss) return nullptr;
+  const int64_t at_once = tiles.tiles <= kFewTiles ? kFinishThreads / 32 : 1;
+  return launch(finish_groups_kernel<acc_t>, uint32_t((p.groups + at_once - 1) / at_once), kFinishThreads, stream, at(places.sums), uint32_t(tiles.tiles),
+      at(places.divisors), p.groups, static_cast<acc_t*>(p.loss));
 }
 
 // What all levels share.
@@ -214,7 +273,10 @@ const char* run_as(const Pyramid& pyramid, void* workspace, void* stream, uint32
 
 }  // namespace
 
-size_t workspace_bytes(const Problem&) { return kCountsBytes + kMaxBlocks * sizeof(double); }
+size_t workspace_bytes(const Problem& p) {
+  const size_t of_one = kCountsBytes + kMaxBlocks * sizeof(double);
+  return p.groups <= 1 || has_row_losses(p) ? of_one : size_t(BatchWorkspace(p, cut_group(p, kLeastTiles)).bytes);
+}
 
 size_t workspace_bytes(const Pyramid& p) { return kCountsBytes + (p.level_count + kMaxLevels - 1) / kMaxLevels * kMaxBlocks * sizeof(double); }
 
@@ -227,12 +289,17 @@ const char* each_group(int64_t groups, RunGroup run_group) {
 }
 
 const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_blocks, uint32_t least_tiles) {
-  if (p.groups != 1) return each_group(p.groups, [&](int64_t g) { return run(group_of(p, g), workspace, stream, max_blocks, least_tiles); });
+  if (p.groups == 0) return nullptr;
+  if (p.groups > 1 && has_row_losses(p))
+    return each_group(p.groups, [&](int64_t g) { return run(group_of(p, g), workspace, stream, max_blocks, least_tiles); });
   if (has_row_losses(p) && p.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (!has_row_losses(p) && reads_rows(p) && p.classes > kMaxClasses) return "focal_ext: 2^31 classes or more";
-  const Cut tiles = has_row_losses(p) || numel(p) == 0 ? Cut{} : cut(p.rows, p.classes, reads_rows(p), least_tiles);
-  if (tiles.tiles > kMaxTiles) return "focal_ext: more than 2^32 tiles";
+  if (p.groups > kMaxGroups) return "focal_ext: 2^31 groups or more";
+  const bool one = p.groups == 1;
+  const Cut tiles = has_row_losses(p) || numel(p) == 0 ? Cut{} : one ? cut(p.rows, p.classes, reads_rows(p), least_tiles) : cut_group(p, least_tiles);
+  if (tiles.tiles > kMaxTiles / p.groups) return "focal_ext: more than 2^32 tiles";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
+  if (!one) return with_scalar(p.scalar, [&](auto s) { return run_batch<decltype(s)>(p, tiles, static_cast<char*>(workspace), stream, max_blocks); });
   return with_scalar(p.scalar, [&](auto s) { return run_as<decltype(s)>(p, tiles, workspace, stream, max_blocks); });
 }
 
@@ -269,21 +336,15 @@ const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_bl
   return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
 }
 
-const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factor, int64_t groups, void* stream, uint32_t max_blocks) {
+const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, void* stream, uint32_t max_blocks) {
   if (numel == 0) return nullptr;
-  if (groups != 1) {
-    const int64_t size = numel / groups, acc_size = scalar == Scalar::f64 ? 8 : 4;
-    return each_group(groups,
-        [&](int64_t g) { return scale(advanced(gradient, g * size * size_of(scalar)), scalar, size, advanced(factor, g * acc_size), 1, stream, max_blocks); });
-  }
   return with_scalar(scalar, [&](auto s) {
     using scalar_t = decltype(s);
-    const int64_t misaligned = int64_t(reinterpret_cast<uintptr_t>(gradient) % 16 / sizeof(scalar_t));
-    const int64_t before = misaligned ? kVector<scalar_t> - misaligned : 0, head = before < numel ? before : numel;
-    const int64_t wanted = numel / (kVector<scalar_t> * kScaleThreads) + 1;
+    const int64_t size = numel / groups, wanted = size / (kVector<scalar_t> * kScaleThreads) + 1;
     const uint32_t most = max_blocks < kMaxScaleBlocks ? max_blocks : kMaxScaleBlocks, blocks = wanted < most ? uint32_t(wanted) : most;
-    return launch(
-        scale_kernel<scalar_t>, blocks, kScaleThreads, stream, static_cast<scalar_t*>(gradient), head, numel, static_cast<const acc_of<scalar_t>*>(factor));
+    const uint32_t at_once = groups < most / blocks ? uint32_t(groups) : most / blocks;
+    return launch(scale_kernel<scalar_t>, blocks * at_once, kScaleThreads, stream, static_cast<scalar_t*>(gradient), size, groups, blocks,
+        static_cast<const acc_of<scalar_t>*>(factors));
   });
 }
 
