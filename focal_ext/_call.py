@@ -95,9 +95,9 @@ def check(
     value, tensor = (OF_TENSOR, normalizer) if isinstance(normalizer, Tensor) else (normalizer, None)
     options_of = check_options if watched else options_once
     unreduced: Unreduced = None
-    if class_dim != -1:
-        if isinstance(inputs, Levels):
-            raise ValueError(f"class_dim: levels have their classes in dimension 1, got class_dim={class_dim!r}; leave it out")
+    if isinstance(inputs, Levels):
+        of_levels.check_words(spec, "", 0, class_dim)
+    elif class_dim != -1:
         inputs, targets, weight, unreduced = laid(spec, inputs, targets, weight, class_dim, class_alpha is not None, reduction, batch_dims)
     options = options_of(spec, number, reduction, value, ignore_index, overwrite_inputs, batch_dims, *parameters)
     if isinstance(inputs, Levels):

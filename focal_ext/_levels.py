@@ -2,7 +2,7 @@
 # Must not know: formulas, autograd, the native library, any one loss.
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, ValuesView
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,10 @@ from . import _factors as factors
 from ._arguments import Alpha
 from ._options import Options
 from ._rows import Bound, bind_dense
-from ._spec import FUNCTIONS
+from ._spec import FUNCTIONS, LossSpec
+
+
+Maps = Sequence[Tensor] | Mapping[Any, Tensor]  # of the levels; a dict as an FPN returns it
 
 
 class Levels(NamedTuple):
@@ -27,17 +30,34 @@ class Levels(NamedTuple):
     are_inputs: bool = False
 
 
-def check_classes(num_classes: int) -> None:
+def check_classes(num_classes: Any) -> None:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int):
         raise TypeError(f"num_classes: must be an integer, got {type(num_classes).__name__}")
     if num_classes < 1:
         raise ValueError(f"num_classes: must be at least 1, got {num_classes}")
 
 
-def check_maps(name: str, maps: Sequence[Tensor], channels: str) -> None:
+def in_order(maps: Any) -> Any:
+    """The maps of a dict or of its values, as an FPN returns them; else what was given."""
+    if isinstance(maps, Mapping):
+        return list(maps.values())
+    return list(maps) if isinstance(maps, ValuesView) else maps
+
+
+def check_words(spec: LossSpec, reduction: str, batch_dims: Any, class_dim: Any = -1) -> None:
+    """What the function over rows has and a pyramid has not."""
+    if class_dim != -1:
+        raise ValueError(f"class_dim: levels have their classes in dimension 1, got class_dim={class_dim!r}; leave it out")
+    if reduction == "none":
+        raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got 'none'; for 'none' flatten the levels and call focal_ext.{FUNCTIONS[spec.number].__name__}")
+    if batch_dims not in (0, 1):
+        raise ValueError(f"batch_dims: must be 0 or 1 for a pyramid, whose images are the one dimension before the classes, got {batch_dims}")
+
+
+def check_maps(name: str, maps: Any, channels: str) -> None:
     """A list with a map [B, channels, H, W] for each level, alike in all but height and width."""
     if isinstance(maps, Tensor) or not isinstance(maps, Sequence):
-        raise TypeError(f"{name}: must be a list of tensors, one for each level, got {type(maps).__name__}; use [{name}]")
+        raise TypeError(f"{name}: must be a list of tensors, one for each level, or a dict of them, got {type(maps).__name__}; use [{name}]")
     if not maps:
         raise ValueError(f"{name}: must hold at least one level, got an empty list")
     for i, level in enumerate(maps):
@@ -82,8 +102,8 @@ def bind(options: Options, levels: Levels, targets: Any, weight: Tensor | None, 
         check_levels(maps, classes)
         counts = anchors_of(maps, classes)
     like, spec, batch_dims = maps[0], options.spec, options.batch_dims
-    if batch_dims not in (0, 1):
-        raise ValueError(f"batch_dims: must be 0 or 1 for a pyramid, whose images are the one dimension before the classes, got {batch_dims}")
+    if not are_inputs:
+        check_words(spec, options.reduction, batch_dims)
     divisor, numbers, ignore_index, scores = options.divisor, options.numbers, options.ignore_index, None
     if are_inputs and isinstance(targets, Tensor) and targets.shape == like.shape:
         arguments.is_dense(like, targets)
@@ -93,11 +113,9 @@ def bind(options: Options, levels: Levels, targets: Any, weight: Tensor | None, 
         ids, scores = _take_apart(targets, like, counts)
     else:
         ids = _joined(targets, like, counts)
-    if options.reduction == "none" and not are_inputs:
-        raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got 'none'; for 'none' flatten the levels and call focal_ext.{FUNCTIONS[spec.number].__name__}")
     class_alpha = None if alpha is None else factors.check_class_alpha(alpha, like, classes, spec.most_alpha)
     divisor, numbers, normalizer = factors.divisor_of(divisor, numbers, normalizer, like, batch_dims)
-    weight = _check_weight(weight, (like.shape[0], sum(counts)), like, classes if are_inputs else None)
+    weight = check_weight(weight, (like.shape[0], sum(counts)), like, classes if are_inputs else None)
     if options.overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
         check_overwrite(maps, ids, weight, scores, are_inputs=are_inputs)
     logits = tuple(maps)
@@ -137,7 +155,7 @@ def _joined(targets: Any, like: Tensor, counts: Sequence[int], what: str = "clas
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
-def _check_weight(weight: Tensor | None, of_anchors: tuple[int, int], like: Tensor, classes: int | None) -> Tensor | None:
+def check_weight(weight: Tensor | None, of_anchors: tuple[int, int], like: Tensor, classes: int | None) -> Tensor | None:
     if weight is None:
         return None
     if not isinstance(weight, Tensor):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._arguments import Normalizer, Targets
+from ._levels import Maps, check_classes
 
 
 class LossModule(nn.Module):
@@ -23,11 +24,7 @@ class LossModule(nn.Module):
         given.apply_defaults()
         options = given.arguments
         # Wrong numbers and words are errors here already; tensors and lists have to wait for logits to be compared with.
-        plain = {name: value for name, value in options.items() if value is None or isinstance(value, (int, float, str))}
-        takes_scores = type(self).function.spec.takes_scores  # type: ignore[attr-defined]
-        none = (0,) * _dimensions(options)
-        no_ids = torch.empty(none[1:], dtype=torch.int64)
-        type(self).function.__wrapped__(torch.empty(none), (no_ids, torch.empty(none[1:])) if takes_scores else no_ids, **plain)  # type: ignore[attr-defined]
+        self._ask_for_nothing({name: value for name, value in options.items() if value is None or isinstance(value, (int, float, str))})
         self._options = tuple(options)
         for name, value in options.items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -35,7 +32,19 @@ class LossModule(nn.Module):
             else:
                 setattr(self, name, value)
 
+    def _ask_for_nothing(self, plain: dict[str, Any]) -> None:
+        """A call without logits, which raises for an option that breaks its rule."""
+        none = (0,) * _dimensions(plain)
+        type(self).function.__wrapped__(torch.empty(none), self._no_targets(none[1:]), **plain)  # type: ignore[attr-defined]
+
+    def _no_targets(self, shape: tuple[int, ...]) -> Any:
+        ids = torch.empty(shape, dtype=torch.int64)
+        return (ids, torch.empty(shape)) if type(self).function.spec.takes_scores else ids  # type: ignore[attr-defined]
+
     def forward(self, inputs: Tensor, targets: Targets, weight: Tensor | None = None, normalizer: Normalizer = None) -> Tensor:
+        return self._loss(inputs, targets, weight, normalizer)
+
+    def _loss(self, inputs: Any, targets: Any, weight: Tensor | None, normalizer: Normalizer) -> Tensor:
         options = {name: getattr(self, name) for name in self._options}
         given = {"weight": weight, "normalizer": normalizer}
         options.update((name, value) for name, value in given.items() if value is not None)
@@ -45,18 +54,30 @@ class LossModule(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self._options if name != "weight")
 
 
+class PyramidLossModule(LossModule):
+    """The same over the levels of a pyramid."""
+
+    def _ask_for_nothing(self, plain: dict[str, Any]) -> None:
+        check_classes(plain.get("num_classes"))
+        type(self).function([torch.empty(0, plain["num_classes"], 0, 0)], self._no_targets((0, 0)), **plain)
+
+    def forward(self, levels: Maps, targets: Any, weight: Tensor | None = None, normalizer: Normalizer = None) -> Tensor:  # type: ignore[override]
+        return self._loss(levels, targets, weight, normalizer)
+
+
 def _dimensions(options: Mapping[str, Any]) -> int:
     """Of logits that the options go with, as far as they go together."""
     class_dim, batch_dims = (value if isinstance(value, int) else 0 for value in (options["class_dim"], options["batch_dims"]))
     return max(2, class_dim + 1, -class_dim, min(batch_dims, 60) + 1)
 
 
-def module_of(function: Callable[..., Tensor]) -> type[LossModule]:
+def module_of(function: Callable[..., Tensor], base: type[LossModule] = LossModule) -> type[LossModule]:
     """The module of a loss function: its name in capitals, its arguments behind inputs and targets, its defaults."""
+    path = "focal_ext.pyramid" if base is PyramidLossModule else "focal_ext"
     name = "".join(part.capitalize() for part in function.__name__.split("_"))
     signature = inspect.signature(function)
-    return type(name, (LossModule,), {
-        "__doc__": f""":func:`focal_ext.{function.__name__}` as a module, with the same arguments and defaults.
+    return type(name, (base,), {
+        "__doc__": f""":func:`{path}.{function.__name__}` as a module, with the same arguments and defaults.
 
     Tensors among them move with the module, a Parameter is trained with it. What changes from step to step, ``weight`` and
     ``normalizer``, may be given to forward instead.

@@ -77,8 +77,9 @@ def draw(anchors: int, classes: int, deviation: float, mean: float) -> tuple[Ten
 def fused(name: str, x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     if name == PYRAMID:
         level = x.reshape(1, *CELLS, ANCHORS * CLASSES).permute(0, 3, 1, 2).contiguous()  # as a convolution writes it
-        return pyramid.sigmoid_focal_loss([level], ids[None], CLASSES, reduction="sum")
-    loss: Tensor = getattr(losses, name)(x, TARGETS[name](ids, scores), reduction="sum")
+        loss: Tensor = pyramid.sigmoid_focal_loss([level], ids[None], CLASSES, reduction="sum")
+    else:
+        loss = getattr(losses, name)(x, TARGETS[name](ids, scores), reduction="sum")
     return loss
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ._levels import Levels
+from ._dense_levels import are_dense, loss_over
+from ._levels import Levels, in_order
 from ._torch_private import outside_old_graphs
 
 
@@ -37,14 +38,22 @@ def _signature(function: Callable[..., Tensor]) -> inspect.Signature:
 def over_levels(function: Callable[..., Tensor], finish: Callable[..., Tensor], module: str) -> Callable[..., Tensor]:
     """The function over the levels of a pyramid, whose checked request goes to `finish`."""
     request, signature = function.__wrapped__, _signature(function)  # type: ignore[attr-defined]
-    before_reduction = list(signature.parameters).index("reduction") - 3
+    parameters = list(signature.parameters.values())[3:]
+    names, defaults = [p.name for p in parameters], {p.name: p.default for p in parameters}
+    before_reduction, positional = names.index("reduction"), sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+
+    def loss_of_rows(inputs: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        return finish(*request(inputs, targets, **options))
 
     @functools.wraps(function)
     @outside_old_graphs
     def loss(levels: Sequence[Tensor], targets: Any, num_classes: int, *args: Any, **kwargs: Any) -> Tensor:
+        maps, targets = Levels(in_order(levels), num_classes), in_order(targets)
+        if are_dense(targets) and len(args) <= positional and not any(name in kwargs for name in names[: len(args)]):
+            return loss_over(function.spec, loss_of_rows, maps, targets, {**defaults, **dict(zip(names, args)), **kwargs})  # type: ignore[attr-defined]
         if len(args) <= before_reduction:
             kwargs.setdefault("reduction", "sum")
-        return finish(*request(Levels(levels, num_classes), targets, *args, **kwargs))
+        return finish(*request(maps, targets, *args, **kwargs))
 
     loss.__doc__ = f":func:`focal_ext.{function.__name__}` over the levels of a pyramid; see :mod:`focal_ext.pyramid`."
     loss.__signature__, loss.__module__ = signature, module  # type: ignore[attr-defined]

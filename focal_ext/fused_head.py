@@ -13,7 +13,7 @@ from . import _autograd, _debug, _native
 from ._arguments import Alpha, Normalizer
 from ._call import Call, check, tensors_of
 from ._head_arguments import check_convolution, check_features, in_autocast_dtype
-from ._levels import Levels, check_maps
+from ._levels import Levels, Maps, check_maps, in_order
 from ._run import check_targets_where_nan, run
 from ._sweep import Head, Sweep
 from ._torch_private import outside_old_graphs
@@ -30,7 +30,7 @@ MEMORY_BUDGET = 80 * 2**20
 @outside_old_graphs
 @arguments.quiet_under_jit_trace
 def conv_sigmoid_focal_loss(
-    features: Sequence[Tensor],
+    features: Maps,
     conv_weight: Tensor,
     conv_bias: Tensor | None,
     targets: Tensor | Sequence[Tensor],
@@ -55,7 +55,7 @@ def conv_sigmoid_focal_loss(
     of the features in their dtype, those of weight and bias added up in float32.
 
     Args:
-        features: maps [B, C_in, H_l, W_l] of each level; float32, bfloat16 or float64.
+        features: maps [B, C_in, H_l, W_l] of each level, a list or a dict; float32, bfloat16 or float64.
         conv_weight: [A * K, C_in, height, width] of the features' dtype, any kernel size; output channel ``a * K + k``.
         conv_bias: [A * K] or None.
         targets: class ids, as in :func:`focal_ext.pyramid.sigmoid_focal_loss`, on the positions of the convolution's output.
@@ -82,7 +82,7 @@ def conv_sigmoid_focal_loss(
         >>> features = [torch.randn(2, 16, s, s, requires_grad=True) for s in (8, 4)]
         >>> conv_sigmoid_focal_loss(features, head.weight, head.bias, labels, 80, normalizer="positives").backward()
     """
-    features, conv_weight, conv_bias = in_autocast_dtype(features, conv_weight, conv_bias)
+    features, conv_weight, conv_bias = in_autocast_dtype(in_order(features), conv_weight, conv_bias)
     check_features(features)
     geometry = check_convolution(features, conv_weight, conv_bias, num_classes, stride, padding, memory_budget)
     anchors = conv_weight.shape[0] // num_classes
@@ -187,18 +187,19 @@ class FusedFocalHead(nn.Module):
         }  # fmt: skip
 
     @overload
-    def forward(self, features: Sequence[Tensor], targets: None = None) -> list[Tensor]: ...
+    def forward(self, features: Maps, targets: None = None) -> list[Tensor]: ...
     @overload
     def forward(
-        self, features: Sequence[Tensor], targets: Tensor | Sequence[Tensor], weight: Tensor | None = None, normalizer: Normalizer = None
+        self, features: Maps, targets: Tensor | Sequence[Tensor], weight: Tensor | None = None, normalizer: Normalizer = None
     ) -> Tensor: ...
     def forward(
         self,
-        features: Sequence[Tensor],
+        features: Maps,
         targets: Tensor | Sequence[Tensor] | None = None,
         weight: Tensor | None = None,
         normalizer: Normalizer = None,
     ) -> Tensor | list[Tensor]:
+        features = in_order(features)
         if targets is None:
             if weight is not None or normalizer is not None:
                 raise ValueError("targets: needed with weight or normalizer, which the logits do not have")

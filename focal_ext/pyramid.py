@@ -10,16 +10,18 @@ On CUDA all losses but the sigmoid focal loss copy the levels into rows first.
 
 Args:
     levels: logits [B, A * K, H_l, W_l] of each level, channel ``a * K + k`` for anchor a and class k, as torchvision, detectron2 and mmdet
-        arrange them. Each contiguous or channels_last; any other layout costs a copy.
+        arrange them. Each contiguous or channels_last; any other layout costs a copy. A list, a tuple, a dict as an FPN returns it, or its values.
     targets: class ids [B, sum of H_l W_l A], the levels one after the other, in each (y, x, anchor) with the anchor fastest; or a list of such
-        tensors, one for each level. Of losses that take scores a pair (ids, scores) of these.
+        tensors, one for each level. Of losses that take scores a pair (ids, scores) of these. Or dense: a list with a map of each level's shape, float,
+        bool or integers, read in place where the map has its level's memory order and neither alpha is by class nor weight by anchor.
     num_classes: K.
     reduction: "sum" (the default here) or "mean" (over all logits that are not ignored).
     weight: factor of each image, [B, 1], such as torchvision's normalizer for each image, or of each anchor, of the shape of the class ids.
+    batch_dims: 1 gives a loss for each image.
     others: as in the function over rows.
 
 Returns:
-    The loss, a float32 (float64 for float64) number.
+    The loss, a float32 (float64 for float64) number, or one for each image.
 
 Raises:
     TypeError, ValueError: as in the function over rows; also for an empty list of levels.
@@ -28,23 +30,26 @@ Example:
     >>> levels = [torch.randn(2, 9 * 80, s, s, requires_grad=True) for s in (8, 4)]
     >>> labels = torch.full((2, 9 * (64 + 16)), -1)
     >>> focal_ext.pyramid.sigmoid_focal_loss(levels, labels, 80, normalizer="positives").backward()
+
+Each is a module too, ``focal_ext.pyramid.SigmoidFocalLoss(num_classes, ...)``, whose forward takes levels and targets, and weight and normalizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from . import losses  # noqa: F401  the rooms declare the functions
+from ._module import PyramidLossModule, module_of
 from ._run import run
 from ._spec import FUNCTIONS
 from ._twins import over_levels
 
 __all__ = [function.__name__ for function in FUNCTIONS]
 globals().update((function.__name__, over_levels(function, run, __name__)) for function in FUNCTIONS)
+_modules = [module_of(globals()[function.__name__], PyramidLossModule) for function in FUNCTIONS]
+__all__ += [module.__name__ for module in _modules]
+globals().update((module.__name__, module) for module in _modules)
 
 if TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Callable[..., Tensor]: ...
+    def __getattr__(name: str) -> Any: ...
