@@ -18,9 +18,11 @@ from torch.compiler import is_compiling
 from . import _arguments as arguments
 from . import _by_tensors as by_tensors
 from . import _native as native
+from . import _overwritten as overwritten
 from . import _reference as reference
 from ._call import TENSORS, Call, spec_of, tensors_of
 from ._formulas import product
+from ._factors import tensor_of
 from ._levels import is_native_layout
 from ._native import ops
 from ._torch_private import (
@@ -127,8 +129,43 @@ class _Recompute(torch.autograd.Function):
         return None, None, *gradients
 
 
+class _OverwriteInForward(torch.autograd.Function):
+    """Sum or mean whose gradient replaces the logits in the pass that computes the loss: nothing is computed twice, no memory beside them."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, reduction: str, *logits: Tensor) -> Tensor:
+        first, gradients = logits[0], [t.detach() for t in logits]
+        dtype = arguments.accumulation_dtype(first.dtype)
+        one, loss = tensor_of((1.0,), dtype, first)[0], first.new_empty(first.shape[: call.batch_dims], dtype=dtype)
+        with below_autograd(), below_in_place():
+            if call.classes:
+                ops.pyramid_gradient_(gradients, *call, one, loss)
+            elif first.is_contiguous():
+                ops.gradient_(*gradients, *call, one, loss)
+            else:
+                loss, gradient = ops.loss_and_gradient(*gradients, *call)
+                gradients[0].copy_(gradient)
+        for t in logits:
+            torch.autograd.graph.increment_version(t)  # whoever else saved the logits gets autograd's error
+        overwritten.remember(logits)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(ONCE_DIFFERENTIABLE)
+        gradients = ctx.saved_tensors
+        if not all(map(is_native_layout, gradients)):
+            return None, None, *(product(gradient, grad_output) for gradient in gradients)
+        return None, None, *scaled(gradients, grad_output)
+
+
+ONCE_DIFFERENTIABLE = "overwrite_inputs=True is once differentiable: the gradient replaces the logits; use overwrite_inputs=False"
+
+
 class _Overwrite(torch.autograd.Function):
-    """Backward writes the gradient over the logits: no memory beside them."""
+    """Of unreduced losses and fp16 backward writes the gradient over the logits, as it needs grad_output: no memory beside them."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, call: Call, reduction: str, *logits: Tensor) -> Tensor:
@@ -165,7 +202,7 @@ def is_one(factor: Tensor) -> bool:
 def _claim_overwrite(ctx: Any) -> None:
     """The first and only backward of a call with overwrite_inputs."""
     if torch.is_grad_enabled():
-        raise RuntimeError("overwrite_inputs=True is once differentiable: its backward replaces the logits; use overwrite_inputs=False")
+        raise RuntimeError(ONCE_DIFFERENTIABLE)
     if getattr(ctx, "overwritten", False):
         raise RuntimeError("overwrite_inputs=True: the logits were replaced by the first backward; a second needs overwrite_inputs=False")
     ctx.overwritten = True
@@ -245,6 +282,8 @@ def dispatch(logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_i
     """The loss of checked arguments by the fastest implementation that is right for them; `plain` as in Request."""
     first = logits[0]
     compiling = not plain and is_compiling()
+    if overwritten.happened and not compiling:
+        overwritten.check(logits)
     can_fuse = plain or (not is_watched_by_autograd() and (compiling or arguments.are_plain((*logits, *tensors_of(call)))))
     if not can_fuse or wants_more(call) or not native.runs_on(first.device):
         return reference.compute(logits, call, reduction)
@@ -264,7 +303,8 @@ def dispatch(logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_i
     elif not wants_gradient:
         loss = loss_only(logits, call, reduction)
     elif overwrite:
-        loss = _Overwrite.apply(call, reduction, *logits)
+        at_once = reduction != "none" and first.dtype is not torch.float16
+        loss = (_OverwriteInForward if at_once else _Overwrite).apply(call, reduction, *logits)
     elif reduction == "none" or first.dtype is torch.float16:
         loss = _Recompute.apply(call, reduction, *logits)
     else:

@@ -112,13 +112,13 @@ def rows_call(loss: int, dense: bool = False, dtype: torch.dtype = torch.float32
     targets = torch.rand(ROWS, CLASSES).to(dtype) if dense else torch.randint(0, CLASSES, (ROWS,))
     weight, alpha = torch.rand(ROWS, 1, dtype=acc), torch.rand(CLASSES, dtype=acc)
     return [torch.randn(ROWS, CLASSES).to(dtype), targets, None if dense else torch.rand(ROWS, dtype=acc), weight, alpha, torch.tensor(2.0, dtype=acc),
-            loss, [0.25, 0.75, 1.0, *PARAMETERS[loss]], -2, 1, 0]  # fmt: skip
+            loss, [0.25, 0.75, 1.0, *PARAMETERS[loss]], -2, 1, 0, 0]  # fmt: skip
 
 
 def pyramid_call(loss: int = 0) -> list[Any]:
     levels = [torch.randn(2, 2 * CLASSES, 3, 3), torch.randn(2, 2 * CLASSES, 2, 2)]
     return [levels, torch.randint(-1, CLASSES, (2, 26)), torch.rand(52), torch.rand(2, 26), torch.rand(CLASSES), torch.tensor(2.0), loss,
-            [0.25, 0.75, 1.0, *PARAMETERS[loss]], -2, 1, CLASSES]  # fmt: skip
+            [0.25, 0.75, 1.0, *PARAMETERS[loss]], -2, 1, CLASSES, 0]  # fmt: skip
 
 
 def right_calls() -> Iterator[tuple[str, list[Any]]]:
@@ -138,6 +138,10 @@ def right_calls() -> Iterator[tuple[str, list[Any]]]:
     for op in ("pyramid_loss", "pyramid_loss_and_gradient"):
         yield op, pyramid_call()
     yield "pyramid_loss_and_gradient", pyramid_call(1)
+    for op, results in (("pyramid_loss_and_gradient", []), ("pyramid_loss_map", []), ("pyramid_gradient", [torch.rand(2, 26)])):
+        softmax = pyramid_call(4)
+        softmax[1] = softmax[1].clamp(min=0)
+        yield op, [*softmax, *results]
     yield "pyramid_gradient", [*pyramid_call(), one]
     yield "pyramid_gradient_", [*pyramid_call(), one, torch.zeros(())]
 

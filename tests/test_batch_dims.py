@@ -157,7 +157,7 @@ def test_one_tensor_of_the_logits_size_is_made() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_many_factors_at_once_are_products_in_the_gradient_s_dtype(dtype: torch.dtype) -> None:
-    x, factors = X.to(dtype).requires_grad_(), torch.tensor([[1.0, 2.0, 1.0, 0.5], [2.0, 4.0, 2.0, 1.0]])
+    x, factors = X.to(dtype).clone().requires_grad_(), torch.tensor([[1.0, 2.0, 1.0, 0.5], [2.0, 4.0, 2.0, 1.0]])
     loss = focal_ext.sigmoid_focal_loss(x, IDS, reduction="mean", batch_dims=1)
     (both,) = torch.autograd.grad(loss, x, factors, is_grads_batched=True, retain_graph=True)
     assert both.dtype == dtype and torch.equal(both[1], 2 * both[0]) and torch.equal(both[0], torch.autograd.grad(loss, x, factors[0])[0])

@@ -26,18 +26,21 @@ def layer(dtype: torch.dtype = torch.float32, layout: str = "contiguous") -> tup
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if "expanded" not in name])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @every_loss
-def test_backward_writes_the_gradient_over_the_logits(loss_of: Member, reduction: str, layout: str, dtype: torch.dtype) -> None:
+def test_the_gradient_is_written_over_the_logits(loss_of: Member, reduction: str, layout: str, dtype: torch.dtype) -> None:
     leaf, inner = layer(dtype, layout)
     values = inner.detach().clone()
     want = torch.autograd.grad(loss_of(inner, IDS, reduction=reduction).sum(), leaf)[0]
     leaf, inner = layer(dtype, layout)
-    loss = loss_of(inner, IDS, reduction=reduction, overwrite_inputs=True)
-    assert torch.equal(inner, values)  # readable until backward
     version, memory = inner._version, inner.data_ptr()
-    (got, gradient) = torch.autograd.grad(loss.sum(), (leaf, inner))
+    loss = loss_of(inner, IDS, reduction=reduction, overwrite_inputs=True)
+    at_once = reduction != "none" and dtype != torch.float16  # else in backward, until which they are readable
+    assert torch.equal(inner, values) != at_once and inner._version == version + at_once
+    assert torch.equal(loss, loss_of(values, IDS, reduction=reduction))
+    seen = inner._base is None or not at_once  # a view that was written is a new tensor to autograd
+    got, *gradient = torch.autograd.grad(loss.sum(), (leaf, inner) if seen else (leaf,))
     assert torch.equal(got, want)
-    assert inner.data_ptr() == memory and gradient.data_ptr() == memory and inner._version > version
-    assert torch.equal(inner.detach(), gradient) and not torch.equal(inner, values)
+    assert inner.data_ptr() == memory and inner._version == version + 1 and not torch.equal(inner, values)
+    assert all(torch.equal(inner.detach(), g) and g.data_ptr() == memory for g in gradient)
 
 
 @pytest.mark.native
@@ -70,21 +73,44 @@ def test_whoever_else_saved_the_logits_gets_autograds_own_error() -> None:
 
 @pytest.mark.native
 @pytest.mark.parametrize("second, sentence", [(0, "replaced by the first backward.*needs overwrite_inputs=False"), (1, "modified by an inplace operation")])
-def test_a_second_backward_raises_whether_of_the_same_or_of_another_loss(second: int, sentence: str) -> None:
+def test_a_second_backward_of_an_unreduced_loss_raises_whether_of_the_same_or_of_another(second: int, sentence: str) -> None:
     leaf, inner = layer()
-    losses = [loss_of(inner, IDS, reduction="sum", overwrite_inputs=True) for _ in range(2)]
+    losses = [loss_of(inner, IDS, overwrite_inputs=True).sum() for _ in range(2)]
     losses[0].backward(retain_graph=True)
     with pytest.raises(RuntimeError, match=sentence):
         losses[second].backward()
 
 
 @pytest.mark.native
-def test_a_second_derivative_is_refused_before_anything_is_written() -> None:
+def test_a_kept_graph_gives_the_gradient_of_a_reduced_loss_again() -> None:
     leaf, inner = layer()
-    before = inner.detach().clone()
+    want = torch.autograd.grad(loss_of(inner, IDS, reduction="sum"), leaf)[0]
+    leaf, inner = layer()
+    loss = loss_of(inner, IDS, reduction="sum", overwrite_inputs=True)
+    first = torch.autograd.grad(3 * loss, leaf, retain_graph=True)[0].clone()
+    assert torch.equal(first, 3 * want) and torch.equal(torch.autograd.grad(loss, leaf)[0], want)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("class_dim", [-1, 1])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_later_call_takes_a_gradient_for_logits(overwrite: bool, class_dim: int) -> None:
+    _, inner = layer()
+    ids = IDS if class_dim == -1 else IDS[:, :5]
+    ids = ids.clamp(max=4)
+    loss_of(inner, ids, reduction="sum", class_dim=class_dim, overwrite_inputs=True)
+    with pytest.raises(RuntimeError, match="hold their gradient since an earlier call.*overwrite_inputs=False"):
+        loss_of(inner, ids, reduction="sum", class_dim=class_dim, overwrite_inputs=overwrite)
+    inner.detach().normal_()  # what was written anew is read
+    assert loss_of(inner, ids, reduction="sum", class_dim=class_dim).isfinite()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_a_second_derivative_is_refused(reduction: str) -> None:
+    leaf, inner = layer()
     with pytest.raises(RuntimeError, match="once differentiable"):
-        torch.autograd.grad(loss_of(inner, IDS, reduction="sum", overwrite_inputs=True), leaf, create_graph=True)
-    assert torch.equal(inner, before)
+        torch.autograd.grad(loss_of(inner, IDS, reduction=reduction, overwrite_inputs=True).sum(), leaf, create_graph=True)
 
 
 @implementations

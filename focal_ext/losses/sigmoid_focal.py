@@ -64,8 +64,9 @@ def sigmoid_focal_loss(
             each element that equals it is skipped likewise. None: nothing is.
         label_smoothing: s in [0, 1] moves the targets of the cross entropy to t (1 - s) + s / 2; the modulating factor and alpha keep the
             hard label (as apex and effdet do). To smooth all three, as keras does, pass dense targets that are smoothed already.
-        overwrite_inputs: backward writes the gradient over the logits, which saves a tensor of their size. They stay readable until
-            then. Without effect when no gradient is needed, under torch.compile and torch.func. Backward runs once.
+        overwrite_inputs: the gradient replaces the logits, which saves a tensor of their size: "sum" and "mean" write it in the call, after
+            which the logits are gone; "none" and float16 write it in backward, which then runs once. A later call on the same logits is an
+            error. Without effect when no gradient is needed, under torch.compile and torch.func.
         class_dim: the dimension of inputs that holds the classes: 1 for the maps [N, C, *spatial] of a segmenter, with ids [N, *spatial].
             Contiguous and channels_last memory are read in place. On the CPU a copy is made of other memory, for a weight of both classes and
             positions, and for dense targets of losses of single logits with alpha by class; on CUDA as :mod:`focal_ext.pyramid` says.

@@ -1,0 +1,37 @@
+# Owns: which logits hold their gradient since a call with overwrite_inputs, so that no later call takes it for logits.
+# Must not know: formulas, kernels, what autograd keeps.
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+MARK = "_focal_ext_gradient"  # an attribute of the tensor that owns the memory: its version since, and the views that were overwritten
+happened = False  # as long as nobody overwrites, nobody is asked
+
+
+def _owner(t: Tensor) -> Tensor:
+    return t if t._base is None else t._base
+
+
+def _place(t: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    return t.data_ptr(), tuple(t.shape), t.stride()
+
+
+def remember(logits: Sequence[Tensor]) -> None:
+    """After they were written, and their version counters raised by one."""
+    global happened  # noqa: PLW0603  of the process
+    happened = True
+    for t in logits:
+        version, places = getattr(_owner(t), MARK, (None, ()))
+        setattr(_owner(t), MARK, (t._version, (*(places if version == t._version - 1 else ()), _place(t))))
+
+
+def check(logits: Sequence[Tensor]) -> None:
+    for t in logits:
+        mark = None if t.is_inference() else getattr(_owner(t), MARK, None)
+        if mark is not None and mark[0] == t._version and _place(t) in mark[1]:
+            raise RuntimeError(
+                "inputs: hold their gradient since an earlier call with overwrite_inputs=True, no logits; let that call be the last that reads them,"
+                " or give it overwrite_inputs=False"
+            )
