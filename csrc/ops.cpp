@@ -59,6 +59,7 @@ std::tuple<Tensor, Logits> loss_and_gradient(Logits logits, FOCAL_EXT_ARGUMENTS)
 
 template <class Layout, class Logits>
 Tensor loss_map(Logits logits, FOCAL_EXT_ARGUMENTS) {
+  STD_TORCH_CHECK(batch_dims == 0, "batch_dims: an unreduced loss has none");
   Layout layout(logits, FOCAL_EXT_PASS);
   Tensor result = layout.new_loss_map();
   run(layout);

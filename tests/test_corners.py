@@ -43,7 +43,7 @@ def test_permuted_rows_are_overwritten_in_place() -> None:
     logits, ids = memory.permute(1, 0, 2), torch.randint(-1, 4, (5, 6))
     copy = logits.detach().clone().requires_grad_()
     loss(copy, ids, reduction="sum").backward()
-    gradient = torch.autograd.grad(loss(logits, ids, reduction="sum", overwrite_inputs=True), logits)[0]
+    gradient = torch.autograd.grad(loss(logits, ids, reduction="sum", overwrite_inputs=True), memory)[0].permute(1, 0, 2)
     assert gradient.data_ptr() == memory.data_ptr()
     assert torch.equal(gradient, copy.grad)
 
