@@ -37,7 +37,7 @@ def cases(loss: str, rows: int, sizes: bool) -> Iterator[Case]:
 
 def fused(loss: str, ids: Tensor, scores: Tensor, of: object = focal_ext) -> Callable[[Tensor], Tensor]:
     """By the package, or by its reference."""
-    targets = (ids, scores) if loss in ("quality_focal_loss", "varifocal_loss") else ids
+    targets = (ids, scores) if getattr(focal_ext, loss).spec.needs_scores else ids
     return lambda x: getattr(of, loss)(x, targets, reduction="sum")
 
 

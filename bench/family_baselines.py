@@ -67,6 +67,48 @@ def asymmetric_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     return torch.where(positive, (1 - p) * -F.logsigmoid(x), low).sum()
 
 
+def matchability_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """As DEIM computes it."""
+    t, hard = scored(x, ids, scores).pow(1.5), one_hot(x, ids).to(x.dtype)
+    weight = x.sigmoid().pow(1.5).detach() * (1 - hard) + hard
+    return F.binary_cross_entropy_with_logits(x, t, weight=weight, reduction="none").sum()
+
+
+def matchability_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    positive = one_hot(x, ids)
+    weight = torch.where(positive, 1.0, x.detach().sigmoid().pow(1.5))
+    return (F.binary_cross_entropy_with_logits(x, torch.where(positive, scores[:, None].pow(1.5), 0.0), reduction="none") * weight).sum()
+
+
+def iou_aware_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """As LW-DETR computes it."""
+    p = x.sigmoid()
+    positives, negatives = torch.zeros_like(x), p**2.0
+    row = (ids >= 0).nonzero().squeeze(1)
+    t = torch.clamp(p[row, ids[row]].pow(0.25) * scores[row].pow(0.75), 0.01).detach()
+    positives[row, ids[row]] = t
+    negatives[row, ids[row]] = 1 - t
+    return (negatives * x - F.logsigmoid(x) * (positives + negatives)).sum()
+
+
+def iou_aware_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    positive, p = one_hot(x, ids), x.sigmoid()
+    t = (p.pow(0.25) * scores[:, None].pow(0.75)).clamp(min=0.01).detach()
+    return torch.where(positive, F.binary_cross_entropy_with_logits(x, t, reduction="none"), p.pow(2.0) * -F.logsigmoid(-x)).sum()
+
+
+def gaussian_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """As mmdet computes it, on a dense map."""
+    t, p = one_hot(x, ids).to(x.dtype), x.sigmoid()
+    high = -(p + 1e-12).log() * (1 - p).pow(2.0) * t.eq(1)
+    return (high - (1 - p + 1e-12).log() * p.pow(2.0) * (1 - t).pow(4.0)).sum()
+
+
+def gaussian_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    t, p = one_hot(x, ids).to(x.dtype), x.sigmoid()
+    return torch.where(t == 1, (1 - p).pow(2.0) * -F.logsigmoid(x), (1 - t).pow(4.0) * p.pow(2.0) * -F.logsigmoid(-x)).sum()
+
+
 def softmax_gather(x: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
     """As mmcv's tests and careful users write it: only the target's column goes through the formula."""
     log_p = torch.log_softmax(x, dim=-1).gather(1, classes[:, None]).squeeze(1)
@@ -85,6 +127,9 @@ BASELINES = {
     "quality_focal_loss": ((quality_eager,), (quality_eager, quality_masked)),
     "varifocal_loss": ((varifocal_eager,), (varifocal_eager, varifocal_masked)),
     "asymmetric_loss": ((asymmetric_eager,), (asymmetric_eager, asymmetric_masked)),
+    "matchability_aware_loss": ((matchability_eager,), (matchability_eager, matchability_masked)),
+    "iou_aware_bce_loss": ((iou_aware_eager,), (iou_aware_eager, iou_aware_masked)),
+    "gaussian_focal_loss": ((gaussian_eager,), (gaussian_eager, gaussian_masked)),
     "softmax_focal_loss": ((softmax_one_hot, softmax_gather), (softmax_one_hot, softmax_gather)),
 }
 

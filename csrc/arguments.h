@@ -23,10 +23,10 @@ struct Arguments {
     p.scalar = scalar_of(like);
     p.rows = rows;
     p.classes = columns;
-    STD_TORCH_CHECK(loss >= 0 && loss <= int64_t(kLastLoss), "loss: unknown");
+    STD_TORCH_CHECK(loss >= 0 && loss < kLosses, "loss: unknown");
     constexpr size_t kShared = 3;
-    STD_TORCH_CHECK(numbers.size() == kShared + size_t(count_of_parameters(Loss(loss))), "numbers: must be ", kShared + size_t(count_of_parameters(Loss(loss))),
-        " for this loss, got ", numbers.size());
+    const size_t count = kShared + size_t(facts_of(Loss(loss)).numbers);
+    STD_TORCH_CHECK(numbers.size() == count, "numbers: must be ", count, " for this loss, got ", numbers.size());
     p.alpha_positive = numbers[0];
     p.alpha_negative = numbers[1];
     p.divisor_value = numbers[2];

@@ -124,10 +124,7 @@ inline const void* checked_data(const OptionalTensor& t, const Tensor& inputs, i
 
 // The numbers that multiply losses; a NaN would pass as some branch of the formulas, not as NaN.
 inline void check_numbers(const LossParameters& p, double alpha_positive, double alpha_negative, double divisor_value) {
-  STD_TORCH_CHECK(0 <= p.gamma && std::isfinite(p.gamma), "gamma: must be finite and >= 0, got ", p.gamma);
-  STD_TORCH_CHECK(0 <= p.gamma_positive && std::isfinite(p.gamma_positive), "gamma_positive: must be finite and >= 0, got ", p.gamma_positive);
-  STD_TORCH_CHECK(0 <= p.clip && p.clip < 1, "clip: must be in [0, 1), got ", p.clip);
-  STD_TORCH_CHECK(0 <= p.smoothing && p.smoothing <= 1, "smoothing: must be in [0, 1], got ", p.smoothing);
+  for (const double number : p.numbers) STD_TORCH_CHECK(0 <= number && std::isfinite(number), "numbers: must be finite and >= 0, got ", number);
   STD_TORCH_CHECK(std::isfinite(alpha_positive) && std::isfinite(alpha_negative), "alpha_positive, alpha_negative: must be finite, got ", alpha_positive, ", ",
       alpha_negative);
   STD_TORCH_CHECK(std::isfinite(divisor_value), "divisor_value: must be finite, got ", divisor_value);

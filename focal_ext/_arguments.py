@@ -188,14 +188,15 @@ def _class_axis_hint(inputs: Tensor, ids: Tensor) -> str:
     return "; the classes are taken from the last dimension: pass class_dim=1" if fits else ""
 
 
-def check_scored(inputs: Tensor, targets: Targets) -> tuple[Tensor, Tensor | None]:
-    """Takes a pair (class ids, scores) apart; dense targets pass. Returns the targets, and the scores as [rows]."""
-    if isinstance(targets, Tensor):
-        if targets.shape == inputs.shape[:-1] and targets.shape != inputs.shape:
-            raise ValueError("targets: class ids need a score each, got ids alone; pass the pair (ids, scores), or dense scores of shape inputs.shape")
-        return targets, None
+def check_has_scores(inputs: Tensor, targets: Tensor) -> None:
+    if targets.shape == inputs.shape[:-1] and targets.shape != inputs.shape:
+        raise ValueError("targets: class ids need a score each, got ids alone; pass the pair (ids, scores), or dense scores of shape inputs.shape")
+
+
+def check_scored(inputs: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+    """Takes a pair (class ids, scores) apart. Returns the ids, and the scores as [rows]."""
     if not isinstance(targets, (tuple, list)) or len(targets) != 2 or not all(isinstance(t, Tensor) for t in targets):
-        raise TypeError(f"targets: must be a pair (ids, scores) of tensors or a dense tensor, got {type(targets).__name__}")
+        raise TypeError(f"targets: must be a torch.Tensor, or a pair (ids, scores) of them, got {type(targets).__name__}")
     ids, scores = targets
     if ids.shape != inputs.shape[:-1] or scores.shape != ids.shape:
         raise ValueError(
@@ -304,6 +305,13 @@ def check_exponent(name: str, value: float, least: int = 0, hint: str = "0 is cr
     if not holds(number >= least, number < math.inf):
         raise ValueError(f"{name}: must be finite and >= {least}, got {quoted(value)}; {hint}")
     return number
+
+
+def check_flag(name: str, value: object) -> float:
+    """A bool as the ops take it, or what they took."""
+    if not isinstance(value, bool) and not (isinstance(value, float) and value in (0.0, 1.0)):
+        raise TypeError(f"{name}: must be a bool, got {type(value).__name__}")
+    return float(value)
 
 
 def check_fraction(name: str, value: object, below_one: bool = False) -> float:

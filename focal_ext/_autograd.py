@@ -238,7 +238,7 @@ def wants_more(call: Call) -> bool:
 
 def has_kernel_for_levels(call: Call, device: torch.device) -> bool:
     """Whether the ops read the levels of this loss in place."""
-    return device.type == "cpu" or (spec_of(call).has_cuda_levels and (call.weight is None or call.weight.dim() > 1))
+    return device.type == "cpu" or (spec_of(call).has_cuda_levels and call.scores is None and (call.weight is None or call.weight.dim() > 1))
 
 
 def _compiled(logits: tuple[Tensor, ...], call: Call, reduction: str, wants_gradient: bool) -> Tensor:

@@ -64,15 +64,36 @@ def cross_entropy(x: Tensor, t: Tensor, rest: Tensor | None = None) -> Tensor:
     return ce + above + below
 
 
-def focal(x: Tensor, t: Tensor, gamma: float, smoothing: float = 0.0) -> Tensor:
-    """u^gamma ce with u = p (1-t) + q t = 1 - p_t, of logits x and targets t in [0, 1] (Lin et al. 2017, eq. 5, without alpha_t)."""
+def negative_modulator(x: Tensor, gamma: float, live: float = 1.0) -> Tensor:
+    """p^gamma."""
+    return modulated(power(sigmoids(x)[0], gamma, bounded(x, LIMIT), torch.zeros_like(x)), live)
+
+
+def power_of_score(score: Tensor, gamma: float | Tensor) -> Tensor:
+    """score ** gamma, of which NaN ** 0 is NaN: what is not known shows."""
+    return torch.where(score.isnan(), score, score.pow(gamma))
+
+
+def times(weight: Tensor, ce: Tensor) -> Tensor:
+    """weight ce, 0 where the weight is 0, also of an infinite cross entropy."""
+    return torch.where((weight == 0) & ce.isinf(), 0.0, weight * ce)
+
+
+def modulated(modulator: Tensor, live: float) -> Tensor:
+    """The modulator, as a constant where it has no gradient."""
+    return modulator if live else modulator.detach()
+
+
+def focal(x: Tensor, t: Tensor, gamma: float, smoothing: float = 0.0, live: float = 1.0) -> Tensor:
+    """u^gamma ce with u = p (1-t) + q t = 1 - p_t, of logits x and targets t in [0, 1] (Lin et al. 2017, eq. 5, without alpha_t). `live`: whether u^gamma
+    has a gradient."""
     ce = cross_entropy(x, t * (1 - smoothing) + smoothing / 2, (1 - t) * (1 - smoothing) + smoothing / 2)
     if holds(gamma == 0, unknown=False):
         return ce
     p, q = sigmoids(x)
     u = p * (1 - t) + q * t
     # A smoothed label's cross entropy grows on the winning side too, so there p^gamma is needed beyond the limit.
-    modulator = power(u, gamma, bounded(x, 1e30 if holds(smoothing != 0) else LIMIT), t)
+    modulator = modulated(power(u, gamma, bounded(x, 1e30 if holds(smoothing != 0) else LIMIT), t), live)
     # An infinite cross entropy stays infinite where u^gamma underflows, but not where u is 0: smoothing on the winning side.
     won = ce.isinf() & (u == 0)
     return torch.where(ce.isinf() & ~won, modulator.clamp(min=torch.finfo(x.dtype).tiny), modulator) * torch.where(won, 0.0, ce)

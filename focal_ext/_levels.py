@@ -109,7 +109,7 @@ def bind(options: Options, levels: Levels, targets: Any, weight: Tensor | None, 
         arguments.is_dense(like, targets)
         divisor, numbers, targets, ignore_index = bind_dense(options, like, targets, (like.shape[0], *counts))
         ids = targets.contiguous()
-    elif spec.takes_scores:
+    elif spec.needs_scores or _is_pair(targets):
         ids, scores = _take_apart(targets, like, counts)
     else:
         ids = _joined(targets, like, counts)
@@ -123,6 +123,15 @@ def bind(options: Options, levels: Levels, targets: Any, weight: Tensor | None, 
 
 
 bind_quietly = arguments.quiet_under_jit_trace(bind)
+
+
+def _is_pair(targets: Any) -> bool:
+    """Whether two of something are ids and scores, and not the ids of two levels: by the dtype."""
+    if not isinstance(targets, (tuple, list)) or len(targets) != 2:
+        return False
+    second = targets[1]
+    first = second[0] if isinstance(second, (tuple, list)) and second else second
+    return isinstance(second, (tuple, list)) or (isinstance(first, Tensor) and first.is_floating_point())
 
 
 def _take_apart(targets: Any, like: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:

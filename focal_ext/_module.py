@@ -39,7 +39,7 @@ class LossModule(nn.Module):
 
     def _no_targets(self, shape: tuple[int, ...]) -> Any:
         ids = torch.empty(shape, dtype=torch.int64)
-        return (ids, torch.empty(shape)) if type(self).function.spec.takes_scores else ids  # type: ignore[attr-defined]
+        return (ids, torch.empty(shape)) if type(self).function.spec.needs_scores else ids  # type: ignore[attr-defined]
 
     def forward(self, inputs: Tensor, targets: Targets, weight: Tensor | None = None, normalizer: Normalizer = None) -> Tensor:
         return self._loss(inputs, targets, weight, normalizer)

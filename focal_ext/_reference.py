@@ -14,7 +14,7 @@ from . import _arguments as arguments
 from . import _factors as factors
 from ._call import Call, classes_of, has_ids, parameters_of, spec_of
 from ._elementary import bounded
-from ._symbols import holds
+from ._symbols import holds, unless_constant
 from ._torch_private import is_jit_traced
 
 
@@ -36,15 +36,19 @@ def bad_ids(ids: Tensor, classes: int, ignore_index: int | None, background: boo
     return bad if ignore_index is None else bad & (ids != ignore_index)
 
 
-def _element_losses(x: Tensor, t: Tensor, call: Call) -> Tensor:
-    """The loss of each logit, alpha included."""
+def _element_losses(x: Tensor, t: Tensor, named: Tensor | None, call: Call) -> Tensor:
+    """The loss of each logit, alpha included; `named`: the classes that class ids name."""
     spec = spec_of(call)
-    if spec.factor is None:
-        return spec.formula(x, t, *parameters_of(call))
+    positives = ((t > 0) if named is None else named,) if spec.splits else ()
+    if spec.alpha is None:
+        return spec.formula(x, t, *positives, *parameters_of(call))
     of_one, of_zero = call.numbers[:2] if call.alpha is None else (call.alpha, 1 - call.alpha)
-    factor = spec.factor(t, of_one, of_zero)
+    if positives:
+        factor = torch.where(*positives, torch.ones_like(t), unless_constant(of_zero, t))  # whose factor of a target of 1 is 1
+    else:
+        factor = of_one * t + of_zero * (1 - t)
     x = torch.where(factor == 0, bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
-    return factor * spec.formula(x, t, *parameters_of(call))
+    return factor * spec.formula(x, t, *positives, *parameters_of(call))
 
 
 def as_rows(levels: Sequence[Tensor], classes: int) -> Tensor:
@@ -93,7 +97,7 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     dtype = arguments.accumulation_dtype(inputs.dtype)
     x = inputs.reshape(-1, classes) if classes else inputs.reshape(inputs.shape[:-1].numel(), 0)
     x = x.to(dtype)
-    spec = spec_of(call)
+    spec, named = spec_of(call), None
     if call.targets.shape == inputs.shape:
         dense = call.targets.reshape(x.shape)
         t = dense.to(dtype)
@@ -110,8 +114,9 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
         ignored = torch.zeros_like(ids, dtype=torch.bool) if call.ignore_index is None else ids == call.ignore_index
         bad = bad_ids(ids, classes, call.ignore_index, not spec.is_per_row)
         t = _one_hot(torch.where(ignored, -1, ids), classes, dtype)
+        named = t == 1
         if call.scores is not None:
-            t = torch.where(t == 1, call.scores[:, None], t)  # a score that is not read may be anything
+            t = torch.where(named, call.scores[:, None], t)  # a score that is not read may be anything
         positives = ((ids >= 0) & (ids < classes) & ~ignored)[:, None]
         kept, losses_of_kept = ~ignored[:, None], classes
         ignored, bad = ignored[:, None], bad[:, None]
@@ -119,7 +124,7 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     if spec.is_per_row:
         loss = spec.formula(x, t, (call.numbers[0] if call.alpha is None else call.alpha) * t, *parameters_of(call))
     else:
-        loss = _element_losses(x, t, call)
+        loss = _element_losses(x, t, named, call)
     if call.weight is not None:
         loss = loss * call.weight
     loss = torch.where(ignored, 0.0, loss)

@@ -30,9 +30,12 @@ def bind(options: Options, inputs: Tensor, targets: Any, weight: Tensor | None, 
         arguments.check_inputs(inputs)
     if batch_dims:
         arguments.check_batch_end(batch_dims, inputs.dim() - 1, inputs.shape)
-    if spec.takes_scores:
+    if isinstance(targets, Tensor):
+        if spec.needs_scores:
+            arguments.check_has_scores(inputs, targets)
+    elif not spec.is_per_row:
         targets, scores = arguments.check_scored(inputs, targets)
-        plain = plain and (scores is None or arguments.is_in_memory(scores))
+        plain = plain and arguments.is_in_memory(scores)
     if plain and arguments.is_in_memory(targets) and targets.device == inputs.device:
         dense = kind_of(inputs, targets)
     else:

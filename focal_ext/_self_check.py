@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import losses, pyramid, reference
+from ._spec import FUNCTIONS, LOSSES
 
 Targets = Tensor | tuple[Tensor, Tensor]
 CLASSES, CELLS, ANCHORS = 12, (16, 20), 9  # of the checked logits: [16 * 20 * 9, 12]
@@ -19,13 +20,12 @@ PYRAMID = "pyramid.sigmoid_focal_loss"
 
 # What each loss is given of the class ids and of a score for each.
 TARGETS: dict[str, Callable[[Tensor, Tensor], Targets]] = {
-    "sigmoid_focal_loss": lambda ids, scores: ids,
-    PYRAMID: lambda ids, scores: ids,
-    "quality_focal_loss": lambda ids, scores: (ids, scores),
-    "varifocal_loss": lambda ids, scores: (ids, scores),
-    "asymmetric_loss": lambda ids, scores: ids,
-    "softmax_focal_loss": lambda ids, scores: ids.clamp(min=0),  # it knows no background
+    function.__name__: (
+        (lambda ids, scores: (ids, scores)) if spec.needs_scores else (lambda ids, scores: ids.clamp(min=0)) if spec.is_per_row else (lambda ids, scores: ids)
+    )  # softmax knows no background
+    for function, spec in zip(FUNCTIONS, LOSSES)
 }
+TARGETS[PYRAMID] = TARGETS["sigmoid_focal_loss"]
 
 # The largest relative error of a gradient. Half types are rounded once: half a unit in the last place, and a tenth of that
 # for float32's own error. The tests hold float32 and float64 to 16 to 40 units, and the plain formulas, which stand in without

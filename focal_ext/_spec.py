@@ -21,11 +21,12 @@ class LossSpec:
     """(x, t, *parameters) -> the loss of each logit without alpha; per row (x, t, alpha of each class times t, *parameters) -> [rows, 1]."""
     alpha: Callable[[Any], tuple[float, float]] | None = None
     """Checks alpha, if it is a number, and returns the factors of a target of 1 and of 0. None: the loss has no alpha."""
-    factor: Callable[[Tensor, Any, Any], Tensor] | None = None
-    """(t, factor of 1, factor of 0) -> the factor of each logit. None: 1."""
     most_alpha: float = 1.0
-    takes_scores: bool = False
-    """Whether class ids come as pairs with scores."""
+    needs_scores: bool = False
+    """Whether class ids come in pairs with scores alone; of other losses of one logit they may."""
+    splits: bool = False
+    """Whether positives have a formula and a factor of their own: the classes that class ids name, whatever their scores, and dense targets above 0. The
+    formula is then (x, t, where the positives are, *parameters)."""
     is_per_row: bool = False
     """Whether the loss is one number a row and class ids know no background; else it is one a logit."""
     check_dense: Callable[..., None] | None = None

@@ -11,6 +11,7 @@ import focal_ext
 import torch
 import torch.nn.functional as F
 from axes import AXES, ID_DTYPES, PARAMETERS
+from losses import DECLARED
 from pairwise import rows_of_every_pair
 from torch import Tensor
 
@@ -49,6 +50,9 @@ LAYOUTS = {
 }
 RANK_NEEDED = {"rows permuted": 3, "rows cycled": 4, "classes slowest": 2, "every second row": 2, "one row expanded": 2}
 
+EXPONENTS = {loss: [name for name, kind in declared.drawn.items() if kind.startswith("exponent")] for loss, declared in DECLARED.items()}
+
+
 class Case(NamedTuple):
     loss: str
     axes: tuple[tuple[str, Any], ...]
@@ -70,7 +74,7 @@ class Case(NamedTuple):
 
     @property
     def exponents(self) -> tuple[float, ...]:
-        return tuple(value for axis, value in self.axes if axis in ("gamma", "beta", "gamma_neg", "gamma_pos"))
+        return tuple(value for axis, value in self.axes if axis in EXPONENTS.get(self.loss, ()))
 
     @property
     def steepest_term(self) -> float:
@@ -82,7 +86,9 @@ class Case(NamedTuple):
         return torch.int64 if "rare" in self.targets else getattr(torch, self.targets.split()[1])
 
     def is_possible(self) -> bool:
-        if self.is_dense and ("positives" in self.reduction or dict(self.axes).get("scores", "float32") != "float32"):
+        if self.is_dense and "positives" in self.reduction:
+            return False
+        if not self.targets.startswith("pair") and self.scores != "float32":
             return False
         if len(self.shape) < RANK_NEEDED.get(self.layout, 1):
             return False

@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 import focal_ext
 import torch
-from formulas import CLOSED, Closed
+from formulas import Closed, closed
+from losses import DECLARED
+from losses.parts import SCORE
 from peer_curves import PEERS
 from rounding import ulp
 from torch import Tensor
 
 OURS = "focal_ext"
 EDGES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the histogram, in ULP; the last bin is what lies above
-SCORE = 0.7  # the soft target: neither 0, 1 nor a power of two
-GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0)
 Options = tuple[tuple[str, float | None], ...]
 
 
@@ -34,8 +34,8 @@ class Curve(NamedTuple):
     @property
     def used(self) -> dict[str, float | None]:
         """The options that the loss of this target depends on; alpha is 1 everywhere."""
-        of_positives, of_negatives = {"gamma_pos"}, {"gamma_neg", "clip"} if self.loss == "asymmetric_loss" else {"gamma"} if self.loss == "varifocal_loss" else set()
-        unused = {"alpha"} | (of_negatives if self.target else of_positives)
+        declared = DECLARED[self.loss]
+        unused = declared.unused(self.target) | ({"alpha"} if declared.spec.alpha else set())
         return {name: value for name, value in self.options if name not in unused}
 
     @property
@@ -54,7 +54,7 @@ class Curve(NamedTuple):
         leaf = x[:, None].detach().requires_grad_()
         ids = torch.full((len(x),), 0 if self.target else -1, dtype=torch.int8)
         targets: Tensor | tuple[Tensor, Tensor] = ids
-        if self.loss in ("quality_focal_loss", "varifocal_loss"):
+        if DECLARED[self.loss].spec.needs_scores:
             targets = (ids, torch.full((len(x),), self.target, dtype=torch.float64))
         elif self.target not in (0.0, 1.0):
             targets = torch.full((len(x), 1), self.target)
@@ -65,18 +65,18 @@ class Curve(NamedTuple):
     @property
     def score(self) -> float:
         """The target as the loss gets it: a dense one is float32."""
-        return torch.tensor(self.target).item() if self.loss == "sigmoid_focal_loss" else self.target
+        return self.target if DECLARED[self.loss].spec.needs_scores else torch.tensor(self.target).item()
 
     def exact(self, x: Tensor) -> Closed:
         """In float64, from the closed form."""
         score = torch.tensor(self.score, dtype=torch.float64)
-        return CLOSED[self.loss](x.double(), score.expand(x.shape), dict(self.options))
+        return closed(self.loss, x.double(), score.expand(x.shape), dict(self.options))
 
     @property
     def underflow(self) -> float:
         """Smallest subnormals that a result may be off by: a power that underflows is rounded before what is at most this multiplies it."""
         steepest = max(120.0, 1 / (self.used.get("clip") or 1.0))
-        exponents = [value for name, value in self.used.items() if value and name in ("gamma", "beta", "gamma_neg")]
+        exponents = [value for name, value in self.used.items() if value and DECLARED[self.loss].drawn[name].startswith("exponent")]
         return steepest * (1 + max(exponents, default=0.0)) if self.cancels else 0.0
 
 
@@ -129,29 +129,18 @@ def _focal(gamma: float, **more: float) -> Options:
     return (("alpha", None), ("gamma", gamma), *more.items())
 
 
-def _asymmetric(gamma_neg: float, gamma_pos: float, clip: float | None) -> Options:
-    return (("gamma_neg", gamma_neg), ("gamma_pos", gamma_pos), ("clip", clip))
+def _family(name: str) -> dict[str, list[Curve]]:
+    """A loss's curves, those of smoothed labels and of soft targets of the sigmoid focal loss apart."""
+    found: dict[str, list[Curve]] = {}
+    off = {"alpha": None if DECLARED[name].spec.has_class_alpha else 1.0} if DECLARED[name].spec.alpha else {}
+    for target, options in DECLARED[name].curves:
+        plain = name.removesuffix("_loss").replace("_", " ")
+        family = "smoothed" if options.get("label_smoothing") else f"{plain}, soft target" if name == "sigmoid_focal_loss" and 0 < target < 1 else plain
+        found.setdefault(family, []).append(Curve(name, target, tuple({**off, **options}.items())))
+    return found
 
 
-def _family() -> dict[str, list[Curve]]:
-    quality, vari = "quality_focal_loss", "varifocal_loss"
-    return {
-        "sigmoid focal": [Curve("sigmoid_focal_loss", t, _focal(gamma)) for gamma in GAMMAS for t in (0.0, 1.0)],
-        "sigmoid focal, soft target": [Curve("sigmoid_focal_loss", SCORE, _focal(gamma)) for gamma in GAMMAS],
-        "smoothed": [Curve("sigmoid_focal_loss", t, _focal(gamma, label_smoothing=0.1)) for gamma in GAMMAS for t in (0.0, 1.0)],
-        "quality focal": [Curve(quality, t, (("beta", beta),)) for beta in (1.0, 1.5, 2.0, 3.0, 5.0) for t in (0.0, SCORE, 1.0)],
-        "varifocal": [
-            *(Curve(vari, 0.0, (("alpha", 1.0), ("gamma", gamma))) for gamma in GAMMAS),
-            *(Curve(vari, t, (("alpha", 1.0), ("gamma", 2.0))) for t in (SCORE, 1.0)),  # gamma is that of negatives
-        ],
-        "asymmetric": [
-            *(Curve("asymmetric_loss", 0.0, _asymmetric(gamma, 1.0, clip)) for clip in (0.05, None) for gamma in (0.0, 0.5, 1.0, 1.7, 2.0, 4.0)),
-            *(Curve("asymmetric_loss", 1.0, _asymmetric(4.0, gamma, 0.05)) for gamma in (0.0, 0.5, 1.0, 1.7, 2.0)),
-        ],
-    }
-
-
-FAMILY = _family()
+FAMILY = {family: curves for name in DECLARED for family, curves in _family(name).items()}
 # At the settings that their users run.
 PEER_CURVES = [
     Curve(loss, target, options, implementation)

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from cases import PUBLIC, Implementation
+from losses import DECLARED
 from torch import Tensor
 
-SCORED = ("quality_focal_loss", "varifocal_loss")
+SCORED = [name for name, loss in DECLARED.items() if loss.spec.needs_scores]
 
 
 def scores_of(ids: Tensor) -> Tensor:
@@ -38,17 +39,8 @@ class Member(NamedTuple):
         return self.options.get("beta", 2.0) >= 2
 
 
-MEMBERS = {
-    "sigmoid focal": Member("sigmoid_focal_loss", {}),
-    "smoothed": Member("sigmoid_focal_loss", {"label_smoothing": 0.1}),
-    "quality focal": Member("quality_focal_loss", {}),
-    "quality focal 1.5": Member("quality_focal_loss", {"beta": 1.5}),
-    "varifocal": Member("varifocal_loss", {}),
-    "varifocal 0.5": Member("varifocal_loss", {"gamma": 0.5, "alpha": 0.3}),
-    "asymmetric": Member("asymmetric_loss", {}),
-    "asymmetric unclipped": Member("asymmetric_loss", {"gamma_neg": 1.7, "gamma_pos": 0.0, "clip": None}),
-}
-EVERYDAY = {name: MEMBERS[name] for name in ("sigmoid focal", "smoothed", "quality focal", "varifocal", "asymmetric")}
+MEMBERS = {name: Member(loss.name, dict(options)) for loss in DECLARED.values() for name, options in loss.members.items()}
+EVERYDAY = {name: member for name, member in MEMBERS.items() if not member.options or name == "smoothed"}
 
 every_member = pytest.mark.parametrize("loss_of", MEMBERS.values(), ids=MEMBERS)
 every_loss = pytest.mark.parametrize("loss_of", EVERYDAY.values(), ids=EVERYDAY)

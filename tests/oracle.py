@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 from cases import Call, Implementation
-from formulas import CLOSED, Closed, factor_of, hard, soft, textbook_point
+from formulas import Closed, closed, complete, factor_of, hard, soft, textbook_point
+from losses import DECLARED
 from torch import Tensor
 
 import focal_ext
@@ -26,11 +27,12 @@ class Expected(NamedTuple):
     factor: Tensor  # what multiplies the closed form's gradient
 
 
-def targets_and_factors(call: Call, loss: str) -> tuple[Tensor, Tensor]:
-    """Dense float64 targets of a call in float64, and alpha_t times weight, 0 where the row is ignored."""
+def targets_and_factors(call: Call, loss: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Dense float64 targets of a call in float64, alpha_t times weight, 0 where the row is ignored, and the classes that class ids name."""
     x, options = call.inputs, call.options
     classes, ignored = x.shape[-1], options["ignore_index"]
     targets, scores = call.targets if isinstance(call.targets, tuple) else (call.targets, None)
+    named = None
     if targets.dim() == x.dim():
         kept = torch.ones_like(x) if ignored is None else (targets != ignored).double()
         t = targets.where(kept == 1, 0.0)
@@ -38,21 +40,23 @@ def targets_and_factors(call: Call, loss: str) -> tuple[Tensor, Tensor]:
         ids = targets.to(torch.int64)[..., None]
         kept = torch.ones_like(x) * (1.0 if ignored is None else (ids != ignored).double())
         t = (ids == torch.arange(classes)).double() * kept
-        t = t if scores is None else torch.where(t == 1, scores[..., None], t)
+        named = t == 1
+        t = t if scores is None else torch.where(named, scores[..., None], t)
     weight = options["weight"]
-    return t, factor_of(loss, t, options.get("alpha")) * kept * (1.0 if weight is None else weight)
+    alpha = complete(loss, options)["alpha"] if "alpha" in DECLARED[loss].parameters and DECLARED[loss].spec.alpha else None
+    return t, factor_of(loss, t, alpha, named) * kept * (1.0 if weight is None else weight), named
 
 
 def expected(call: Call, loss: str) -> Expected:
     """What a call must return, from the reference in float64, and how much was added up on the way, from the closed form."""
     exact = call.in_float64()
     value, gradient = exact.run(Implementation("reference", focal_ext.reference), loss)
-    t, factor = targets_and_factors(exact, loss)
-    closed = CLOSED[loss](exact.inputs, t, exact.options)
-    terms = (factor * (closed.loss if closed.loss_magnitude is None else closed.loss_magnitude)).abs()
-    total = (factor * closed.loss).sum()
+    t, factor, named = targets_and_factors(exact, loss)
+    by_hand = closed(loss, exact.inputs, t, exact.options, named)
+    terms = (factor * (by_hand.loss if by_hand.loss_magnitude is None else by_hand.loss_magnitude)).abs()
+    total = (factor * by_hand.loss).sum()
     magnitude = terms if value.shape == terms.shape else terms.sum() * (value / total).nan_to_num(1.0)
     divisor = 1.0 if value.shape == terms.shape else (total / value).nan_to_num(1.0)
     factor = factor.abs() * exact.upstream.abs() / divisor
     is_soft = (t > 0) & (t < 1) | (exact.options.get("label_smoothing", 0.0) > 0)
-    return Expected(value, gradient, magnitude, closed.magnitude * factor, is_soft, factor)
+    return Expected(value, gradient, magnitude, by_hand.magnitude * factor, is_soft, factor)

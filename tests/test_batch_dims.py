@@ -15,7 +15,7 @@ from test_autograd import Ops
 from torch import Tensor
 
 LOSSES = [name for name in focal_ext.losses.__all__ if name.endswith("_loss")]
-SCORED = {name for name in LOSSES if getattr(focal_ext, name).spec.takes_scores}
+SCORED = {name for name in LOSSES if getattr(focal_ext, name).spec.needs_scores}
 PER_ROW = {name for name in LOSSES if getattr(focal_ext, name).spec.is_per_row}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Less than a block, several blocks with a part at the end, several chunks a group, one row a group, nothing.

@@ -125,7 +125,7 @@ def test_a_bad_id_makes_a_row_of_the_other_losses_nan_and_no_other(dtype: torch.
     results = []
     for bad in (-1, -7):  # as a background, then
         ids[[3, 29]] = bad
-        targets = (ids, scores) if loss in ("quality_focal_loss", "varifocal_loss") else ids
+        targets = (ids, scores) if getattr(focal_ext, loss).spec.needs_scores else ids
         checked = getattr(focal_ext, loss).__wrapped__(x, targets, **options, reduction="sum").call
         results.append((ops().loss_map(x, *checked), ops().loss_and_gradient(x, *checked)[1]))
     for clean, got in zip(*results):

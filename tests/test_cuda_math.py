@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from cuda_math.emulation import POLICIES, STREAMS, Emulation, Errors, LossParameters, Results, why_impossible
+from cuda_math.emulation import POLICIES, STREAMS, Emulation, Errors, Results, sigmoid_focal, why_impossible
 from oracle import hard, soft
 
 UNIT, SMALLEST = 2.0**-23, 2.0**-126
@@ -154,7 +154,7 @@ def test_soft_targets_stay_within_40_units_of_their_terms(emulation: Emulation, 
     want = soft(torch.from_numpy(x).double(), torch.from_numpy(t).double(), gamma, smoothing)
     small = SMALLEST * (1 + gamma) * 120  # a power flushed to 0, times gamma ce
     for errors in every_error(gamma):
-        got = emulation.run("careful", LossParameters(0, gamma, 0, 0, smoothing), x, errors, t)
+        got = emulation.run("careful", sigmoid_focal(gamma, smoothing), x, errors, t)
         for result, exact, magnitude in ((got.value, want.loss, want.loss), (got.gradient, want.gradient, want.magnitude)):
             off = (np.abs(result - exact.numpy()) - small) / np.maximum(magnitude.numpy(), SMALLEST) / UNIT
             assert off.max() <= 40, f"{off.max():.1f} units at x {x[off.argmax()]}, t {t[off.argmax()]}"

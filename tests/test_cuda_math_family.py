@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from cuda_host import family
-from cuda_math.emulation import Emulation, Errors, LossParameters, why_impossible
-import focal_ext
+from cases import EXPONENTS
+from cuda_math.emulation import Emulation, Errors, LossParameters, sigmoid_focal, why_impossible
+from losses import DECLARED
+from test_derivatives import numbers_of
 from test_cuda_math import FEW, SMALLEST, STEEP, UNIT, soft_targets
 from tolerances import Tolerance
 
@@ -31,8 +33,13 @@ BOUNDS = {
 
 def parameters(formula: str) -> LossParameters:
     loss, options = family.FORMULAS[formula]
-    gamma = next((options[name] for name in ("gamma", "beta", "gamma_neg") if name in options), 2.0)
-    return LossParameters(getattr(focal_ext, loss).spec.number, gamma, options.get("gamma_pos", 0.0), options.get("clip") or 0.0, options.get("label_smoothing", 0.0))
+    return LossParameters(DECLARED[loss].spec.number, *numbers_of(DECLARED[loss], options))
+
+
+def exponent(formula: str) -> float:
+    """Of the negatives' p."""
+    loss, options = family.FORMULAS[formula]
+    return float(options[next(name for name in ("gamma", *EXPONENTS[loss]) if name in EXPONENTS[loss])])
 
 
 @cache
@@ -40,24 +47,25 @@ def truth(formula: str, dense: bool) -> family.Expected:
     """Without alpha, of negatives or of soft targets."""
     loss, options = family.FORMULAS[formula]
     x = torch.from_numpy(X).double()[:, None]
-    alpha = {"sigmoid_focal_loss": {"alpha": None}, "varifocal_loss": {"alpha": 1.0}}.get(loss, {})
-    options = {**options, **alpha, "reduction": "none", "normalizer": None}
+    off = None if DECLARED[loss].spec.has_class_alpha else 1.0
+    options = {**options, **({"alpha": off} if DECLARED[loss].spec.alpha else {}), "reduction": "none", "normalizer": None}
     targets = torch.from_numpy(T).double()[:, None] if dense else torch.zeros_like(x)
     return family.expected(loss, family.Arguments(x, targets, options, torch.ones_like(x)))
 
 
-def every_error(parameters: LossParameters) -> list[Errors]:
-    instructions = (4 if parameters.clip else 2) + (parameters.gamma not in (0, 1, 2, 4) or parameters.smoothing > 0)
+def every_error(formula: str) -> list[Errors]:
+    options = family.FORMULAS[formula][1]
+    instructions = (4 if options.get("clip") else 2) + (exponent(formula) not in (0, 1, 2, 4) or "label_smoothing" in options)
     return [Errors(1, signs) for signs in range(2**instructions)] + [Errors(1, 0, seed) for seed in (12345, 67890)]
 
 
 def worst(emulation: Emulation, policy: str, formula: str, dense: bool = False) -> float:
     """Units, over value, gradient and all errors of the instructions. NaN counts as infinitely wrong."""
     loss, exact, found = parameters(formula), truth(formula, dense), 0.0
-    for errors in every_error(loss):
+    for errors in every_error(formula):
         got = emulation.run(policy, loss, X, errors, T if dense else None)
         for result, want, magnitude in zip(got, exact.results, exact.magnitudes):
-            off = (np.abs(result - want[:, 0].numpy()) - FLUSHED * (1 + loss.gamma)) / np.maximum(magnitude[:, 0].numpy(), SMALLEST) / UNIT
+            off = (np.abs(result - want[:, 0].numpy()) - FLUSHED * (1 + exponent(formula))) / np.maximum(magnitude[:, 0].numpy(), SMALLEST) / UNIT
             found = max(found, float(np.nan_to_num(off, nan=np.inf).max()))
     return found
 
@@ -68,9 +76,9 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
 
 
 def policies(formula: str) -> list[str]:
-    loss = parameters(formula)
-    streams = ["rescue", "single", "packed_single"] if loss.gamma <= STEEP else []
-    return ["careful", *streams, *(["half", "packed_half"] if loss.gamma == 2 and loss.loss and not loss.clip else [])]
+    options, gamma = family.FORMULAS[formula][1], exponent(formula)
+    streams = ["rescue", "single", "packed_single"] if gamma <= STEEP else []
+    return ["careful", *streams, *(["half", "packed_half"] if gamma == 2 and not {"clip", "label_smoothing"} & set(options) else [])]
 
 
 @pytest.mark.parametrize("formula, policy", [(f, p) for f in family.FORMULAS for p in policies(f)])
@@ -81,7 +89,7 @@ def test_negatives_stay_within_their_bound(emulation: Emulation, formula: str, p
 
 @pytest.mark.parametrize("formula", family.FORMULAS)
 def test_dense_targets_stay_within_their_bound(emulation: Emulation, formula: str) -> None:
-    allowed = BOUNDS["dense, steep" if parameters(formula).gamma > STEEP else "dense"]
+    allowed = BOUNDS["dense, steep" if exponent(formula) > STEEP else "dense"]
     assert worst(emulation, "careful", formula, dense=True) <= allowed.units
 
 
@@ -102,5 +110,5 @@ def test_a_smoothed_label_counts_nothing_on_the_winning_side_far_away(emulation:
     """p^gamma falls faster than the cross entropy grows."""
     far = np.array([-np.inf, -3e38, -1e30, *([-6e4] if gamma > 1e-3 else [])], dtype=np.float32)
     for policy in ("careful", "rescue") if gamma <= STEEP else ("careful",):
-        got = emulation.run(policy, LossParameters(0, gamma, 0, 0, 0.1), far, Errors(0))
+        got = emulation.run(policy, sigmoid_focal(gamma, 0.1), far, Errors(0))
         assert not got.value.any() and not got.gradient.any()

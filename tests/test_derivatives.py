@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from focal_ext._spec import LOSSES
+from formulas import complete
+from losses import DECLARED
+from losses.parts import Declared, Options
 
 SOURCE = Path(__file__).parent / "derivatives" / "derivatives.cpp"
 COMPILER = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
@@ -22,12 +26,20 @@ LIMITS = {
 }
 
 
+def numbers_of(loss: Declared, options: Options) -> tuple[float, ...]:
+    """As the ops take them."""
+    given = complete(loss.name, options)
+    numbers: tuple[float, ...] = loss.spec.parameters(**{name: given[name] for name in inspect.signature(loss.spec.parameters).parameters})
+    return numbers
+
+
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 def test_derivatives_by_hand_are_those_of_dual_numbers(tmp_path: Path) -> None:
     program = tmp_path / "derivatives"
     flags = ["-std=c++20", "-O2", "-fopenmp-simd", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([COMPILER, *flags, str(SOURCE), "-o", str(program)], check=True)
-    rows = list(csv.reader(subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()))
+    calls = "".join(f"{loss.spec.number} {' '.join(map(repr, numbers_of(loss, options)))}\n" for loss in DECLARED.values() for options in loss.settings)
+    rows = list(csv.reader(subprocess.run([program], check=True, input=calls, capture_output=True, text=True).stdout.splitlines()))
     assert {row[0] for row in rows} == {*(str(spec.number) for spec in LOSSES if not spec.is_per_row), "poly1"}, "a loss of the list is missing"
     for *what, method, error, at in rows:
         assert float(error) <= LIMITS[method][0], f"{what} {method}: off by {error} at {at}"

@@ -10,6 +10,7 @@ import focal_ext
 import pytest
 import torch
 from cases import ID_DTYPES, IMPLEMENTATIONS, Implementation
+from family import SCORED
 from torch import Tensor, nn
 
 implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
@@ -117,10 +118,16 @@ FAMILY: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "clip 1": ("asymmetric_loss", {"clip": 1.0}, ValueError, r"clip: .*\[0, 1\).*1\.0.*0 switches it off"),
     "clip negative": ("asymmetric_loss", {"clip": -0.05}, ValueError, r"clip: .*-0\.05"),
     "clip tensor": ("asymmetric_loss", {"clip": torch.tensor(0.05)}, TypeError, r"clip: .*number.*Tensor"),
-    "pair for asymmetric": ("asymmetric_loss", {"targets": PAIR}, TypeError, r"targets: .*torch\.Tensor.*tuple"),
+    "beta between 0 and 1 without a gradient of the modulator": ("quality_focal_loss", {"targets": PAIR, "beta": 0.5, "modulator_gradient": False}, ValueError, r"beta: .*>= 1"),
+    "modulator_gradient None": ("sigmoid_focal_loss", {"modulator_gradient": None}, TypeError, r"modulator_gradient: must be a bool, got NoneType"),
+    "modulator_gradient 2": ("asymmetric_loss", {"modulator_gradient": 2.0}, TypeError, r"modulator_gradient: must be a bool, got float"),
+    "alpha of matchability-aware above 1": ("matchability_aware_loss", {"targets": PAIR, "alpha": 1.5}, ValueError, r"alpha: .*\[0, 1\].*1\.5"),
+    "gamma of matchability-aware negative": ("matchability_aware_loss", {"targets": PAIR, "gamma": -1.0}, ValueError, r"gamma: .*finite and >= 0.*-1"),
+    "alpha of IoU-aware above 1": ("iou_aware_bce_loss", {"targets": PAIR, "alpha": 1.5}, ValueError, r"alpha: .*\[0, 1\].*1\.5"),
+    "beta of Gaussian negative": ("gaussian_focal_loss", {"beta": -1.0}, ValueError, r"beta: .*finite and >= 0.*-1"),
     **{
         f"{what} of {loss}": (loss, changed, exception, sentence)
-        for loss in ("quality_focal_loss", "varifocal_loss")
+        for loss in SCORED
         for what, changed, exception, sentence in (
             ("ids alone", {"targets": IDS}, ValueError, r"targets: class ids need a score each.*pair \(ids, scores\)"),
             ("three tensors", {"targets": (*PAIR, IDS)}, TypeError, r"targets: .*pair \(ids, scores\).*tuple"),
@@ -241,7 +248,16 @@ def test_an_ignore_index_beyond_int64_is_an_error_and_never_wraps(ignore_index: 
         implementation.module.sigmoid_focal_loss(X, IDS.clamp(min=-1), ignore_index=ignore_index)
 
 
-POSITIONAL = {"sigmoid_focal_loss": (X, IDS, 0.25, 2.0), "quality_focal_loss": (X, PAIR, 2.0), "varifocal_loss": (X, PAIR, 0.75, 2.0), "asymmetric_loss": (X, IDS, 4.0, 1.0, 0.05)}
+# In the order of each signature, its defaults.
+POSITIONAL = {
+    "sigmoid_focal_loss": (X, IDS, 0.25, 2.0),
+    "quality_focal_loss": (X, PAIR, 2.0),
+    "varifocal_loss": (X, PAIR, 0.75, 2.0),
+    "asymmetric_loss": (X, IDS, 4.0, 1.0, 0.05),
+    "matchability_aware_loss": (X, PAIR, 1.5, None),
+    "iou_aware_bce_loss": (X, PAIR, 0.25, 2.0),
+    "gaussian_focal_loss": (X, DENSE, 2.0, 4.0),
+}
 
 
 @implementations

@@ -24,6 +24,7 @@ ROWS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "bias too short": ({"conv_bias": GIVEN.bias[:3]}, ValueError, r"conv_bias: .*\(15,\).*\(3,\)"),
     "bias of another dtype": ({"conv_bias": GIVEN.bias.double()}, ValueError, r"conv_bias: .*float64"),
     "targets too short": ({"targets": GIVEN.ids[:, 1:]}, ValueError, r"targets: .*\(2, 456\).*\(2, 455\)"),
+    "a pair": ({"targets": (GIVEN.ids, torch.rand(GIVEN.ids.shape))}, TypeError, r"targets: .*class ids.*pair.*pyramid"),
     "a bad id": ({"targets": GIVEN.ids.clone().index_put_((torch.tensor(1), torch.tensor(7)), torch.tensor(93))}, ValueError, r"class id 93 at anchor 463 "),
     "stride 0": ({"stride": 0}, ValueError, r"stride: .*at least 1.*0"),
     "stride a text": ({"stride": "2"}, TypeError, r"stride: .*integer or a pair.*'2'"),

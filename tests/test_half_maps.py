@@ -11,6 +11,7 @@ import torch
 from cuda_host import build
 from cuda_host.ops import HostOps
 from focal_ext import _autograd, reference
+from losses import DECLARED
 from torch import Tensor
 
 SHARE = {torch.bfloat16: 0.999, torch.float16: 0.995}
@@ -20,6 +21,7 @@ CALLS: dict[str, list[dict[str, Any]]] = {
     "varifocal_loss": [{"gamma": gamma} for gamma in (1.0, 1.5, 2.0, 3.0)],
     "asymmetric_loss": [{}, {"gamma_neg": 2.0, "clip": None}, {"gamma_neg": 1.5, "gamma_pos": 0.5}],
 }
+CALLS |= {name: [dict(options) for options in loss.members.values()] for name, loss in DECLARED.items() if name not in CALLS}
 TARGETS: dict[str, Callable[[Tensor], Tensor]] = {"0": torch.zeros_like, "1": torch.ones_like, "0.3125": lambda x: torch.full_like(x, 0.3125)}
 
 

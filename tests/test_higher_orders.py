@@ -9,18 +9,21 @@ import focal_ext
 import mpmath
 import pytest
 import torch
-from formulas import TEXTBOOK
+from losses import DECLARED
 from torch import Tensor
 
 # Powers of what underflows, where a factor of infinity meets a 0: from 88 on in float32, from 709 on in float64.
 LOGITS = (0.3, -2.0, 40.0, -40.0, 100.0, -100.0, 720.0, -720.0)
 GAMMAS = (0.0, 0.5, 1.5, 2.0, 20.0)
-PARAMETERS: dict[str, Callable[[float], dict[str, Any]]] = {
-    "sigmoid_focal_loss": lambda gamma: {"gamma": gamma, "alpha": None},
-    "quality_focal_loss": lambda gamma: {"beta": max(gamma, 1.0)},
-    "varifocal_loss": lambda gamma: {"gamma": gamma, "alpha": 0.75},
-    "asymmetric_loss": lambda gamma: {"gamma_neg": gamma, "gamma_pos": gamma, "clip": None},
-}
+
+
+def options_of(loss: str, gamma: float, live: bool) -> dict[str, Any]:
+    """Every exponent as given, no clip, which is a kink; all else as everyday."""
+    kinds: dict[str, Any] = {"exponent": gamma, "exponent from 1": max(gamma, 1.0), "alpha": None, "clip": None, "flag": live}
+    return {name: kinds.get(kind, DECLARED[loss].parameters[name][0]) for name, kind in DECLARED[loss].drawn.items()}
+
+
+ROWS = [(loss, gamma, live) for loss in DECLARED for gamma in GAMMAS for live in (True, False) if live or "modulator_gradient" in DECLARED[loss].parameters]
 # Relative: each order differentiates a product of three factors, whose terms add up to at most (2 gamma + |x|)^3 times their sum's size.
 RELATIVE = {torch.float64: 1e-9, torch.float32: 2e-3}
 SUBNORMAL = {torch.float64: 1e-300, torch.float32: 1e-36}  # below it digits are lost to underflow on the way
@@ -45,14 +48,14 @@ def compare(got: list[float], exact: list[float], dtype: torch.dtype, where: str
         assert abs(a - b) <= RELATIVE[dtype] * abs(b) + SUBNORMAL[dtype], (where, got, exact)
 
 
-@pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize("loss", PARAMETERS)
-def test_second_and_third_derivatives_of_hard_targets_are_the_textbook_formulas(loss: str, gamma: float) -> None:
-    options = PARAMETERS[loss](gamma)
+@pytest.mark.parametrize("loss, gamma, live", ROWS)
+def test_second_and_third_derivatives_of_hard_targets_are_the_textbook_formulas(loss: str, gamma: float, live: bool) -> None:
+    options = options_of(loss, gamma, live)
     for logit in LOGITS:
         for target in (0.0, 1.0):
             t = mpmath.mpf(target)
-            exact = exact_orders(lambda z, t=t: TEXTBOOK[loss](z, t, **options), logit)
+            y = mpmath.mpf(logit)
+            exact = exact_orders(lambda z, t=t, y=y: DECLARED[loss].textbook(z, y, t, **options), logit)
             for dtype in RELATIVE:
                 x, dense = torch.tensor(logit, dtype=dtype, requires_grad=True), torch.tensor([target], dtype=dtype)
                 got = orders(lambda z, dense=dense: getattr(focal_ext.reference, loss)(z[None], dense, reduction="sum", **options), x)

@@ -15,7 +15,7 @@ from cuda_host.ops import HostOps
 from focal_ext import _autograd, reference
 from torch import Tensor
 
-LOSSES = ("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "asymmetric_loss", "softmax_focal_loss")
+LOSSES = reference.__all__
 ROW = "softmax_focal_loss"  # whose rows are ignored as a whole
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 DENSE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.float32, torch.bfloat16, torch.float64)

@@ -9,47 +9,41 @@ import focal_ext
 import pytest
 import torch
 from cases import GAMMAS
-from formulas import CLOSED, factor_of, hard, soft, textbook_point
+from formulas import closed, complete, factor_of, hard, soft, textbook_point
+from losses import DECLARED
 from rounding import error_in_ulp
 
 # Both sides of 0, of the saturation of sigmoid in float32 (17) and float64 (37), of exp's underflow in float32 (88.8, 104).
 LOGITS = (0.0, 1e-8, 0.3, -0.3, 2.0, -2.0, 6.5, -6.5, 17.0, -17.0, 37.5, -37.5, 88.8, -88.8, 104.0, -104.0, 120.0, -120.0)
 TARGETS = (0.0, 1.0, 0.5, 0.3, 0.9999, 1e-7)
-ALPHAS = {0.0: 0.25, 1.0: None, 0.5: 0.25, 0.3: 0.75, 0.9999: None, 1e-7: 0.0}
 
 # Units of 2^-52 of the terms' magnitudes. sigmoid, logsigmoid and pow are off by about a unit each, and u^5 multiplies the roundings of u by
 # five. A gradient has a term more, and a reference that differentiates the steps one by one rounds twice as often.
 LOSS_UNITS, CLOSED_UNITS, AUTOGRAD_UNITS = 8, 8, 16
 
-FORMULAS: list[tuple[str, dict[str, Any]]] = [
-    *(("sigmoid_focal_loss", {"gamma": gamma}) for gamma in GAMMAS),
-    *(("sigmoid_focal_loss", {"gamma": gamma, "label_smoothing": s}) for gamma, s in ((0.0, 0.1), (2.0, 0.1), (1.7, 0.4), (2.0, 1.0))),
-    *(("quality_focal_loss", {"beta": beta}) for beta in (1.0, 1.5, 2.0, 5.0)),
-    *(("varifocal_loss", {"gamma": gamma, "alpha": alpha}) for gamma, alpha in ((2.0, 0.75), (0.0, 1.0), (0.5, 0.3), (1.7, 0.0))),
-    *(("asymmetric_loss", dict(zip(("gamma_neg", "gamma_pos", "clip"), p))) for p in ((4.0, 1.0, 0.05), (4.0, 0.0, None), (0.0, 1.7, 0.3), (0.5, 0.5, 0.9), (1.0, 2.0, 0.0))),
-]
+FORMULAS = [(loss.name, dict(options)) for loss in DECLARED.values() for options in loss.settings]
 
 
 @pytest.mark.parametrize("loss, parameters", FORMULAS, ids=str)
 def test_reference_and_closed_form_in_float64_are_the_textbook_formula(loss: str, parameters: dict[str, Any]) -> None:
     near, tiny = torch.finfo(torch.float64).eps, 1e-300
     for logit, target in product(LOGITS, TARGETS):
-        if loss == "quality_focal_loss" and (logit, target) == (0.0, 0.5):
+        if loss == "quality_focal_loss" and (logit, target) == (0.0, 0.5) and parameters["beta"]:
             continue  # the kink itself: test_corners.py
-        options = {**parameters, "alpha": ALPHAS[target]} if loss == "sigmoid_focal_loss" else parameters
+        options = complete(loss, parameters)
         exact, slope = textbook_point(loss, logit, target, **options)
         x, t = torch.tensor([logit], dtype=torch.float64, requires_grad=True), torch.tensor([target], dtype=torch.float64)
         got = getattr(focal_ext.reference, loss)(x, t, **options)
         (gradient,) = torch.autograd.grad(got, x)
         factor = float(factor_of(loss, t, options.get("alpha")))
-        closed = CLOSED[loss](x.detach(), t, options)
-        room = near * factor * float(closed.loss if closed.loss_magnitude is None else closed.loss_magnitude) + tiny
-        slope_room = near * factor * float(closed.magnitude) + tiny
+        by_hand = closed(loss, x.detach(), t, options)
+        room = near * factor * float(by_hand.loss if by_hand.loss_magnitude is None else by_hand.loss_magnitude) + tiny
+        slope_room = near * factor * float(by_hand.magnitude) + tiny
         where = f"x {logit}, t {target}"
         assert abs(float(got.detach()) - exact) <= LOSS_UNITS * room, where
         assert abs(float(gradient) - slope) <= AUTOGRAD_UNITS * slope_room, where
-        assert abs(float(closed.loss) * factor - exact) <= CLOSED_UNITS * room, where
-        assert abs(float(closed.gradient) * factor - slope) <= CLOSED_UNITS * slope_room, where
+        assert abs(float(by_hand.loss) * factor - exact) <= CLOSED_UNITS * room, where
+        assert abs(float(by_hand.gradient) * factor - slope) <= CLOSED_UNITS * slope_room, where
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)

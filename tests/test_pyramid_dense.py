@@ -20,7 +20,8 @@ from torch import Tensor
 
 SHAPE = Shape(images=3, anchors=2, classes=5, sizes=((7, 5), (3, 4), (1, 2), (0, 3)))
 LOSSES = [name for name in focal_ext.pyramid.__all__ if name.endswith("_loss")]
-SCORED, PER_ROW = ("quality_focal_loss", "varifocal_loss"), ("softmax_focal_loss",)
+SCORED = [name for name in focal_ext.reference.__all__ if getattr(focal_ext, name).spec.needs_scores]
+PER_ROW = ("softmax_focal_loss",)
 CLASS_ALPHA = ("sigmoid_focal_loss", "softmax_focal_loss")
 WEIGHTS = {None: None, "images": torch.tensor([[0.5], [2.0], [0.0]]), "anchors": torch.rand(3, sum(SHAPE.counts), generator=torch.Generator().manual_seed(1))}
 ALPHA = [0.1, 0.2, 0.3, 0.4, 0.5]

@@ -7,6 +7,7 @@ from typing import Any
 import focal_ext
 import pytest
 import torch
+from family import SCORED
 from pyramids import LAYOUTS, Shape, labels, leaves, maps, rows
 from test_autograd import Ops
 from torch import Tensor
@@ -20,7 +21,7 @@ LOSSES = [name for name in focal_ext.pyramid.__all__ if name.endswith("_loss")]
 
 def given(loss: str, shape: Shape = SHAPE) -> tuple[Any, Any]:
     """Targets over levels, and over rows; softmax knows no background."""
-    if loss in ("quality_focal_loss", "varifocal_loss"):
+    if loss in SCORED:
         return (IDS, SCORES), (IDS, SCORES)
     ids = IDS.clamp(min=0, max=shape.classes - 1) if loss == "softmax_focal_loss" else IDS
     return ids, ids
@@ -60,7 +61,7 @@ def test_levels_are_read_where_they_are(loss: str) -> None:
     assert "focal_ext.pyramid_loss_and_gradient" in seen.names and not any("copy" in name or "cat" in name or "clone" in name for name in seen.names)
 
 
-@pytest.mark.parametrize("loss", ["quality_focal_loss", "varifocal_loss"])
+@pytest.mark.parametrize("loss", SCORED)
 def test_pairs_may_be_lists_of_levels_and_are_asked_for(loss: str) -> None:
     levels, function = maps(SHAPE), getattr(focal_ext.pyramid, loss)
     parts = tuple(list(t.split(SHAPE.counts, dim=1)) for t in (IDS, SCORES))

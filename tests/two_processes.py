@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn.parallel import DistributedDataParallel
 
 WORLD, CLASSES, FEATURES = 2, 6, 5
-LOSSES = ("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "asymmetric_loss", "softmax_focal_loss")
-SCORED = ("quality_focal_loss", "varifocal_loss")
+LOSSES = focal_ext.reference.__all__
+SCORED = [name for name in LOSSES if getattr(focal_ext, name).spec.needs_scores]
 # Positives among the rows of each process.
 BATCHES = {"unequal": ((9, 40), (2, 30)), "one process without": ((5, 20), (0, 33)), "none anywhere": ((0, 8), (0, 9))}
 

@@ -27,10 +27,10 @@ class Factors {
         weight_(static_cast<const acc_t*>(problem.weight)), uniform_(is_uniform(problem)) {}
 
  protected:
-  // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block.
-  void fill(Block<acc_t>& b, int64_t i, int64_t row, int64_t c, acc_t x, acc_t t, acc_t upstream) const {
+  // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block. `named`: of the class that a class id names.
+  void fill(Block<acc_t>& b, int64_t i, int64_t row, int64_t c, acc_t x, acc_t t, acc_t upstream, bool named = false) const {
     const acc_t of_one = alpha_ ? alpha_[c] : acc_t(p_.alpha_positive), of_zero = alpha_ ? acc_t(1) - alpha_[c] : acc_t(p_.alpha_negative);
-    const acc_t a = Factor::of(t, of_one, of_zero);
+    const acc_t a = named ? Factor::of_named(t, of_one, of_zero) : Factor::of(t, of_one, of_zero);
     b.x[i] = a == 0 ? finite(x) : x;
     b.t[i] = t;
     b.value[i] = a * (weight_ ? weight_[row * p_.weight_row_stride + c * p_.weight_class_stride] : acc_t(1));
@@ -51,7 +51,7 @@ class Factors {
   }
 
   FOCAL_EXT_ONE_COPY void add_positive(Specials<acc_t>& s, int64_t at, int64_t row, int64_t c, acc_t x, acc_t upstream) const {
-    fill(s.positives, s.count, row, c, x, p_.scores ? static_cast<const acc_t*>(p_.scores)[row] : acc_t(1), upstream);
+    fill(s.positives, s.count, row, c, x, p_.scores ? static_cast<const acc_t*>(p_.scores)[row] : acc_t(1), upstream, true);
     s.at[s.count++] = at;
   }
 

@@ -129,7 +129,7 @@ class DenseRows : SoftmaxRows<scalar_t> {
     }
     const acc_t tail = acc_t(sums.e.rest), sum = sums.e.all(), log_sum = log_of_sum<Math>(sum, tail);
     const int64_t top = sums.e.at - c;
-    with_gamma<acc_t>(p_.loss_parameters.gamma, [&](auto modulator) {
+    with_gamma<acc_t>(p_.loss_parameters.numbers[0], [&](auto modulator) {
       const auto term = [&part, sum, log_sum, modulator](int64_t i, acc_t others) FOCAL_EXT_INLINE_LAMBDA {
         const auto t = softmax_focal_term<Math>(part.e[i], others, sum, part.distance[i], log_sum, modulator);
         part.value[i] = part.coefficient[i] * t.value, part.slope[i] = part.coefficient[i] * t.slope, part.p[i] = t.p, part.u[i] = t.u;

@@ -396,7 +396,7 @@ class DensePlanes : SoftmaxPlanes<acc_t> {
 #pragma omp simd
       for (int64_t i = 0; i < width_; ++i) p[i] = exp_below<Math>(x[i], s.top[i]);
     // By pointers, as in compute_terms().
-    with_gamma<acc_t>(p_.loss_parameters.gamma,
+    with_gamma<acc_t>(p_.loss_parameters.numbers[0],
         [=, n = width_, top_at = s.top_at, top = s.top, rest = s.rest, sum = s.sum, log_sum = s.log_sum, factor = coefficient, to = value](auto modulator) {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {

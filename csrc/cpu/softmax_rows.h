@@ -75,10 +75,10 @@ struct RowTerms {
 template <class acc_t>
 FOCAL_EXT_ONE_COPY void compute_terms(RowTerms<acc_t>& t, int64_t rows, const Problem& p) {
   using Math = typename row_math<acc_t>::type;
-  const acc_t smoothing = acc_t(p.loss_parameters.smoothing), kept = acc_t(1 - p.loss_parameters.smoothing), classes = acc_t(p.classes);
+  const acc_t smoothing = acc_t(p.loss_parameters.numbers[1]), kept = acc_t(1 - p.loss_parameters.numbers[1]), classes = acc_t(p.classes);
   // By pointers: what lies in arrays of a struct or behind a closure is not vectorised.
-  with_gamma<acc_t>(p.loss_parameters.gamma, [=, own = t.own, others = t.others, distance = t.distance, mean = t.mean_distance, value = t.value,
-                                                 of_others = t.of_others, shift = t.shift, of_own = t.of_own](auto modulator) {
+  with_gamma<acc_t>(p.loss_parameters.numbers[0], [=, own = t.own, others = t.others, distance = t.distance, mean = t.mean_distance, value = t.value,
+                                                      of_others = t.of_others, shift = t.shift, of_own = t.of_own](auto modulator) {
     const auto put = [=](int64_t r, SoftmaxRow<acc_t> row)
                          FOCAL_EXT_INLINE_LAMBDA { value[r] = row.value, of_others[r] = row.others, shift[r] = row.shift, of_own[r] = row.own; };
     if (smoothing == 0) {
@@ -98,7 +98,7 @@ class SoftmaxRows {
   using Math = typename row_math<acc_t>::type;
 
   SoftmaxRows(const Problem& problem, double scale)
-      : p_(problem), scale_(acc_t(scale)), classes_(problem.classes), smoothing_(acc_t(problem.loss_parameters.smoothing)) {}
+      : p_(problem), scale_(acc_t(scale)), classes_(problem.classes), smoothing_(acc_t(problem.loss_parameters.numbers[1])) {}
 
   const scalar_t* row_at(int64_t row) const { return static_cast<const scalar_t*>(p_.inputs) + row * classes_; }
   acc_t alpha(int64_t c) const { return p_.alpha ? static_cast<const acc_t*>(p_.alpha)[c] : acc_t(p_.alpha_positive); }

@@ -31,8 +31,8 @@ struct Times {
   T factor;
 
   template <class Math>
-  __device__ T gamma() const {
-    return modulator.template gamma<Math>();
+  __device__ T slope() const {
+    return modulator.template slope<Math>();
   }
   template <class Math>
   __device__ T of_probability(T z, T p, T negative_part, T log1p_e) const {

@@ -55,10 +55,11 @@ Flow choose_flow(const Problem& p) {
                        (!p.grad_output_per_element || is_aligned(p.grad_output)) && (p.groups == 1 || numel(p) / p.groups % kTileUnit == 0);
   const bool weight_per_logit = p.weight && p.weight_row_stride != 0 && p.weight_class_stride != 0;
   const bool plain = !weight_per_logit && (p.alpha || p.alpha_negative != 0) && !(p.gradient && p.loss_map);
-  const bool is_sigmoid_focal = p.loss_parameters.loss == Loss::sigmoid_focal;
+  const bool is_sigmoid_focal = p.loss_parameters.loss == Loss::sigmoid_focal && !p.scores;
   const bool has_loop = !is_per_class(p) || (is_sigmoid_focal && fits_class_slots(p.classes) && !p.loss_map && !p.grad_output_per_element);
   const bool ignores_zeros = is_dense(p.target) && ignored_target(p) == 0;
-  if (!aligned || !plain || !has_loop || ignores_zeros || p.loss_parameters.gamma > kSteepGamma || p.scalar == Scalar::f64) return Flow::careful;
+  if (!aligned || !plain || !has_loop || ignores_zeros || exponent_of_negatives(p.loss_parameters) > kSteepGamma || p.scalar == Scalar::f64)
+    return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
   if (!p.gradient) return Flow::loss;
   return p.grad_output_per_element ? Flow::chain : Flow::gradient;

@@ -24,7 +24,7 @@ template <class scalar_t>
 const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials, uint32_t blocks, void* stream) {
   using acc_t = acc_of<scalar_t>;
   const bool aligned = sizeof(scalar_t) < 8 && is_aligned(p.inputs) && is_aligned(p.gradient) && p.classes * int64_t(sizeof(scalar_t)) % 16 == 0;
-  const Exponent gamma(p.loss_parameters.gamma);
+  const Exponent gamma(p.loss_parameters.numbers[0]);
   const SoftmaxArguments<scalar_t> a = {
       static_cast<const scalar_t*>(p.inputs),
       static_cast<scalar_t*>(p.gradient),
@@ -40,9 +40,9 @@ const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& 
       static_cast<const acc_t*>(p.alpha),
       static_cast<const acc_t*>(p.weight),
       p.weight_row_stride,
-      acc_t(p.loss_parameters.smoothing),
-      acc_t(1 - p.loss_parameters.smoothing),
-      p.loss_parameters.gamma,
+      acc_t(p.loss_parameters.numbers[1]),
+      acc_t(1 - p.loss_parameters.numbers[1]),
+      p.loss_parameters.numbers[0],
       WholeModulator<0>(gamma),
       WholeModulator<1>(gamma),
       WholeModulator<2>(gamma),

@@ -30,7 +30,7 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
     return of.template operator()<Factors::one>();
   };
   // fp64 is the accurate path, not the fast one: few kernels serve every gamma.
-  return with_loss_by_negatives<sizeof(scalar_t) < 8>(p.loss_parameters, [&]<class Loss>(const Loss& loss) {
+  return with_loss_by_negatives<sizeof(scalar_t) < 8>(p.loss_parameters, p.scores != nullptr, [&]<class Loss>(const Loss& loss) {
     if constexpr (has_kernel_of_ids<scalar_t, Loss>) return is_dense(p.target) ? start(dense, loss) : start(ids, loss);
     else return start(EitherTargets<scalar_t>{is_dense(p.target), ids, dense}, loss);
   });

@@ -61,6 +61,31 @@ constexpr bool is_exact = has_any_power<Loss>;
 template <class Modulator, class Positive>
 constexpr bool is_exact<Asymmetric<Modulator, Positive, true>> = true;
 
+// What multiplies a term; `named`: of the class that a class id names.
+template <class Loss, class acc_t>
+__device__ acc_t factor_of(const Loss& loss, acc_t t, bool named, const Alpha<acc_t>& alpha) {
+  if constexpr (requires { loss.factor(t, named, t, t); }) return loss.factor(t, named, alpha.positive, alpha.negative);
+  else return named ? Loss::Factor::of_named(t, alpha.positive, alpha.negative) : Loss::Factor::of(t, alpha.positive, alpha.negative);
+}
+
+// Whether a loss that mirrors takes scores: of others that it has a kernel for FocalNegatives takes them.
+template <class Loss>
+constexpr bool may_be_scored = true;
+template <class Modulator>
+constexpr bool may_be_scored<SigmoidFocal<Modulator>> = std::is_same_v<Modulator, ZeroOrOneModulator>;
+
+template <class Loss>
+constexpr bool is_smoothed = false;
+template <class Modulator>
+constexpr bool is_smoothed<SmoothedSigmoidFocal<Modulator>> = true;
+
+// Of a pair's score, and of rare dense targets: a function of its own, which keeps the library below its limit.
+template <class Math, class Loss, class acc_t>
+FOCAL_EXT_NO_INLINE Term<acc_t> scored_term(acc_t x, acc_t score, Alpha<acc_t> alpha, const Loss& loss) {
+  const acc_t factor = factor_of(loss, score, true, alpha);
+  return scaled(loss.template dense<Math>(finite_if(factor == 0, x), score), factor, factor);
+}
+
 // Class ids: one label a row, interpreted once per tile and kept in shared memory; and maybe a score a row.
 template <class acc_t>
 struct IdTargets {
@@ -93,10 +118,11 @@ struct IdTargets {
     const Alpha<acc_t> alpha = alpha_of(a, c);
     if (label == kBad) return {acc_t(NAN), acc_t(NAN)};
     if constexpr (Loss::mirrors) {
+      if (may_be_scored<Loss> && positive && scores) return scored_term<Math>(x, scores[tile.first_row + row], alpha, loss);
       return hard_term<Math>(positive, x, positive ? alpha.positive : alpha.negative, loss);
     } else {
       const acc_t t = !positive ? acc_t(0) : scores ? scores[tile.first_row + row] : acc_t(1);
-      const acc_t factor = Loss::Factor::of(t, alpha.positive, alpha.negative), z = finite_if(factor == 0, x);
+      const acc_t factor = factor_of(loss, t, positive, alpha), z = finite_if(factor == 0, x);
       return scaled(positive ? loss.template positive<Math>(z, t) : loss.template negative<Math>(z), factor, factor);
     }
   }
@@ -150,7 +176,8 @@ struct DenseTargets {
     const acc_t t = target_at(tile, i);
     if (type == Target::dense_u8 && t > 1) return {acc_t(NAN), acc_t(NAN)};
     const Alpha<acc_t> alpha = alpha_of(a, c);
-    const acc_t factor = Loss::Factor::of(t, alpha.positive, alpha.negative);
+    if constexpr (is_smoothed<Loss>) return scored_term<Math>(x, t, alpha, loss);  // the same function for both
+    const acc_t factor = factor_of(loss, t, false, alpha);
     return scaled(loss.template dense<Math>(finite_if(factor == 0, x), t), factor, factor);
   }
 };

@@ -27,20 +27,34 @@ struct Asymmetric {
     T ratio, inverse;
     Math::log_ratio(u, s.q + shift, ratio, inverse);
     const T power = modulator.template of<Math>(u);
-    const T slope = (s.p * s.q) * power * Math::fma(modulator.template gamma<Math>(), ratio, inverse);
+    const T slope = (s.p * s.q) * power * Math::fma(modulator.template slope<Math>(), ratio, inverse);
     return {Math::select_positive(u, power * (u * ratio), u), Math::select_positive(u, slope, u)};
   }
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T) const {
-    return mirrored(sigmoid_focal_hard<Math>(-x, of_positive));
+  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
+    return dense<Math>(x, t);
   }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
-    const ValueAndGradient<T> high = positive<Math>(x, t), low = negative<Math>(x);
+    const ValueAndGradient<T> high = mirrored(sigmoid_focal_hard<Math>(-x, of_positive)), low = negative<Math>(x);
     const T zero = Math::constant(0), not_t = Math::constant(1) - t;
     const bool all = not_t == zero, none = t == zero;  // no 0 * inf
     return {(none ? zero : t * high.value) + (all ? zero : not_t * low.value), (none ? zero : t * high.gradient) + (all ? zero : not_t * low.gradient)};
   }
 };
+
+// The numbers are gamma of negatives and of positives, the clip, and whether the modulators have a gradient.
+template <bool fast, class F>
+auto with_asymmetric(const double* numbers, F&& f) {
+  const Exponent gamma(numbers[0]), gamma_positive(numbers[1]);
+  const double clip = numbers[2];
+  const bool live = numbers[3] != 0;
+  const AnyModulator any(gamma, live), positive(gamma_positive, live);
+  if constexpr (fast)
+    if (numbers[0] == 4 && numbers[1] == 1 && clip != 0)
+      return f(Asymmetric<WholeModulator<4>, WholeModulator<1>, true>{WholeModulator<4>(gamma, live), WholeModulator<1>(gamma_positive, live), clip});
+  if (clip != 0) return f(Asymmetric<AnyModulator, AnyModulator, true>{any, positive, clip});
+  return f(Asymmetric<AnyModulator, AnyModulator, false>{any, positive, 0});
+}
 
 }  // namespace focal_ext

@@ -86,7 +86,7 @@ struct DeviceFloat {
     const float fraction = m * log2_polynomial<DeviceFloat>(m);
     const float logarithm = k + fraction;
     const float power = exp2_product(gamma.high, gamma.low, logarithm, (k - logarithm) + fraction);
-    return u < 0.f ? float_of(0x7fc00000u) : u == 0.f ? 0.f : power;
+    return !(u >= 0.f) ? float_of(0x7fc00000u) : u == 0.f ? 0.f : power;
   }
 };
 

@@ -24,6 +24,15 @@ struct Number {
   friend FOCAL_EXT_INLINE bool operator<=(Number a, Number b) { return a.value <= b.value; }
 };
 
+template <class T>
+FOCAL_EXT_INLINE Number<T> power_or_constant(Number<T> power, const Slope& slope) {
+  return slope.full == 0 ? Number<T>{power.value, T(0)} : power;
+}
+template <class T>
+FOCAL_EXT_INLINE Number<T> without_gradient(Number<T> a) {
+  return {a.value, T(0)};
+}
+
 template <class Math>
 struct Dual {
   using T = typename Math::value_t;

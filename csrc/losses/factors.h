@@ -11,13 +11,22 @@ struct MixedFactor {
   static FOCAL_EXT_INLINE T of(T t, T of_one, T of_zero) {
     return of_one * t + of_zero * (T(1) - t);
   }
+  // Of the class that a class id names.
+  template <class T>
+  static FOCAL_EXT_INLINE T of_named(T score, T of_one, T of_zero) {
+    return of(score, of_one, of_zero);
+  }
 };
 
-// A score above 0 is a positive.
+// A dense target above 0 is a positive, and so is the class that a class id names, whatever its score.
 struct ChosenFactor {
   template <class T>
   static FOCAL_EXT_INLINE T of(T t, T of_one, T of_zero) {
     return t > T(0) ? of_one : of_zero;
+  }
+  template <class T>
+  static FOCAL_EXT_INLINE T of_named(T, T of_one, T) {
+    return of_one;
   }
 };
 
@@ -25,6 +34,10 @@ struct ChosenFactor {
 struct EqualFactor {
   template <class T>
   static FOCAL_EXT_INLINE T of(T, T of_one, T) {
+    return of_one;
+  }
+  template <class T>
+  static FOCAL_EXT_INLINE T of_named(T, T of_one, T) {
     return of_one;
   }
 };

@@ -11,13 +11,35 @@ struct ValueAndGradient {
   T value, gradient;
 };
 
+// What multiplies in a derivative beside p^gamma: gamma, or 0 where the modulator has no gradient. Told at run time, so that both are one loop.
+struct Slope : Parameter {
+  Slope(Exponent gamma, bool live) : Parameter(live ? gamma.full : 0) {
+    if (live) single = gamma.high;
+  }
+};
+
+// A power of p, as a constant where it has no gradient, and a number that has none. Dual numbers (dual.h) tell them apart.
+template <class T>
+FOCAL_EXT_INLINE T power_or_constant(T power, const Slope&) {
+  return power;
+}
+template <class T>
+FOCAL_EXT_INLINE T without_gradient(T a) {
+  return a;
+}
+
 // p^gamma. Whole gammas that detectors use are products; every other gamma is one exponential of a logarithm that is at hand.
 template <int gamma_>
 struct WholeModulator {
   static_assert(gamma_ == 0 || gamma_ == 1 || gamma_ == 2 || gamma_ == 4);
   static constexpr bool is_one = gamma_ == 0;  // p^0 = 1: plain cross entropy
   static constexpr Tail tail = gamma_ >= 1 ? Tail::vanishing : Tail::full;
-  explicit WholeModulator(Exponent) {}
+  Slope slope_;
+  explicit WholeModulator(Exponent gamma, bool live = true) : slope_(gamma, live) {}
+  template <class Math>
+  FOCAL_EXT_INLINE typename Math::value_t slope() const {
+    return Math::constant(slope_);
+  }
   template <class Math>
   FOCAL_EXT_INLINE typename Math::value_t gamma() const {
     return Math::constant(gamma_);
@@ -37,9 +59,9 @@ struct WholeModulator {
   template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const {
     if constexpr (gamma_ == 0) return Math::constant(1);
-    else if constexpr (gamma_ == 1) return u;
-    else if constexpr (gamma_ == 2) return u * u;
-    else return (u * u) * (u * u);
+    else if constexpr (gamma_ == 1) return power_or_constant(u, slope_);
+    else if constexpr (gamma_ == 2) return power_or_constant(u * u, slope_);
+    else return power_or_constant((u * u) * (u * u), slope_);
   }
 };
 
@@ -48,10 +70,11 @@ struct ZeroOrOneModulator {
   static constexpr bool is_one = false;
   static constexpr Tail tail = Tail::full;
   float exponent;
-  explicit ZeroOrOneModulator(Exponent gamma) : exponent(gamma.high) {}
+  Slope slope_;
+  explicit ZeroOrOneModulator(Exponent gamma, bool live = true) : exponent(gamma.high), slope_(gamma, live) {}
   template <class Math>
-  FOCAL_EXT_INLINE typename Math::value_t gamma() const {
-    return Math::constant(exponent);
+  FOCAL_EXT_INLINE typename Math::value_t slope() const {
+    return Math::constant(slope_);
   }
   template <class Math, class T>
   FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const {
@@ -67,7 +90,7 @@ struct ZeroOrOneModulator {
   }
   template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const {
-    return exponent == 0 ? Math::constant(1) : u;
+    return exponent == 0 ? Math::constant(1) : power_or_constant(u, slope_);
   }
 };
 
@@ -75,7 +98,12 @@ struct AnyModulator {
   static constexpr bool is_one = false;
   static constexpr Tail tail = Tail::full;
   Exponent exponent;
-  explicit AnyModulator(Exponent gamma) : exponent(gamma) {}
+  Slope slope_;
+  explicit AnyModulator(Exponent gamma, bool live = true) : exponent(gamma), slope_(gamma, live) {}
+  template <class Math>
+  FOCAL_EXT_INLINE typename Math::value_t slope() const {
+    return Math::constant(slope_);
+  }
   template <class Math>
   FOCAL_EXT_INLINE typename Math::value_t gamma() const {
     return Math::constant(exponent);
@@ -84,14 +112,14 @@ struct AnyModulator {
   template <class Math, class T>
   FOCAL_EXT_INLINE T of_probability(T z, T, T negative_part, T log1p_e) const {
     if constexpr (requires { Math::pow_sigmoid(exponent, z, negative_part); })
-      if (Math::is_steep(exponent)) return Math::pow_sigmoid(exponent, z, negative_part);
-    return Math::pow_exp(exponent, negative_part, log1p_e);
+      if (Math::is_steep(exponent)) return power_or_constant(Math::pow_sigmoid(exponent, z, negative_part), slope_);
+    return power_or_constant(Math::pow_exp(exponent, negative_part, log1p_e), slope_);
   }
   // u^gamma with u = p (1-t) + q t
   template <class Math, class T>
   FOCAL_EXT_INLINE T of_soft(T x, T t, T u) const {
     if constexpr (requires { Math::pow_soft(exponent, x, t); })
-      if (Math::is_steep(exponent)) return Math::pow_soft(exponent, x, t);
+      if (Math::is_steep(exponent)) return power_or_constant(Math::pow_soft(exponent, x, t), slope_);
     return of<Math>(u);
   }
   // u^gamma with log u = -minus_log, where u rounds to 1
@@ -101,7 +129,7 @@ struct AnyModulator {
   }
   template <class Math, class T>
   FOCAL_EXT_INLINE T of(T u) const {
-    return Math::pow(u, exponent);
+    return power_or_constant(Math::pow(u, exponent), slope_);
   }
 };
 
@@ -140,5 +168,40 @@ struct CrossEntropy {
     slope = s.p * rest - s.q * t;
   }
 };
+
+// -log(1 - share) for rest = 1 - share.
+template <class Math, class T = typename Math::value_t>
+FOCAL_EXT_INLINE T minus_log_of_rest(T share, T rest) {
+  T ratio, inverse;
+  Math::log_ratio(share, rest, ratio, inverse);
+  return share > Math::constant(0) ? share * ratio : share;
+}
+
+// score^gamma, of which 0^0 is 1, 0^gamma 0 also where the power of what is nearly 0 is not, and NaN^0 NaN.
+template <class Math, class Modulator, class T = typename Math::value_t>
+FOCAL_EXT_INLINE T power_of_score(T score, const Modulator& modulator) {
+  const T zero = Math::constant(0), power = modulator.template of<Math>(score);
+  const T defined = modulator.template gamma<Math>() == zero ? Math::constant(1) : score == zero ? zero : power;
+  return score == score ? defined : score;
+}
+// Whether 1 minus a product of powers of p and a score is to be taken from its logarithm: it is near 1, and the logarithms are those of normal numbers.
+template <class Math, class T = typename Math::value_t>
+FOCAL_EXT_INLINE bool is_near_1(T product, T score) {
+  return product > Math::constant(0.6f) && product <= Math::constant(1) && Math::constant(1.17549435e-38f) <= score && score <= Math::constant(1);
+}
+
+// 1 - y / n (1 - y / (n + 1) (1 - ...)
+template <class Math, int n, class T = typename Math::value_t>
+FOCAL_EXT_INLINE T alternating_series(T y) {
+  constexpr int last = sizeof(Math::limit()) == sizeof(float) ? 9 : 17;
+  if constexpr (n > last) return Math::constant(1);
+  else return Math::fma(y * Math::constant(-1. / n), alternating_series<Math, n + 1>(y), Math::constant(1));
+}
+
+// 1 - exp(-y) for 0 <= y <= 0.52, to the last bit of the type.
+template <class Math, class T = typename Math::value_t>
+FOCAL_EXT_INLINE T one_minus_exp(T y) {
+  return y * alternating_series<Math, 2>(y);
+}
 
 }  // namespace focal_ext

@@ -14,8 +14,10 @@
 
 #ifdef __CUDACC__
 #define FOCAL_EXT_INLINE __host__ __device__ __forceinline__
+#define FOCAL_EXT_NO_INLINE __host__ __device__ __noinline__
 #else
 #define FOCAL_EXT_INLINE inline __attribute__((always_inline))
+#define FOCAL_EXT_NO_INLINE __attribute__((noinline))
 // A term that is called instead of inlined is a loop that does not vectorise: eight times slower.
 #define FOCAL_EXT_INLINE_LAMBDA __attribute__((always_inline))
 #endif
@@ -181,7 +183,7 @@ struct Host {
     const float whole = underflows ? -152.f : high, part = underflows ? 0.f : low;
     const float rounded = whole + part + kRound;
     const float power = scale(exp2_polynomial<Precision::single>((whole - (rounded - kRound)) + part), rounded);
-    return u < 0.f ? __builtin_nanf("") : power;
+    return u >= 0.f ? power : __builtin_nanf("");
   }
 
   static FOCAL_EXT_INLINE float product_or_zero(float a, float b) { return a == 0.f ? 0.f : a * b; }

@@ -7,7 +7,7 @@ namespace focal_ext {
 
 // With the target t and d = p - t = p (1-t) - q t, ce the cross entropy:
 //   f = |d|^beta ce,   f' = |d|^(beta-1) sign(d) (d^2 + beta p q ce),   beta >= 1
-// `lower` is the modulator of beta - 1. At t = 0 it is the focal loss with gamma = beta.
+// `lower` is the modulator of beta - 1. At t = 0 it is the focal loss with gamma = beta; with beta = 0 it is the cross entropy.
 template <class Modulator, class Lower>
 struct QualityFocal {
   using Factor = EqualFactor;
@@ -28,14 +28,25 @@ struct QualityFocal {
     const Sigmoid<Math> s(x);
     const CrossEntropy<Math> bce(s, x, t, Math::constant(1) - t);
     const T d = bce.slope, size = Math::abs(d), zero = Math::constant(0);
-    const T power = lower.template of<Math>(size);
+    const T power = power_or_constant(lower.template of<Math>(size), modulator.slope_);
     const T bounded = Math::min(bce.ce, Math::constant(2 * Math::limit()));  // p q is 0 beyond
-    const T bend = power * Math::fma(d, d, modulator.template gamma<Math>() * (s.p * s.q) * bounded);
+    const T bend = power * Math::fma(d, d, modulator.template slope<Math>() * (s.p * s.q) * bounded);
     const T ce = size == zero ? zero : bce.ce;
     const T infinity = Math::constant(__builtin_inff());
     // At +-inf the loss is infinite even where the power underflows.
-    return {ce == infinity ? ce : power * size * ce, d < zero ? zero - bend : d == zero ? zero : bend};
+    return {ce == infinity ? ce : power * power_or_constant(size, modulator.slope_) * ce, d < zero ? zero - bend : d == zero ? zero : bend};
   }
 };
+
+template <bool fast, class F>
+auto with_quality_focal(const double* numbers, F&& f) {
+  const double cross_entropy[] = {0, 0, 1};
+  if (numbers[0] == 0) return with_sigmoid_focal<fast>(cross_entropy, f);
+  const Exponent beta(numbers[0]);
+  const bool live = numbers[1] != 0;
+  if constexpr (fast)
+    if (numbers[0] == 2) return f(QualityFocal<WholeModulator<2>, WholeModulator<1>>{WholeModulator<2>(beta, live), WholeModulator<1>(beta)});
+  return f(QualityFocal<AnyModulator, AnyModulator>{AnyModulator(beta, live), AnyModulator(Exponent(numbers[0] - 1))});
+}
 
 }  // namespace focal_ext

@@ -24,14 +24,6 @@ FOCAL_EXT_INLINE T exp_below(T x, T m) {
   return Math::fma(e, equal || !(difference < limit) ? zero : zero - rest, e);
 }
 
-// -log(1 - share) for rest = 1 - share.
-template <class Math, class T = typename Math::value_t>
-FOCAL_EXT_INLINE T minus_log_of_rest(T share, T rest) {
-  T ratio, inverse;
-  Math::log_ratio(share, rest, ratio, inverse);
-  return share > Math::constant(0) ? share * ratio : share;
-}
-
 // log S for S = 1 + tail.
 template <class Math, class T = typename Math::value_t>
 FOCAL_EXT_INLINE T log_of_sum(T sum, T tail) {

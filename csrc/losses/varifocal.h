@@ -1,37 +1,29 @@
 // Owns: the varifocal loss of one logit (Zhang et al. 2021, "VarifocalNet", eq. 2): positives weighed by their score, negatives focal.
 // Must not know: how logits are stored, who weighs them, how they are summed.
 #pragma once
-#include "sigmoid_focal.h"
+#include "splitting.h"
 
 namespace focal_ext {
 
-// With the target t, ce the cross entropy and slope = p - t:
-//   t > 0:  f = t ce,           f' = t slope
-//   else:   f = p^gamma ce,     f' = p^gamma (gamma q ce + slope),   times alpha, which is the factor for a target of 0
+// A positive is weighed by its target.
 template <class Modulator>
-struct Varifocal {
-  using Factor = ChosenFactor;
-  static constexpr bool mirrors = false;
+struct Varifocal : Splitting<Varifocal<Modulator>> {
   Modulator modulator;
+  explicit FOCAL_EXT_INLINE Varifocal(const Modulator& m) : modulator(m) {}
 
   template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
-    return sigmoid_focal_hard<Math>(x, modulator);
-  }
-  template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
-    return dense<Math>(x, t);
-  }
-  template <class Math, class T>
-  FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
-    const Sigmoid<Math> s(x);
-    const CrossEntropy<Math> bce(s, x, t, Math::constant(1) - t);
-    const T power = modulator.template of_probability<Math>(x, s.p, s.negative_part(x), s.log1p_e);
-    const T bounded = Math::min(bce.ce, Math::constant(2 * Math::limit()));  // q is 0 beyond
-    const T focal = power * Math::fma(modulator.template gamma<Math>() * s.q, bounded, bce.slope);
-    const bool scored = t > Math::constant(0);
-    return {(scored ? t : power) * bce.ce, scored ? t * bce.slope : focal};
+  FOCAL_EXT_INLINE OwnTarget<T> own_target(const Sigmoid<Math>&, T, T score) const {
+    return {score, Math::constant(1) - score, score};
   }
 };
+
+template <bool fast, class F>
+auto with_varifocal(const double* numbers, F&& f) {
+  const Exponent gamma(numbers[0]);
+  const bool live = numbers[1] != 0;
+  if constexpr (fast)
+    if (numbers[0] == 2) return f(Varifocal(WholeModulator<2>(gamma, live)));
+  return f(Varifocal(AnyModulator(gamma, live)));
+}
 
 }  // namespace focal_ext

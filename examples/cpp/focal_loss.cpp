@@ -24,7 +24,7 @@ __managed__
 Anchor anchors[] = {{0, true, 0, 0}, {2, false, 0, 0}, {-5, false, 0, 0}};
 
 int main() {
-  const focal_ext::LossParameters parameters = {focal_ext::Loss::sigmoid_focal, /*gamma=*/2, 0, 0, 0};
+  const focal_ext::LossParameters parameters = {focal_ext::Loss::sigmoid_focal, {/*gamma=*/2, /*label_smoothing=*/0, /*modulator_gradient=*/1}};
   focal_ext::with_loss<true>(parameters, [](auto loss) { FOCAL_LOSS(anchors, 3, /*alpha=*/0.25, loss); });
   for (const Anchor& a : anchors) printf("%g: loss %.12g, gradient %.12g\n", a.logit, a.loss, a.gradient);
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .._arguments import Alpha, Normalizer, check_exponent, check_fraction
+from .._arguments import Alpha, Normalizer, Targets, check_exponent, check_flag, check_fraction
 from .._call import Request, check
 from .._elementary import focal
 from .._factors import check_alpha
@@ -13,21 +13,17 @@ from .._run import fused
 from .._spec import LossSpec
 
 
-def _parameters(gamma: float, label_smoothing: float) -> tuple[float, ...]:
-    return check_exponent("gamma", gamma), check_fraction("label_smoothing", label_smoothing)
+def _parameters(gamma: float, label_smoothing: float, modulator_gradient: bool) -> tuple[float, ...]:
+    return check_exponent("gamma", gamma), check_fraction("label_smoothing", label_smoothing), check_flag("modulator_gradient", modulator_gradient)
 
 
-def _factor(t: Tensor, of_one: float | Tensor, of_zero: float | Tensor) -> Tensor:
-    return of_one * t + of_zero * (1 - t)
-
-
-SPEC = LossSpec(number=0, parameters=_parameters, formula=focal, alpha=check_alpha, factor=_factor, has_class_alpha=True, has_cuda_levels=True)
+SPEC = LossSpec(number=0, parameters=_parameters, formula=focal, alpha=check_alpha, has_class_alpha=True, has_cuda_levels=True)
 
 
 @fused(SPEC)
 def sigmoid_focal_loss(
     inputs: Tensor,
-    targets: Tensor,
+    targets: Targets,
     alpha: Alpha = 0.25,
     gamma: float = 2.0,
     reduction: str = "none",
@@ -36,6 +32,7 @@ def sigmoid_focal_loss(
     weight: Tensor | None = None,
     ignore_index: int | None = -2,
     label_smoothing: float = 0.0,
+    modulator_gradient: bool = True,
     overwrite_inputs: bool = False,
     class_dim: int = -1,
     batch_dims: int = 0,
@@ -50,7 +47,9 @@ def sigmoid_focal_loss(
             another order are read in place, other layouts cost one copy.
         targets: read by rank. Of shape ``inputs.shape[:-1]``: class ids of any integer dtype, where [0, C) is a positive, -1 or C
             background; where C is 1 only -1, for an id of 1 may be meant as a label. Of shape ``inputs.shape``: dense labels, bool or
-            integers of 0 and 1, or float probabilities in [0, 1], whose values are not checked.
+            integers of 0 and 1, or float probabilities in [0, 1], whose values are not checked. Or a pair (ids, scores), both of shape
+            ``inputs.shape[:-1]``: equal to dense targets that are the score at the class of a positive id, and 0 elsewhere; at gamma 0 without alpha it
+            is the cross entropy of soft scores (YOLOX, YOLOv8). Scores are float and read at positive ids alone.
         alpha: factor of positives, 1 - alpha that of negatives. None or -1: both 1. A tensor or sequence of C floats: alpha_c for
             positives of class c, 1 - alpha_c for its negatives.
         gamma: focusing exponent, finite and >= 0. 0 is (balanced) cross entropy.
@@ -64,6 +63,8 @@ def sigmoid_focal_loss(
             each element that equals it is skipped likewise. None: nothing is.
         label_smoothing: s in [0, 1] moves the targets of the cross entropy to t (1 - s) + s / 2; the modulating factor and alpha keep the
             hard label (as apex and effdet do). To smooth all three, as keras does, pass dense targets that are smoothed already.
+        modulator_gradient: whether the gradient goes through the modulating factor (1 - p_t)^gamma too. False takes it for a constant: derivatives of all
+            orders are those of the formula with ``.detach()`` of the factor. A gradient is then up to 1 + gamma times smaller.
         overwrite_inputs: the gradient replaces the logits, which saves a tensor of their size: "sum" and "mean" write it in the call, after
             which the logits are gone; "none" and float16 write it in backward, which then runs once. A later call on the same logits is an
             error. Without effect when no gradient is needed, under torch.compile and torch.func.
@@ -88,7 +89,7 @@ def sigmoid_focal_loss(
         >>> labels = torch.tensor([3, -1, -1, 80, -2, -1, 17, -1])  # two positives, one ignored, the rest background
         >>> sigmoid_focal_loss(logits, labels, reduction="sum", normalizer="positives").backward()
     """
-    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, gamma, label_smoothing)
+    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, gamma, label_smoothing, modulator_gradient)
 
 
 SigmoidFocalLoss = module_of(sigmoid_focal_loss)

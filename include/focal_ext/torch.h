@@ -157,8 +157,8 @@ inline Named arguments(const at::Tensor& inputs, const at::Tensor& targets, cons
       {"weight", options.weight.defined() ? c10::IValue(plain_weight(options.weight, inputs, accumulation)) : c10::IValue()},
       {"alpha", options.class_alpha.defined() ? c10::IValue(options.class_alpha.to(accumulation).contiguous()) : c10::IValue()},
       {"normalizer", tensor ? c10::IValue(tensor->to(accumulation)) : c10::IValue()},
-      // As in focal_ext/_options.py: alpha of positives, of negatives, the divisor's value; then the loss's own, gamma and label smoothing.
-      {"numbers", c10::List<double>({off ? 1.0 : options.alpha, off ? 1.0 : 1 - options.alpha, divisor_value, options.gamma, 0.0})},
+      // As in focal_ext/_options.py: alpha of positives, of negatives, the divisor's value; then the loss's own: gamma, label smoothing, modulator_gradient.
+      {"numbers", c10::List<double>({off ? 1.0 : options.alpha, off ? 1.0 : 1 - options.alpha, divisor_value, options.gamma, 0.0, 1.0})},
       {"ignore_index", ignore_index}, {"divisor", divisor}};
 }
 

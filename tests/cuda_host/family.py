@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import focal_ext
 import torch
-from cases import Implementation, LAYOUTS
+from cases import EXPONENTS, Implementation, LAYOUTS
+from losses import DECLARED
 from rounding import outside
 from test_values import message, rounded_before_grad_output
 from tolerances import Tolerance
@@ -19,24 +20,9 @@ from torch import Tensor
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 FORMULAS: dict[str, tuple[str, dict[str, Any]]] = {
-    "quality focal": ("quality_focal_loss", {"beta": 2.0}),
-    "quality focal, beta 1": ("quality_focal_loss", {"beta": 1.0}),
-    "quality focal, beta 1.5": ("quality_focal_loss", {"beta": 1.5}),
-    "varifocal": ("varifocal_loss", {"gamma": 2.0, "alpha": 0.75}),
-    "varifocal, gamma 1.7": ("varifocal_loss", {"gamma": 1.7, "alpha": 0.3}),
-    "varifocal, alpha 0": ("varifocal_loss", {"alpha": 0.0}),
-    "asymmetric": ("asymmetric_loss", {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": 0.05}),
-    "asymmetric, gamma 1.5 and 0": ("asymmetric_loss", {"gamma_neg": 1.5, "gamma_pos": 0.0, "clip": 0.3}),
-    "asymmetric, gamma 0": ("asymmetric_loss", {"gamma_neg": 0.0, "gamma_pos": 2.0, "clip": 0.05}),
-    "asymmetric, no clip": ("asymmetric_loss", {"gamma_neg": 4.0, "gamma_pos": 1.0, "clip": None}),
-    "smoothed": ("sigmoid_focal_loss", {"gamma": 2.0, "label_smoothing": 0.1}),
-    "smoothed, gamma 1.5": ("sigmoid_focal_loss", {"gamma": 1.5, "label_smoothing": 0.1, "alpha": None}),
-    "smoothed, gamma 0.004": ("sigmoid_focal_loss", {"gamma": 0.004, "label_smoothing": 0.1}),
-    "smoothed, gamma 0": ("sigmoid_focal_loss", {"gamma": 0.0, "label_smoothing": 0.3}),
-    "quality focal, steep": ("quality_focal_loss", {"beta": 20.0}),
-    "smoothed, steep": ("sigmoid_focal_loss", {"gamma": 30.0, "label_smoothing": 0.1}),
+    name: (loss.name, dict(options)) for loss in DECLARED.values() for name, options in loss.kernels.items()
 }
-TARGETS = ("ids rare", "ids", "dense rare", "dense soft", "dense bool", "negatives")
+TARGETS = ("ids rare", "pairs", "dense rare", "dense soft", "dense bool", "negatives")
 # Reduction, normaliser and upstream: the flows of the hot loop, and every divisor.
 WAYS = (("sum", 7.3, "one"), ("none", None, "one"), ("none", None, "map"), ("sum", "positives", "three"), ("mean", None, "one"), ("sum", "tensor", "three"))
 SHAPES = ((41, 80), (41, 91), (300, 3), (41, 1), (2, 17, 80), (9, 1203))
@@ -60,12 +46,12 @@ class Row(NamedTuple):
 def rows() -> list[Row]:
     shapes, ways, weights, layouts = cycle(SHAPES), cycle(WAYS), cycle((None, None, None, "classes", None, "all", None)), cycle(("contiguous",) * 10 + ("unaligned",))
     made = []
-    kinds = cycle(TARGETS[::2] + TARGETS[1::2] + TARGETS[1::2] + TARGETS[::2])  # three of six, so that every type meets all
-    for formula, dtype, targets in ((f, d, next(kinds)) for f, d, _ in product(FORMULAS, DTYPES, range(3))):
+    kinds = cycle(TARGETS[::2] + TARGETS[1::2] + TARGETS[1::2] + TARGETS[::2])  # two of six, so that every type meets all
+    for formula, dtype, targets in ((f, d, next(kinds)) for f, d, _ in product(FORMULAS, DTYPES, range(2))):
         way = next(w for w in ways if w[1] != "positives" or not targets.startswith("dense"))
         made.append(Row(formula, dtype, targets, next(shapes), way, next(weights), next(layouts)))
     dtypes = cycle((*DTYPES, *DTYPES[1:]))
-    return made + [Row(f, next(dtypes), t, (41, 80), WAYS[1], None, "contiguous", True) for f, t in product(FORMULAS, ("ids", "negatives", "dense soft"))]
+    return made + [Row(f, next(dtypes), t, (41, 80), WAYS[1], None, "contiguous", True) for f, kinds in zip(FORMULAS, cycle((("pairs", "negatives"), ("pairs", "dense soft")))) for t in kinds]
 
 
 ROWS = rows()
@@ -90,7 +76,7 @@ def arguments(row: Row) -> Arguments:
         far = torch.tensor([torch.inf, -torch.inf, torch.nan, 6e4, -6e4, 120.0, -120.0, -90.0, -1000.0, 0.0])
         x = torch.where(rand(*shape) < 0.1, far[torch.randint(0, len(far), shape, generator=rng)], x)
     chance, classes = rand(*shape[:-1]), shape[-1]
-    often = {"negatives": 0.0, "ids": 0.3, "dense soft": 1.0, "dense bool": 0.3}.get(row.targets, 0.02)
+    often = {"negatives": 0.0, "pairs": 0.3, "dense soft": 1.0, "dense bool": 0.3}.get(row.targets, 0.02)
     ids = torch.where(chance < often, torch.randint(0, classes, shape[:-1], generator=rng), torch.where(chance < 0.6, -1, classes if classes > 1 else -1))
     ids = torch.where((chance < 1.4 * often) & (chance > often), -2, ids)
     scores = torch.where(rand(*shape[:-1]) < 0.2, rand(*shape[:-1]).round(), rand(*shape[:-1]))
@@ -98,7 +84,7 @@ def arguments(row: Row) -> Arguments:
     if row.targets.startswith("dense"):
         targets = torch.where((chance < often)[..., None] & (rand(*shape) < 0.5), rand(*shape), 0.0)
         targets = targets > 0 if row.targets == "dense bool" else targets.to(torch.float32 if row.targets == "dense soft" else dtype)
-    elif FORMULAS[row.formula][0] in ("quality_focal_loss", "varifocal_loss"):
+    elif DECLARED[FORMULAS[row.formula][0]].spec.needs_scores or row.targets == "pairs":
         targets = (ids, torch.where((ids >= 0) & (ids < classes), scores, torch.nan))  # of others nothing reads the score
     reduction, normalizer, upstream = row.way
     acc = torch.float64 if dtype == torch.float64 else torch.float32
@@ -174,7 +160,8 @@ def units(row: Row) -> float:
 
 def room(row: Row, grid: int, want: Expected) -> tuple[Tensor, Tensor]:
     eps = torch.finfo(torch.float64 if row.dtype == "float64" else torch.float32).eps
-    steepest = max((v for k, v in FORMULAS[row.formula][1].items() if k.startswith(("gamma", "beta"))), default=2.0)
+    loss, options = FORMULAS[row.formula]
+    steepest = max(options[name] for name in EXPONENTS[loss])
     flushed = FLUSHED.units * 2.0**-126 * 120 * (1 + steepest) if row.dtype != "float64" else 1e-300
     of_gradient = units(row) * eps * want.magnitudes[1] + flushed
     if row.way[0] == "none":

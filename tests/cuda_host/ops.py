@@ -71,7 +71,7 @@ class HostOps:
         fields |= {"scalar": SCALARS.index(logits.dtype), "rows": rows, "classes": classes, "loss_id": call.loss, "divisor": call.divisor}
         fields |= {"has_ignore_index": call.ignore_index is not None, "ignore_index": call.ignore_index or 0}
         fields |= dict(zip(("alpha_positive", "alpha_negative", "divisor_value"), call.numbers))
-        fields |= {f"parameter_{i}": number for i, number in enumerate((*call.numbers[3:], 0.0, 0.0, 0.0)[:3])}
+        fields |= {f"parameter_{i}": number for i, number in enumerate((*call.numbers[3:], 0.0, 0.0, 0.0, 0.0)[:4])}
         fields |= {"groups": logits.shape[: call.batch_dims].numel(), "divisor_per_group": call.normalizer is not None and call.normalizer.dim() > 0}
         fields |= {"grad_output_per_group": per_group, "grad_output_per_element": upstream is not None and upstream.dim() > 0 and not per_group}
         return fields | {"weight_row_stride": 0, "weight_class_stride": 0}

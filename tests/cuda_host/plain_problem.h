@@ -23,7 +23,7 @@ Problem problem_of(const Fields& f) {
   p.has_ignore_index = whole("has_ignore_index");
   p.ignore_index = whole("ignore_index");
   p.scores = f.address("scores");
-  const double numbers[] = {number("parameter_0"), number("parameter_1"), number("parameter_2")};
+  const double numbers[] = {number("parameter_0"), number("parameter_1"), number("parameter_2"), number("parameter_3")};
   p.loss_parameters = parameters_of(Loss(whole("loss_id")), numbers);
   p.alpha_positive = number("alpha_positive");
   p.alpha_negative = number("alpha_negative");

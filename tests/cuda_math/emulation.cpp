@@ -93,7 +93,7 @@ void dense(const Arrays& a, const Loss& loss) {
 // Value and gradient, without alpha, of negatives; with targets, of those by the careful policy.
 extern "C" void evaluate(int policy, const LossParameters* parameters, const emulation::Errors* chosen, const Arrays* arrays) {
   errors = *chosen;
-  with_loss_by_negatives<true>(*parameters, [&](auto loss) {
+  with_loss_by_negatives<true>(*parameters, false, [&](auto loss) {
     if (arrays->targets) return dense(*arrays, loss);
     switch (policy) {
       case careful: return negative<CarefulFloat>(*arrays, loss);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 SOURCE = Path(__file__).with_name("emulation.cpp")
-PARAMETERS = Path(__file__).resolve().parents[2] / "csrc/losses/parameters.h"
 COMPILER = os.environ.get("CXX", "c++")
 POLICIES = ("careful", "rescue", "single", "half", "packed_single", "packed_half")  # as emulation.cpp numbers them
 STREAMS = POLICIES[2:]
@@ -28,9 +26,16 @@ class Errors(ctypes.Structure):
 
 
 class LossParameters(ctypes.Structure):
-    """As csrc/losses/parameters.h has them; by default the sigmoid focal loss."""
+    """As csrc/losses/parameters.h has them."""
 
-    _fields_ = [("loss", ctypes.c_int), *((name, ctypes.c_double) for name in re.findall(r"^  double (\w+);", PARAMETERS.read_text(), re.MULTILINE))]
+    _fields_ = [("loss", ctypes.c_int), ("numbers", ctypes.c_double * 4)]
+
+    def __init__(self, loss: int, *numbers: float) -> None:
+        super().__init__(loss, (ctypes.c_double * 4)(*numbers))
+
+
+def sigmoid_focal(gamma: float, smoothing: float = 0.0) -> LossParameters:
+    return LossParameters(0, gamma, smoothing, 1.0)
 
 
 class Arrays(ctypes.Structure):
@@ -55,7 +60,7 @@ class Emulation:
 
     def run(self, policy: str, loss: float | LossParameters, x: np.ndarray, errors: Errors, t: np.ndarray | None = None) -> Results:
         """`loss`: or the gamma of the sigmoid focal loss."""
-        parameters = loss if isinstance(loss, LossParameters) else LossParameters(0, loss)
+        parameters = loss if isinstance(loss, LossParameters) else sigmoid_focal(loss)
         results = Results(np.empty_like(x), np.empty_like(x))
         addresses = [None if a is None else a.ctypes.data for a in (x, t, *results)]
         self.evaluate(POLICIES.index(policy), *map(ctypes.byref, (parameters, errors, Arrays(len(x), *addresses))))

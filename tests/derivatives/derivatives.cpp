@@ -1,5 +1,5 @@
 // Owns: every loss of the list, its derivative written by hand beside the one that dual numbers make of its value; and a loss without
-// a derivative in the CPU's own kernel. Prints rows "loss, parameters, method, worst error" for tests/test_derivatives.py.
+// a derivative in the CPU's own kernel. Prints rows "loss, numbers, method, worst error" for tests/test_derivatives.py.
 // Must not know: how large an error may be.
 #include <cmath>
 #include <cstdio>
@@ -27,7 +27,8 @@ struct Worst {
 };
 
 void print(const LossParameters& p, const char* method, const Worst& worst) {
-  std::printf("%d,%g,%g,%g,%g,%s,%.3g,%g\n", int(p.loss), p.gamma, p.gamma_positive, p.clip, p.smoothing, method, worst.error, worst.at);
+  const double* const n = p.numbers;
+  std::printf("%d,%g,%g,%g,%g,%s,%.3g,%g\n", int(p.loss), n[0], n[1], n[2], n[3], method, worst.error, worst.at);
 }
 
 template <class Loss>
@@ -81,15 +82,13 @@ void poly1() {
 
 }  // namespace
 
+// Lines "loss number number ..." on standard input.
 int main() {
-  for (double gamma : {0., 0.5, 1., 2., 3.7}) {
-    compare_all({Loss::sigmoid_focal, gamma, 0, 0, 0});
-    compare_all({Loss::sigmoid_focal, gamma, 0, 0, 0.1});
-    compare_all({Loss::varifocal, gamma, 0, 0, 0});
-    for (double gamma_positive : {0., 1., 2.5})
-      for (double clip : {0., 0.05, 0.3}) compare_all({Loss::asymmetric, gamma, gamma_positive, clip, 0});
+  for (int loss; std::scanf("%d", &loss) == 1;) {
+    double numbers[4] = {};
+    for (int i = 0; i < facts_of(Loss(loss)).numbers; ++i)
+      if (std::scanf("%lf", numbers + i) != 1) return 1;
+    compare_all(parameters_of(Loss(loss), numbers));
   }
-  compare_all({Loss::asymmetric, 4, 1, 0.05, 0});
-  for (double beta : {1., 1.5, 2., 4.}) compare_all({Loss::quality_focal, beta, 0, 0, 0});
   poly1();
 }
