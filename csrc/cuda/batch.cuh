@@ -25,6 +25,14 @@ struct Batch {
   int64_t rows;          // likewise
 };
 
+// The same for rows that have a loss each.
+template <class acc_t>
+struct RowBatch {
+  const acc_t* factors;
+  uint32_t rows;        // of a group
+  uint64_t reciprocal;  // floor((2^64 - 1) / rows)
+};
+
 constexpr int kBatchThreads = 256;
 
 // What the divisor of each group and the factor of its gradient are made of.

@@ -21,10 +21,10 @@ extern template const char* start_pyramid<float>(const LossParameters&, const Py
 extern template const char* start_pyramid<double>(const LossParameters&, const PyramidArguments<double>&, uint32_t, void*);
 extern template const char* start_pyramid<__nv_bfloat16>(const LossParameters&, const PyramidArguments<__nv_bfloat16>&, uint32_t, void*);
 extern template const char* start_pyramid<__half>(const LossParameters&, const PyramidArguments<__half>&, uint32_t, void*);
-extern template const char* start_softmax<float>(const Problem&, const Normaliser<float>&, float*, uint32_t, void*);
-extern template const char* start_softmax<double>(const Problem&, const Normaliser<double>&, double*, uint32_t, void*);
-extern template const char* start_softmax<__nv_bfloat16>(const Problem&, const Normaliser<float>&, float*, uint32_t, void*);
-extern template const char* start_softmax<__half>(const Problem&, const Normaliser<float>&, float*, uint32_t, void*);
+extern template const char* start_softmax<float>(const Problem&, const Normaliser<float>&, float*, const RowBatch<float>&, uint32_t, void*);
+extern template const char* start_softmax<double>(const Problem&, const Normaliser<double>&, double*, const RowBatch<double>&, uint32_t, void*);
+extern template const char* start_softmax<__nv_bfloat16>(const Problem&, const Normaliser<float>&, float*, const RowBatch<float>&, uint32_t, void*);
+extern template const char* start_softmax<__half>(const Problem&, const Normaliser<float>&, float*, const RowBatch<float>&, uint32_t, void*);
 
 namespace {
 
@@ -155,7 +155,7 @@ const char* run_as(const Problem& p, const Cut& tiles, void* workspace, void* st
     if (const char* error = count_rows(p, counts, stream)) return error;
   if (work && has_row_losses(p)) {
     blocks = row_blocks(p) < max_blocks ? uint32_t(row_blocks(p)) : max_blocks;
-    if (const char* error = start_softmax<scalar_t>(p, normaliser_of<acc_t>(p, counts), partials, blocks, stream)) return error;
+    if (const char* error = start_softmax<scalar_t>(p, normaliser_of<acc_t>(p, counts), partials, {}, blocks, stream)) return error;
   } else if (work) {
     const Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, tiles, counts, partials);
     blocks = blocks_for(arguments.tiles, max_blocks);
@@ -170,22 +170,40 @@ struct BatchWorkspace {
 
   BatchWorkspace(const Problem& p, const Cut& tiles) {
     const auto rounded = [](int64_t n) { return (n + 255) / 256 * 256; };
+    const int64_t acc_size = p.scalar == Scalar::f64 ? 8 : 4;
     counts = 0;
     divisors = rounded(p.groups * parts_of(p.groups) * int64_t(sizeof(uint32_t)));
-    factors = divisors + rounded(p.groups * int64_t(sizeof(double)));
-    sums = factors + rounded(p.groups * int64_t(sizeof(double)));
-    bytes = sums + p.groups * tiles.tiles * int64_t(sizeof(double));
+    factors = divisors + rounded(p.groups * acc_size);
+    sums = factors + rounded(p.groups * acc_size);
+    bytes = sums + p.groups * tiles.tiles * acc_size;
   }
 };
 
 constexpr int64_t kMaxGroups = (int64_t(1) << 31) - 1;
 
-// Of a group. One that fits a tile is one.
+// Of a group. One that fits a tile is one; a row that has a loss leaves a sum, as if it were one.
 Cut cut_group(const Problem& p, uint32_t least_tiles) {
   const int64_t rows = p.rows / p.groups, numel = rows * p.classes, least = (least_tiles + p.groups - 1) / p.groups;
+  if (has_row_losses(p)) return {0, 0, rows};
   if (numel == 0) return {};
   if (least == 1 && numel <= kMaxTileElements && (rows <= kMaxTileRows || !reads_rows(p))) return {kMaxTileElements, 0, 1};
   return cut(rows, p.classes, reads_rows(p), uint32_t(least));
+}
+
+template <class scalar_t>
+const char* start_batch(const Problem& p, const Cut& tiles, const acc_of<scalar_t>* factors, acc_of<scalar_t>* sums, void* stream, uint32_t max_blocks) {
+  using acc_t = acc_of<scalar_t>;
+  const Normaliser<acc_t> none = {Divisor::value, acc_t(1), nullptr, nullptr, 1};  // the factors have it
+  if (has_row_losses(p)) {
+    const RowBatch<acc_t> batch = {factors, uint32_t(tiles.tiles), ~uint64_t(0) / uint64_t(tiles.tiles)};
+    return start_softmax<scalar_t>(p, none, sums, batch, row_blocks(p) < max_blocks ? uint32_t(row_blocks(p)) : max_blocks, stream);
+  }
+  Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, tiles, nullptr, sums);
+  arguments.partials = sums;  // also where no loss is wanted
+  arguments.batch = {factors, count_of(tiles.tiles), p.rows / p.groups};
+  arguments.normaliser = none;
+  arguments.upstream = nullptr;
+  return start_focal<scalar_t>(p, arguments, blocks_for(arguments.tiles, max_blocks), stream);
 }
 
 // All groups in one launch of each kernel.
@@ -203,12 +221,7 @@ const char* run_batch(const Problem& p, const Cut& tiles, char* workspace, void*
     const uint32_t wanted = uint32_t((p.groups + kBatchThreads - 1) / kBatchThreads), grid = wanted < max_blocks ? wanted : max_blocks;
     if (const char* error = launch(divide_kernel<acc_t>, grid, kBatchThreads, stream, dividing, p.groups, at(places.divisors), at(places.factors)))
       return error;
-    Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, tiles, nullptr, at(places.sums));
-    arguments.partials = at(places.sums);  // also where no loss is wanted
-    arguments.batch = {at(places.factors), count_of(tiles.tiles), p.rows / p.groups};
-    arguments.normaliser = {Divisor::value, acc_t(1), nullptr, nullptr, 1};  // the factors have it
-    arguments.upstream = nullptr;
-    if (const char* error = start_focal<scalar_t>(p, arguments, blocks_for(arguments.tiles, max_blocks), stream)) return error;
+    if (const char* error = start_batch<scalar_t>(p, tiles, at(places.factors), at(places.sums), stream, max_blocks)) return error;
   }
   if (!p.loss) return nullptr;
   const int64_t at_once = tiles.tiles <= kFewTiles ? kFinishThreads / 32 : 1;
@@ -276,7 +289,7 @@ const char* run_as(const Pyramid& pyramid, void* workspace, void* stream, uint32
 
 size_t workspace_bytes(const Problem& p) {
   const size_t of_one = kCountsBytes + kMaxBlocks * sizeof(double);
-  return p.groups <= 1 || has_row_losses(p) ? of_one : size_t(BatchWorkspace(p, cut_group(p, kLeastTiles)).bytes);
+  return p.groups <= 1 ? of_one : size_t(BatchWorkspace(p, cut_group(p, kLeastTiles)).bytes);
 }
 
 size_t workspace_bytes(const Pyramid& p) { return kCountsBytes + (p.level_count + kMaxLevels - 1) / kMaxLevels * kMaxBlocks * sizeof(double); }
@@ -291,13 +304,11 @@ const char* each_group(int64_t groups, RunGroup run_group) {
 
 const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_blocks, uint32_t least_tiles) {
   if (p.groups == 0) return nullptr;
-  if (p.groups > 1 && has_row_losses(p))
-    return each_group(p.groups, [&](int64_t g) { return run(group_of(p, g), workspace, stream, max_blocks, least_tiles); });
   if (has_row_losses(p) && p.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (!has_row_losses(p) && reads_rows(p) && p.classes > kMaxClasses) return "focal_ext: 2^31 classes or more";
   if (p.groups > kMaxGroups) return "focal_ext: 2^31 groups or more";
   const bool one = p.groups == 1;
-  const Cut tiles = has_row_losses(p) || numel(p) == 0 ? Cut{} : one ? cut(p.rows, p.classes, reads_rows(p), least_tiles) : cut_group(p, least_tiles);
+  const Cut tiles = !one ? cut_group(p, least_tiles) : has_row_losses(p) || numel(p) == 0 ? Cut{} : cut(p.rows, p.classes, reads_rows(p), least_tiles);
   if (tiles.tiles > kMaxTiles / p.groups) return "focal_ext: more than 2^32 tiles";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   if (!one) return with_scalar(p.scalar, [&](auto s) { return run_batch<decltype(s)>(p, tiles, static_cast<char*>(workspace), stream, max_blocks); });

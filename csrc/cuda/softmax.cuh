@@ -20,8 +20,9 @@ struct SoftmaxArguments {
   const scalar_t* inputs;  // may be `gradient` itself: never read through the read-only cache
   scalar_t* gradient;
   scalar_t* loss_map;
-  acc_t* partials;  // one per block, or null
+  acc_t* partials;  // one per block, of groups one per row; or null
   int64_t rows;
+  RowBatch<acc_t> batch;
   uint32_t classes;
   Group group;
   bool vectors;  // every row begins at a 16-byte boundary
@@ -211,12 +212,13 @@ __device__ void all_rows(const SoftmaxArguments<scalar_t>& a, RowOf row_of) {
   for (int64_t first = int64_t(blockIdx.x) * rows_at_once; first < a.rows; first += int64_t(gridDim.x) * rows_at_once) {
     const int64_t row = first + place;
     const bool exists = row < a.rows;
-    const acc_t value = row_of(row, exists, factor);
+    const acc_t value = row_of(row, exists, a.batch.factors && exists ? a.batch.factors[quotient(row, a.batch.rows, a.batch.reciprocal)] : factor);
     if (!exists || a.group.lane() != 0) continue;
-    sum += value;
+    if (a.batch.factors) a.partials[row] = value;
+    else sum += value;
     if (a.loss_map) a.loss_map[row] = narrow<scalar_t>(value);
   }
-  if (!a.partials) return;
+  if (!a.partials || a.batch.factors) return;
   const acc_t total = block_sum<kThreads>(sum);
   if (threadIdx.x == 0) a.partials[blockIdx.x] = total;
 }

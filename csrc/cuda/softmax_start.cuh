@@ -21,7 +21,8 @@ inline int64_t row_blocks(const Problem& p) {
 }
 
 template <class scalar_t>
-const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials, uint32_t blocks, void* stream) {
+const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials, const RowBatch<acc_of<scalar_t>>& batch,
+    uint32_t blocks, void* stream) {
   using acc_t = acc_of<scalar_t>;
   const bool aligned = sizeof(scalar_t) < 8 && is_aligned(p.inputs) && is_aligned(p.gradient) && p.classes * int64_t(sizeof(scalar_t)) % 16 == 0;
   const Exponent gamma(p.loss_parameters.numbers[0]);
@@ -29,8 +30,9 @@ const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& 
       static_cast<const scalar_t*>(p.inputs),
       static_cast<scalar_t*>(p.gradient),
       static_cast<scalar_t*>(p.loss_map),
-      p.loss ? partials : nullptr,
+      p.loss || batch.factors ? partials : nullptr,
       p.rows,
+      batch,
       uint32_t(p.classes),
       {choose_group(p.classes)},
       aligned,
@@ -48,7 +50,7 @@ const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& 
       WholeModulator<2>(gamma),
       AnyModulator(gamma),
       normaliser,
-      p.grad_output_per_element ? nullptr : static_cast<const acc_t*>(p.grad_output),
+      p.grad_output_per_element || batch.factors ? nullptr : static_cast<const acc_t*>(p.grad_output),
       p.grad_output_per_element ? static_cast<const scalar_t*>(p.grad_output) : nullptr,
   };
   return launch(is_dense(p.target) ? softmax_dense_kernel<scalar_t> : softmax_ids_kernel<scalar_t>, blocks, kThreads, stream, a);
