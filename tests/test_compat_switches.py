@@ -60,8 +60,27 @@ class FocalLoss:
         return self.loss_weight * (loss.sum() / (avg_factor + torch.finfo(torch.float32).eps) if avg_factor else loss.mean())
 
 
+PROBABLE, HEAT = LOGITS.sigmoid().clamp(1e-4, 1 - 1e-4), (LOGITS.roll(1) / 4).clamp(0, 1).where(LOGITS.roll(1) < 2, torch.tensor(1.0, dtype=torch.float64))
+
+
+def neg_loss_cornernet(pred: Tensor, gt: Tensor, mask: Tensor | None = None) -> Tensor:
+    kept = torch.ones_like(gt) if mask is None else mask[:, None].double().expand_as(gt)
+    peaks = (gt == 1).double() * kept
+    loss = -(1 - pred) ** 2 * pred.log() * peaks - (1 - gt) ** 4 * pred**2 * (1 - pred).log() * (gt < 1) * kept
+    return loss.sum() / peaks.sum().clamp(min=1)
+
+
+class FocalLossCenterNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.neg_loss = neg_loss_cornernet
+
+    def forward(self, out: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.neg_loss(out, target, mask=mask)
+
+
 PLACES: dict[str, dict[str, dict[str, Any]]] = {
-    "openpcdet": {"pcdet.utils.loss_utils": {"SigmoidFocalClassificationLoss": SigmoidFocalClassificationLoss}},
+    "openpcdet": {"pcdet.utils.loss_utils": {"SigmoidFocalClassificationLoss": SigmoidFocalClassificationLoss, "neg_loss_cornernet": neg_loss_cornernet, "FocalLossCenterNet": FocalLossCenterNet}},
     "sam2": {"training.loss_fns": {"sigmoid_focal_loss": sam_focal}},
     "detectron2": {
         "detectron2.modeling.meta_arch.retinanet": {"sigmoid_focal_loss_jit": focal_jit},
@@ -72,6 +91,9 @@ PLACES: dict[str, dict[str, dict[str, Any]]] = {
 }
 CALLS: dict[str, tuple[str, Tensor, Callable[[dict[str, ModuleType], Tensor], Tensor]]] = {
     "OpenPCDet": ("openpcdet", X.view(2, 6, 5), lambda lib, x: lib["loss_utils"].SigmoidFocalClassificationLoss()(x, T.view(2, 6, 5), KEPT.view(2, 6))),
+    "OpenPCDet heat maps": ("openpcdet", PROBABLE, lambda lib, x: lib["loss_utils"].neg_loss_cornernet(x, HEAT)),
+    "OpenPCDet masked heat maps": ("openpcdet", PROBABLE, lambda lib, x: lib["loss_utils"].FocalLossCenterNet()(x, HEAT, MAPPED < 3)),
+    "OpenPCDet heat maps without peaks": ("openpcdet", PROBABLE, lambda lib, x: lib["loss_utils"].neg_loss_cornernet(x, HEAT * 0.9)),
     "SAM 2 masks": ("sam2", X, lambda lib, x: lib["loss_fns"].sigmoid_focal_loss(x, T, 3.0)),
     "SAM 2 object scores": ("sam2", X[:, :1], lambda lib, x: lib["loss_fns"].sigmoid_focal_loss(x, T[:, :1], torch.tensor(3.0), alpha=-1, gamma=0.0)),
     "SAM 2 several masks": ("sam2", LOGITS, lambda lib, x: lib["loss_fns"].sigmoid_focal_loss(x, MASKS, 3.0, 0.4, 2, loss_on_multimask=True)),

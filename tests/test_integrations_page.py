@@ -14,7 +14,8 @@ from recipes import imports, run, sections, snippets
 from test_compat import FOCAL, IDS, T, X, with_ignored
 
 SECTIONS = {  # the page's headings, and the modules of compat that each is about
-    "torchvision: RetinaNet and FCOS": ["torchvision"], "transformers and DETR": ["detr", "transformers"], "ultralytics": ["ultralytics"],
+    "torchvision: RetinaNet and FCOS": ["torchvision"], "transformers and DETR": ["detr", "transformers"], "RF-DETR": ["rfdetr"],
+    "ultralytics": ["ultralytics"],
     "segmentation_models_pytorch": ["segmentation_models_pytorch"], "kornia": ["kornia"], "MONAI": ["monai"], "mmsegmentation": ["mmseg"], "mmdet and mmdet3d": ["mmdet"],
     "SAM 2 and SAM 3": ["sam2", "sam3"], "OpenPCDet": ["openpcdet"], "detectron2": ["detectron2"], "effdet and timm": ["effdet"], "fvcore": ["fvcore"], "mmcv": ["mmcv"],
     "apex": ["apex"],

@@ -11,7 +11,7 @@ import importlib
 from types import ModuleType
 
 __all__ = [
-    "apex", "detectron2", "detr", "effdet", "fvcore", "kornia", "mmcv", "mmdet", "mmseg", "monai", "openpcdet", "sam2", "sam3", "segmentation_models_pytorch",
+    "apex", "detectron2", "detr", "effdet", "fvcore", "kornia", "mmcv", "mmdet", "mmseg", "monai", "openpcdet", "rfdetr", "sam2", "sam3", "segmentation_models_pytorch",
     "torchvision", "transformers", "ultralytics",
 ]
 

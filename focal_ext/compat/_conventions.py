@@ -71,6 +71,12 @@ def as_scalar(normalizer: float | Tensor) -> float | Tensor:
     return normalizer.reshape(()) if isinstance(normalizer, Tensor) and normalizer.numel() == 1 else normalizer
 
 
+def logits_of(probabilities: Tensor) -> Tensor:
+    """Inverse of the sigmoid, finite at 0 and 1."""
+    limits = torch.finfo(probabilities.dtype)
+    return torch.logit(probabilities.clamp(limits.tiny, 1 - limits.eps / 2))
+
+
 def without_half(inputs: Tensor, reduction: str) -> Tensor:
     """Logits whose unreduced loss is at least float32. A reduced one is float32 anyway."""
     return inputs.float() if reduction == "none" and isinstance(inputs, Tensor) and inputs.dtype in (torch.float16, torch.bfloat16) else inputs

@@ -164,7 +164,7 @@ class Switch:
 
     def _put_back(self) -> Names:
         """Only where ours still stands; also in modules that were imported since."""
-        restored = set()
+        restored: set[str] = set()
         since = bindings_of((new for new, _ in self._originals.values()), self._packages)
         for binding in [binding for binding, _ in self._bindings] + [binding for binding, _ in since]:
             with contextlib.suppress(KeyError):
@@ -186,7 +186,7 @@ class Switch:
     def restore(self) -> Names:
         """The library's own losses stand in their places again. Returns the names that were put back: none where nothing was replaced."""
         with self._lock:
-            return self._put_back()
+            return self._put_back() if self._originals else Names()
 
     @contextlib.contextmanager
     def patched(self) -> Iterator[Names]:
@@ -199,5 +199,5 @@ class Switch:
         finally:
             with self._lock:
                 self._depth = max(self._depth - 1, 0)  # restore() may have been called in between
-                if self._depth == 0 and not self._is_applied:
+                if self._depth == 0 and not self._is_applied and self._originals:
                     self._put_back()

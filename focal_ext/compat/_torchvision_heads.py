@@ -105,12 +105,14 @@ def losses_and_detections(model: nn.Module, images: list[Tensor], targets: list[
 
     Raises:
         TypeError: ``model`` is no RetinaNet or FCOS of torchvision.
-        ValueError: ``model`` is in training mode.
+        ValueError: ``model`` is in training mode, or targets are missing.
     """
     if not isinstance(model, (retinanet.RetinaNet, fcos.FCOS)):
         raise TypeError(f"model: must be torchvision's RetinaNet or FCOS, got {type(model).__name__}; of a wrapped one pass model.module")
     if model.training:
         raise ValueError("model: must be in eval mode, whose losses these are; call model.eval(), or model(images, targets) to train")
+    if not isinstance(targets, (list, tuple)) or len(targets) != len(images):
+        raise ValueError(f"targets: must be a list with the boxes and labels of each of {len(images)} images, got {type(targets).__name__}")
     seen: dict[str, Any] = {}
 
     def keep(name: str) -> Callable[..., None]:

@@ -1,6 +1,7 @@
 # Owns: the names of mmdet.models.losses: focal_loss, gfocal_loss (quality) and varifocal_loss.
 # Must not know: mmdet itself, until patched() or apply() is called.
-"""``focal_ext.compat.mmdet.apply()``: the losses of every FocalLoss, QualityFocalLoss and VarifocalLoss that a config names."""
+"""``focal_ext.compat.mmdet.apply()``: the losses of every FocalLoss, QualityFocalLoss, VarifocalLoss and GaussianFocalLoss that
+a config names."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import losses
-from ._conventions import as_scalar, check_dense, checked_ids, without_last_background
-from ._patching import Switch
+from ._conventions import as_scalar, check_dense, checked_ids, logits_of, without_last_background
+from ._patching import Switch, with_original
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -37,12 +38,6 @@ def _weight(pred: Tensor, weight: Tensor | None) -> Tensor | None:
     if weight is None or weight.shape == pred.shape:
         return weight
     return weight.reshape(-1, 1) if weight.shape[0] == pred.shape[0] else weight.reshape(pred.shape[0], -1)
-
-
-def _logits(probabilities: Tensor) -> Tensor:
-    """Inverse of the sigmoid, finite at 0 and 1."""
-    limits = torch.finfo(probabilities.dtype)
-    return torch.logit(probabilities.clamp(limits.tiny, 1 - limits.eps / 2))
 
 
 def sigmoid_focal_loss(
@@ -110,7 +105,7 @@ def _forward(
     if reduction_override not in (None, *REDUCTIONS):
         raise ValueError(f"reduction_override: must be None or one of {REDUCTIONS}, got {reduction_override!r}")
     options = {name: getattr(module, name) for name in kind.options}
-    logits = _logits(pred) if getattr(module, "activated", False) else pred
+    logits = logits_of(pred) if getattr(module, "activated", False) else pred
     loss: Tensor = module.loss_weight * kind.function(
         logits, target, weight, reduction=reduction_override or module.reduction, avg_factor=avg_factor, **options
     )
@@ -192,6 +187,28 @@ def _of(kind: type[_Loss]) -> Callable[..., Tensor]:
     return forward
 
 
+@with_original
+def _gaussian(
+    original: Callable[..., Tensor],
+    self: Any,
+    pred: Tensor,
+    target: Tensor,
+    pos_inds: Tensor | None = None,
+    pos_labels: Tensor | None = None,
+    weight: Tensor | None = None,
+    avg_factor: float | Tensor | None = None,
+    reduction_override: str | None = None,
+) -> Tensor:
+    """GaussianFocalLoss of heat maps, given as probabilities. Peaks by index and weights of positives or negatives are left to mmdet."""
+    if pos_inds is not None or self.pos_weight != 1 or self.neg_weight != 1:
+        return original(self, pred, target, pos_inds, pos_labels, weight, avg_factor, reduction_override)
+    reduction, normalizer = _divisor(reduction_override or self.reduction, avg_factor, pred.numel())
+    loss: Tensor = self.loss_weight * losses.gaussian_focal_loss(
+        logits_of(pred), target, self.alpha, self.gamma, reduction, normalizer=normalizer, weight=weight
+    )
+    return loss
+
+
 SWITCH = Switch(
     "mmdet",
     known="3.3.0",
@@ -199,6 +216,7 @@ SWITCH = Switch(
         "mmdet.models.losses.focal_loss:FocalLoss.forward": _of(FocalLoss),
         "mmdet.models.losses.gfocal_loss:QualityFocalLoss.forward": _of(QualityFocalLoss),
         "mmdet.models.losses.varifocal_loss:VarifocalLoss.forward": _of(VarifocalLoss),
+        "mmdet.models.losses.gaussian_focal_loss:GaussianFocalLoss.forward": _gaussian,
     },
 )
 patched, apply, restore = SWITCH.patched, SWITCH.apply, SWITCH.restore

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import losses
+from .._arguments import accumulation_dtype
+from ._boxes import iou_of_pairs
 from ._patching import Switch
 from .detr import sigmoid_focal_loss
 
@@ -40,6 +42,37 @@ def _token_focal(self: Any, outputs: dict[str, Any], targets: list[dict[str, Ten
     return {"loss_ce": losses.sigmoid_focal_loss(logits, tokens, self.focal_alpha, 2, "sum", normalizer=num_boxes, weight=weight)}
 
 
+def _pair(criterion: Any, outputs: dict[str, Any], targets: list[dict[str, Tensor]], indices: Matches) -> tuple[Tensor, Tensor]:
+    """Ids, and the IoU of each matched query's box with its target."""
+    index = criterion._get_source_permutation_idx(indices)
+    boxes = torch.cat([t["boxes"][matched] for t, (_, matched) in zip(targets, indices)])
+    scores = torch.zeros(outputs["logits"].shape[:2], dtype=accumulation_dtype(outputs["logits"].dtype), device=outputs["logits"].device)
+    scores[index] = iou_of_pairs(outputs["pred_boxes"][index].detach(), boxes).to(scores.dtype)
+    return _ids(criterion, outputs, targets, indices), scores
+
+
+def _varifocal(
+    self: Any, outputs: dict[str, Any], targets: list[dict[str, Tensor]], indices: Matches, num_boxes: float, log: bool = True
+) -> dict[str, Tensor]:
+    """RT-DETR, RT-DETRv2 and D-FINE, whose modulator is a constant."""
+    pair, numbers = _pair(self, outputs, targets, indices), (self.alpha, self.gamma)
+    return {"loss_vfl": losses.varifocal_loss(outputs["logits"], pair, *numbers, "sum", normalizer=num_boxes, modulator_gradient=False)}
+
+
+def _matchability_aware(
+    self: Any, outputs: dict[str, Any], targets: list[dict[str, Tensor]], indices: Matches, num_boxes: float
+) -> dict[str, Tensor]:
+    """DEIMv2."""
+    pair, numbers = _pair(self, outputs, targets, indices), (self.gamma, self.mal_alpha)
+    return {"loss_mal": losses.matchability_aware_loss(outputs["logits"], pair, *numbers, "sum", normalizer=num_boxes)}
+
+
+def _iou_aware(self: Any, outputs: dict[str, Any], targets: list[dict[str, Tensor]], indices: Matches, num_boxes: float) -> dict[str, Tensor]:
+    """LW-DETR and RF-DETR."""
+    pair = _pair(self, outputs, targets, indices)
+    return {"loss_ce": losses.iou_aware_bce_loss(outputs["logits"], pair, self.focal_alpha, 2.0, "sum", normalizer=num_boxes)}
+
+
 def _mask_focal(inputs: Tensor, labels: Tensor, num_masks: float, alpha: float = 0.25, gamma: float = 2) -> Tensor:
     return sigmoid_focal_loss(inputs, labels, num_masks, alpha, gamma)
 
@@ -55,6 +88,9 @@ SWITCH = Switch(
     places={
         "transformers.loss.loss_deformable_detr:DeformableDetrImageLoss.loss_labels": _focal,
         "transformers.loss.loss_grounding_dino:GroundingDinoImageLoss.loss_labels": _token_focal,
+        "transformers.loss.loss_rt_detr:RTDetrLoss.loss_labels_vfl": _varifocal,
+        "transformers.loss.loss_deimv2:Deimv2Loss.loss_labels_mal": _matchability_aware,
+        "transformers.loss.loss_lw_detr:LwDetrImageLoss.loss_labels": _iou_aware,
         "transformers.loss.loss_for_object_detection:sigmoid_focal_loss": sigmoid_focal_loss,
         "transformers.loss.loss_rf_detr:sigmoid_cross_entropy_loss": _mask_cross_entropy,
         "transformers.models.maskformer.modeling_maskformer:sigmoid_focal_loss": _mask_focal,

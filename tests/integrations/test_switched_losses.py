@@ -90,6 +90,12 @@ MMDET = named(
     quality=lambda lib, x: lib.gfocal_loss.QualityFocalLoss(beta=1.5)(rows(x), (CLASS_OR_NONE, SCORES), reduction_override="none"),
     varifocal=lambda lib, x: lib.varifocal_loss.VarifocalLoss(iou_weighted=False)(rows(x), QUALITY, avg_factor=3.0),
 )
+HEAT = torch.where(SOFT > 0.95, 1.0, SOFT)
+MMDET_GAUSSIAN = named(
+    mean=lambda lib, x: lib.gaussian_focal_loss.GaussianFocalLoss()(x.sigmoid().clamp(1e-4, 1 - 1e-4), HEAT),
+    divided=lambda lib, x: lib.gaussian_focal_loss.GaussianFocalLoss(loss_weight=2.0)(x.sigmoid().clamp(1e-4, 1 - 1e-4), HEAT, avg_factor=7.0),
+    weighted=lambda lib, x: lib.gaussian_focal_loss.GaussianFocalLoss(alpha=1.5, gamma=3.0)(x.sigmoid().clamp(1e-4, 1 - 1e-4), HEAT, weight=SOFT, reduction_override="none"),
+)
 MMSEG = named(
     dense=lambda lib, x: lib.FocalLoss(alpha=0.3, class_weight=PER_CLASS.tolist(), loss_weight=2.0)(x, LABELS, SCORES),
     avg_factor=lambda lib, x: lib.FocalLoss(alpha=[0.1, 0.2, 0.5, 0.9], gamma=1.5)(x, LABELS, avg_factor=7.0),
@@ -113,6 +119,11 @@ ROWS: dict[str, Row] = {
     ),
     "mmdet": Row("mmdet.models.losses", MMDET, needs=lambda: beside("mmcv", "mmengine", "mmdet.registry", empty=("mmdet", "mmdet.models", "mmdet.models.losses")), files=("focal_loss", "gfocal_loss", "varifocal_loss")),
     "mmseg": Row("mmseg.models.losses.focal_loss", MMSEG, needs=lambda: beside("mmcv", "mmengine", "mmseg.registry", empty=("mmseg", "mmseg.models", "mmseg.models.losses"))),
+    # mmdet adds 1e-12 to probabilities of 1e-4 and more
+    "mmdet heat maps": Row(
+        "mmdet.models.losses", MMDET_GAUSSIAN, named(weights=lambda lib, x: lib.gaussian_focal_loss.GaussianFocalLoss(pos_weight=2.0)(x.sigmoid().clamp(1e-4, 1 - 1e-4), HEAT)),
+        needs=lambda: beside("mmcv", "mmengine", "mmdet.registry", empty=("mmdet", "mmdet.models", "mmdet.models.losses")), files=("gaussian_focal_loss",), tolerance=1e-8,
+    ),
     "monai": Row("monai.losses", MONAI, tolerance=1e-6),  # float32 there, see test_losses.py
     "sam3": Row("sam3.train.loss.loss_fns", SAM3, needs=lambda: beside("torchmetrics", "sam3.model", empty=("sam3", "sam3.train", "sam3.train.loss"))),
 }
@@ -148,7 +159,7 @@ def value_and_gradient(call: Call, lib: ModuleType) -> tuple[Tensor, Tensor]:
 
 def test_values_and_gradients_inside_the_switch_are_the_librarys(library: tuple[str, ModuleType], calls: list[str], assert_close: Callable[..., None]) -> None:
     name, lib = library
-    row, switch = ROWS[name], getattr(compat, name)
+    row, switch = ROWS[name], getattr(compat, name.split()[0])
     for call_name, call in (row.fused | (row.left or {})).items():
         theirs = value_and_gradient(call, lib)
         with switch.patched() as names:
@@ -158,7 +169,7 @@ def test_values_and_gradients_inside_the_switch_are_the_librarys(library: tuple[
         calls.clear()
         for a, b in zip(ours, theirs, strict=True):
             assert_close(f"{name} switched", a, b, row.tolerance)
-    line = f"focal_ext.compat.{name}.apply()"
+    line = f"focal_ext.compat.{name.split()[0]}.apply()"
     assert line in PAGE.read_text()
     run(line, focal_ext=focal_ext)
     assert switch.restore() == names

@@ -159,6 +159,8 @@ def test_what_cannot_be_converted_is_named() -> None:
         convert_(net)
     with pytest.raises(ValueError, match="model: must be in eval mode"):
         losses_and_detections(net, *batch(0))
+    with pytest.raises(ValueError, match="targets: must be a list with the boxes and labels of each of 3 images, got NoneType"):
+        losses_and_detections(net.eval(), batch(0)[0], None)
     with pytest.raises(TypeError, match="model: must be torchvision's RetinaNet or FCOS, got Sequential"):
         losses_and_detections(nn.Sequential(net), *batch(0))
 

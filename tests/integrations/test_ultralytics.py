@@ -70,7 +70,7 @@ def test_losses_and_gradients_are_ultralytics(tasks: Any, name: str, assert_clos
     with compat.ultralytics.patched():
         ours = losses_and_gradients(model(tasks, name), name)
     run(snippets("ultralytics")[0])
-    assert len(compat.ultralytics.restore()) == 2
+    assert len(compat.ultralytics.restore()) == 3
     assert len(calls) == MODELS[name][3] and all(shape[1] == CLASSES for shape in calls)
     for a, b in zip(ours, theirs, strict=True):
         assert_close(f"ultralytics {name}", a, b, TOLERANCE)
@@ -93,3 +93,27 @@ def test_weights_of_classes_count_and_a_loss_of_the_users_own_is_left_alone(task
         for ours, want in zip((losses(), losses(mine)), theirs):
             for a, b in zip(ours, want, strict=True):
                 assert_close("ultralytics, weights of classes", a, b, TOLERANCE)
+
+
+@pytest.mark.parametrize("options, boxes, count", [({"use_vfl": True}, 3, 1), ({"use_vfl": True}, 0, 1), ({"gamma": 2.0, "alpha": 0.0}, 3, 1), ({"use_fl": False}, 3, 0)], ids=str)
+def test_rt_detrs_classes_are_ultralytics(
+    tasks: Any, options: dict[str, Any], boxes: int, count: int, assert_close: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = torch.Generator().manual_seed(4)
+    logits = torch.randn(2, 9, CLASSES, generator=rng, dtype=torch.float32).requires_grad_()
+    targets = torch.randint(0, CLASSES, (2, 9), generator=rng).where(torch.rand(2, 9, generator=rng) < 0.3 * (boxes > 0), CLASSES)
+    scores = torch.rand(2, 9, generator=rng) * (targets < CLASSES)
+    scores[targets < CLASSES] *= (torch.arange(int((targets < CLASSES).sum())) > 0).float()  # a matched query whose box does not overlap
+    loss = importlib.import_module("ultralytics.models.utils.loss").DETRLoss(CLASSES, loss_gain={"class": 2, "bbox": 5, "giou": 2}, **options)
+    calls: list[str] = []
+    for name in ("sigmoid_focal_loss", "varifocal_loss"):
+        fused = getattr(focal_ext.losses, name)
+        monkeypatch.setattr(focal_ext.losses, name, lambda *args, fused=fused, name=name, **options: calls.append(name) or fused(*args, **options))
+    found = []
+    for is_switched in (False, True):
+        with compat.ultralytics.patched() if is_switched else torch.enable_grad():
+            (value,) = loss._get_loss_class(logits, targets, scores, boxes, "_aux").values()
+        found.append((value.detach(), torch.autograd.grad(value, logits)[0]))
+    assert len(calls) == count
+    for theirs, ours in zip(*found, strict=True):
+        assert_close("ultralytics RT-DETR", ours, theirs, 1e-6)  # computed in float32 there
