@@ -21,6 +21,8 @@ from .measure import Copy, Forward, Read, Step, hush, interleaved, peak_bytes
 
 # Of a gradient against its largest, or of a value: what a formula's own rounding explains. Beyond it another loss was computed.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+# One for each hot loop: the others' are among them.
+OF_SIZES = ("quality_focal_loss", "varifocal_loss", "asymmetric_loss", "softmax_focal_loss")
 
 
 def cases(loss: str, rows: int, sizes: bool) -> Iterator[Case]:
@@ -116,7 +118,7 @@ def main() -> None:
     if options.keep_memory:
         keep_memory("bench.family")
     rows = []
-    for loss in tqdm(BASELINES, desc="comparing", unit="loss"):
+    for loss in tqdm(OF_SIZES if options.sizes else BASELINES, desc="comparing", unit="loss"):
         for case in cases(loss, options.rows, options.sizes):
             with threads(case.threads):
                 rows += rows_of(loss, case, options.seconds)

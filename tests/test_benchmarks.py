@@ -85,7 +85,7 @@ def test_every_point_and_size_has_its_row_in_the_csv() -> None:
     assert all(bool(row["ns"]) is not bool(row["why_not"]) for row in rows)
     assert list(dict.fromkeys(row["case"] for row in performance_page.read("step"))) == list(step.SETTINGS)
     assert list(dict.fromkeys(row["layout"] for row in performance_page.read("pyramid_sizes"))) == list(head.SETTINGS)
-    cases = [case.name.replace(", 1 x 80,", f", {ANCHORS:,} x 80,") for loss in family.BASELINES for case in family.cases(loss, 1, sizes=True)]
+    cases = [case.name.replace(", 1 x 80,", f", {ANCHORS:,} x 80,") for loss in family.OF_SIZES for case in family.cases(loss, 1, sizes=True)]
     assert list(dict.fromkeys(row["case"] for row in performance_page.read("family_sizes"))) == cases
 
 

@@ -22,7 +22,7 @@ def test_a_loop_over_negatives_is_vectorised(name: str) -> None:
 
 def test_the_losses_are_all_there() -> None:
     losses = {found[1] for name in LOOPS if (found := re.search(r"(\w+)<\w*(WholeModulator|AnyModulator)", name.replace("focal_ext::", "")))}
-    assert losses == {"SigmoidFocal", "SmoothedSigmoidFocal", "QualityFocal", "Varifocal", "Asymmetric"}
+    assert losses == {"SigmoidFocal", "SmoothedSigmoidFocal", "QualityFocal", "Varifocal", "Asymmetric", "MatchabilityAware", "IouAwareBce", "GaussianFocal"}
 
 
 def test_float_kernels_call_no_function_of_libm() -> None:

@@ -25,7 +25,7 @@ constexpr int kEdges = 6;
 constexpr double kNear = 0x1p-16, kAny = 1e30;  // formulas.py's NEAR and ANY
 constexpr double kSmallestNormal = 0x1p-126;
 
-enum Form { kSoft, kQuality, kShifted };
+enum Form { kSoft, kQuality, kShifted, kMean };
 
 using Doubles = double[kBlock];
 
@@ -33,6 +33,8 @@ using Doubles = double[kBlock];
 struct Curve {
   int32_t form, cancels;
   double target, exponent, smoothing, clip;
+  double slope;   // what multiplies in the derivative, the exponent or 0; of kMean the power of p
+  double lost;    // how far the target moves where it is computed
   double factor;  // of loss and gradient
   double slack;   // what a result may be off without an error
   double edges[kEdges];
@@ -91,12 +93,26 @@ void soft(const Curve& curve, const Logits& at, Exact& exact) {
   raise(u, gamma, power);
   FOR_BLOCK {
     const double x = at.x[i], p = at.p[i], q = at.q[i], ce = at.log1p_exp[i] + (x > 0 ? x * rest : -x * moved);
-    const double bend = gamma * (1 - 2 * t) * (p * q / u[i]) * ce;
+    const double bend = curve.slope * (1 - 2 * t) * (p * q / u[i]) * ce;
     const double scale = curve.factor * power[i];
     exact.loss[i] = scale * ce;
     exact.gradient[i] = scale * (bend + (p * rest - q * moved));
-    exact.loss_terms[i] = exact.loss[i];
-    exact.gradient_terms[i] = scale * (fabs(bend) + (p * rest + q * moved));
+    exact.loss_terms[i] = exact.loss[i] + curve.lost * fabs(x);
+    exact.gradient_terms[i] = scale * (fabs(bend) + (p * rest + q * moved)) + curve.lost;
+  }
+}
+
+// The cross entropy with max(p^a s^(1-a), 0.01).
+void mean(const Curve& curve, const Logits& at, Exact& exact) {
+  const double of_score = (1 - curve.slope) * log(curve.target);
+  FOR_BLOCK {
+    const double x = at.x[i], p = at.p[i], q = at.q[i];
+    const double exponent = curve.slope * ((x > 0 ? 0 : x) - at.log1p_exp[i]) + of_score, product = exp(exponent);
+    const double t = product > 0.01 ? product : 0.01, rest = product > 0.01 ? 1 - product : 0.99;
+    exact.loss[i] = at.log1p_exp[i] + (x > 0 ? x * rest : -x * t);
+    exact.gradient[i] = p * rest - q * t;
+    exact.loss_terms[i] = exact.loss[i] + t * fabs(x);
+    exact.gradient_terms[i] = p * rest + q * t + t;
   }
 }
 
@@ -153,7 +169,7 @@ void shifted(const Curve& curve, const Logits& at, Exact& exact) {
 void evaluate(const Curve& curve, const float* x, Exact& exact) {
   Logits at;
   prepare(x, curve.form != kShifted, at);
-  (curve.form == kSoft ? soft : curve.form == kQuality ? quality : shifted)(curve, at, exact);
+  (curve.form == kSoft ? soft : curve.form == kQuality ? quality : curve.form == kMean ? mean : shifted)(curve, at, exact);
   if (curve.cancels) return;
   FOR_BLOCK {
     exact.loss_terms[i] = exact.loss[i];

@@ -18,7 +18,7 @@ SOURCE = Path(__file__).with_name("exact.cpp")
 COMPILER = os.environ.get("CXX", "c++")
 WIDE = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 FLAGS = ["-std=c++20", "-O3", "-march=native", *WIDE, "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
-SOFT, QUALITY, SHIFTED = range(3)  # as exact.cpp numbers them
+SOFT, QUALITY, SHIFTED, MEAN = range(4)  # as exact.cpp numbers them
 
 
 def why_impossible() -> str | None:
@@ -28,7 +28,7 @@ def why_impossible() -> str | None:
 class Description(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("form", "cancels")),
-        *((name, ctypes.c_double) for name in ("target", "exponent", "smoothing", "clip", "factor", "slack")),
+        *((name, ctypes.c_double) for name in ("target", "exponent", "smoothing", "clip", "slope", "lost", "factor", "slack")),
         ("edges", ctypes.c_double * len(EDGES)),
     ]
 
@@ -57,8 +57,21 @@ def described(curve: Curve) -> Description:
         assert curve.target in (0.0, 1.0), "a sum of two forms"
         form = SHIFTED if options["clip"] and not curve.target else SOFT
         exponent = options["gamma_pos" if curve.target else "gamma_neg"]
+    target, slope, lost = curve.score, exponent, 0.0
+    if curve.loss == "matchability_aware_loss":
+        slope = 0.0
+        if target:
+            exponent, target = 0.0, target**exponent
+            lost = options["gamma"] * target
+    elif curve.loss == "iou_aware_bce_loss" and target:
+        form, slope = MEAN, options["alpha"]
+    elif curve.loss == "gaussian_focal_loss":
+        exponent = slope = options["alpha"]
+        if 0 < target < 1:
+            factor, target = (1 - target) ** options["beta"], 0.0
     slack = curve.underflow * torch.finfo(torch.float32).smallest_normal * torch.finfo(torch.float32).eps
-    return Description(form, curve.cancels, curve.score, exponent, options.get("label_smoothing", 0.0), options.get("clip", 0.0), factor, slack, EDGES)
+    smoothing, clip = options.get("label_smoothing", 0.0), options.get("clip", 0.0)
+    return Description(form, curve.cancels, target, exponent, smoothing, clip, slope, lost, factor, slack, EDGES)
 
 
 def address(tensor: Tensor, dtype: torch.dtype) -> int:

@@ -48,7 +48,7 @@ LOSS = Declared(
     kernels={"IoU-aware": {"alpha": 0.25, "gamma": 2.0}, "IoU-aware, gamma 1.7": {"alpha": 0.5, "gamma": 1.7}},
     has_constant=True,
     members={"IoU-aware": {}, "IoU-aware 1.7": {"alpha": 0.5, "gamma": 1.7}},
-    curves=[*((0.0, {"alpha": 0.25, "gamma": gamma}) for gamma in GAMMAS), *((t, {"alpha": alpha, "gamma": 2.0}) for alpha in (0.25, 0.5) for t in (SCORE, 1.0))],
+    curves=[*((0.0, {"alpha": 0.25, "gamma": gamma}) for gamma in GAMMAS), *((t, {"alpha": alpha, "gamma": 2.0}) for alpha in (0.25, 0.5) for t in (SCORE,))],
     drawn={"alpha": "fraction", "gamma": "exponent"},
     unused=lambda target: {"gamma"} if target else {"alpha"},
 )
