@@ -38,6 +38,11 @@ class Member(NamedTuple):
         """Whether the second derivative is bounded."""
         return self.options.get("beta", 2.0) >= 2
 
+    @property
+    def has_constant(self) -> bool:
+        """Whether something is taken for a constant, so that derivatives are no limits of differences."""
+        return DECLARED[self.loss].has_constant or not self.options.get("modulator_gradient", True)
+
 
 MEMBERS = {name: Member(loss.name, dict(options)) for loss in DECLARED.values() for name, options in loss.members.items()}
 EVERYDAY = {name: member for name, member in MEMBERS.items() if not member.options or name == "smoothed"}
