@@ -83,7 +83,7 @@ struct Dual {
 // A loss from its value alone: Value has value<Math>(x, t) and a Factor.
 template <class Value>
 struct FromValue : Value {
-  static constexpr bool mirrors = false;
+  static constexpr bool mirrors = false, is_derived = true;
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     const Number<T> loss = this->template value<Dual<Math>>(Number<T>{x, T(1)}, Number<T>{t, T(0)});
