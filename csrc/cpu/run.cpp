@@ -57,18 +57,35 @@ double acc_at(const void* values, Scalar scalar, int64_t i) {
   return scalar == Scalar::f64 ? static_cast<const double*>(values)[i] : double(static_cast<const float*>(values)[i]);
 }
 
+// One number for each of some groups or units. A single one takes no memory: a call on few logits makes six of them.
+template <class T>
+class Each {
+ public:
+  explicit Each(int64_t count, T value = T()) : count_(count), many_(count > 1 ? new T[count] : nullptr) { std::fill(begin(), end(), value); }
+  T* begin() { return many_ ? many_.get() : &one_; }
+  T* end() { return begin() + count_; }
+  T& operator[](int64_t i) { return begin()[i]; }
+  const T& operator[](int64_t i) const { return many_ ? many_[i] : one_; }
+
+ private:
+  int64_t count_;
+  std::unique_ptr<T[]> many_;
+  T one_;
+};
+
 // What counts for the divisor of each group: the sums of count(the group's problem, i) over `chunks` of it.
 template <class Count>
-std::vector<int64_t> counts_of_groups(const Problem& problem, int64_t chunks, ParallelFor parallel_for, Count count) {
-  const std::unique_ptr<int64_t[]> counts(new int64_t[problem.groups * chunks]);
-  parallel(parallel_for, problem.groups * chunks, [&](int64_t i) { counts[i] = count(group_of(problem, i / chunks), i % chunks); });
-  std::vector<int64_t> totals(problem.groups);
+Each<int64_t> counts_of_groups(const Problem& problem, int64_t chunks, ParallelFor parallel_for, Count count) {
+  Each<int64_t> counts(problem.groups * chunks);
+  parallel(parallel_for, problem.groups * chunks,
+      [&](int64_t i) { counts[i] = problem.groups == 1 ? count(problem, i) : count(group_of(problem, i / chunks), i % chunks); });
+  Each<int64_t> totals(problem.groups);
   for (int64_t i = 0; i < problem.groups * chunks; ++i) totals[i / chunks] += counts[i];
   return totals;
 }
 
 // Dense targets that are not ignored, of softmax losses rows, of which `positions` lie side by side in planes.
-std::vector<int64_t> count_dense(const Problem& problem, int64_t positions, ParallelFor parallel_for) {
+Each<int64_t> count_dense(const Problem& problem, int64_t positions, ParallelFor parallel_for) {
   const int64_t rows = problem.rows / std::max<int64_t>(problem.groups, 1), least = 1;
   const int64_t width = has_row_losses(problem) ? problem.classes : 1, units = rows * problem.classes / std::max(width, least);
   const int64_t size = std::max(kChunk / std::max(width, least), least), chunks = (units + size - 1) / size;
@@ -99,10 +116,10 @@ uint64_t largest(const Id* ids, int64_t n) {
 }
 
 // Rows that count for the divisor: positives, or every row that is not ignored.
-std::vector<int64_t> count_rows(const Problem& problem, ParallelFor parallel_for) {
+Each<int64_t> count_rows(const Problem& problem, ParallelFor parallel_for) {
   const bool positives = problem.divisor == Divisor::positives;
   const int64_t rows = problem.rows / std::max<int64_t>(problem.groups, 1);
-  if (!positives && !problem.has_ignore_index) return std::vector<int64_t>(problem.groups, rows);
+  if (!positives && !problem.has_ignore_index) return Each<int64_t>(problem.groups, rows);
   const int64_t ignored = problem.has_ignore_index ? problem.ignore_index : -1;  // which no positive is
   const uint64_t classes = uint64_t(problem.classes);
   return counts_of_groups(problem, chunks_of(rows), parallel_for, [=](const Problem& group, int64_t i) {
@@ -118,12 +135,12 @@ std::vector<int64_t> count_rows(const Problem& problem, ParallelFor parallel_for
 }
 
 // Of every group.
-std::vector<double> divisors_of(const Problem& problem, int64_t positions, ParallelFor parallel_for) {
-  std::vector<double> divisors(problem.groups, problem.divisor_value);
+Each<double> divisors_of(const Problem& problem, int64_t positions, ParallelFor parallel_for) {
+  Each<double> divisors(problem.groups, problem.divisor_value);
   if (is_counted(problem)) {
     const bool dense = is_dense(problem.target), of_logits = problem.divisor == Divisor::kept && !dense;
-    const std::vector<int64_t> counts = dense ? count_dense(problem, positions, parallel_for) : count_rows(problem, parallel_for);
-    for (size_t g = 0; g < counts.size(); ++g) divisors[g] = double(std::max<int64_t>(counts[g] * (of_logits ? problem.classes : 1), 1));
+    const Each<int64_t> counts = dense ? count_dense(problem, positions, parallel_for) : count_rows(problem, parallel_for);
+    for (int64_t g = 0; g < problem.groups; ++g) divisors[g] = double(std::max<int64_t>(counts[g] * (of_logits ? problem.classes : 1), 1));
   } else if (problem.divisor == Divisor::tensor) {
     for (int64_t g = 0; g < problem.groups; ++g) divisors[g] = acc_at(problem.divisor_tensor, problem.scalar, problem.divisor_per_group ? g : 0);
   }
@@ -131,9 +148,9 @@ std::vector<double> divisors_of(const Problem& problem, int64_t positions, Paral
 }
 
 // The factor of every group's gradient.
-std::vector<double> scales_of(const Problem& problem, const std::vector<double>& divisors) {
-  std::vector<double> scales(divisors.size());
-  for (size_t g = 0; g < scales.size(); ++g) {
+Each<double> scales_of(const Problem& problem, const Each<double>& divisors) {
+  Each<double> scales(problem.groups);
+  for (int64_t g = 0; g < problem.groups; ++g) {
     const bool has_upstream = problem.grad_output && !problem.grad_output_per_element;
     scales[g] = (has_upstream ? acc_at(problem.grad_output, problem.scalar, problem.grad_output_per_group ? g : 0) : 1.0) / divisors[g];
   }
@@ -167,13 +184,12 @@ std::unique_ptr<Entry[]> tabulate(const Problem& problem, int64_t numel, double 
 
 // Runs unit(i, what units have in common) for every i: units in any order, each group's sums in one. `units` of a group follow those of the one before.
 template <class RunUnit>
-std::vector<double> sums_of_groups(
-    const Problem& problem, int64_t units, const std::vector<double>& divisors, bool* has_ignored, ParallelFor parallel_for, RunUnit&& unit) {
-  const std::vector<double> scales = scales_of(problem, divisors);
+Each<double> sums_of_groups(const Problem& problem, int64_t units, const Each<double>& divisors, bool* has_ignored, ParallelFor parallel_for, RunUnit&& unit) {
+  Each<double> scales = scales_of(problem, divisors);
   const int64_t groups = problem.groups, group_numel = numel(problem) / std::max<int64_t>(groups, 1);
   const bool alike = groups <= 1 || std::all_of(scales.begin(), scales.end(), [&](double scale) { return scale == scales[0]; });
   const int64_t together = alike || !pays_to_tabulate(problem, group_numel) ? groups : 1;  // groups that share a table, or have none
-  const std::unique_ptr<double[]> sums(new double[groups * units]);
+  Each<double> sums(groups * units);
   for (int64_t first = 0; first < groups; first += together) {
     const std::unique_ptr<Entry[]> table = alike || together == 1 ? tabulate(problem, together * group_numel, scales[first], parallel_for) : nullptr;
     parallel(parallel_for, together * units, [&](int64_t i) {
@@ -181,7 +197,7 @@ std::vector<double> sums_of_groups(
       sums[first * units + i] = unit(first * units + i, Common{scales[group], table.get(), has_ignored + group});
     });
   }
-  std::vector<double> totals(groups);
+  Each<double> totals(groups);
   for (int64_t g = 0; g < groups; ++g)
     for (int64_t i = 0; i < units; ++i) totals[g] += sums[g * units + i];
   return totals;
@@ -196,12 +212,12 @@ template <class RunUnit>
 void run_units(const Problem& problem, int64_t positions, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
   const bool presumes = presumes_all_kept(problem);
   const int64_t groups = problem.groups, all = (has_row_losses(problem) ? problem.rows : numel(problem)) / std::max<int64_t>(groups, 1);
-  std::vector<double> divisors = presumes ? std::vector<double>(groups, double(std::max<int64_t>(all, 1))) : divisors_of(problem, positions, parallel_for);
-  const std::unique_ptr<bool[]> has_ignored(new bool[groups]());
-  std::vector<double> totals = sums_of_groups(problem, units, divisors, has_ignored.get(), parallel_for, unit);
-  if (presumes && std::any_of(has_ignored.get(), has_ignored.get() + groups, [](bool has) { return has; })) {
+  Each<double> divisors = presumes ? Each<double>(groups, double(std::max<int64_t>(all, 1))) : divisors_of(problem, positions, parallel_for);
+  Each<bool> has_ignored(groups);
+  Each<double> totals = sums_of_groups(problem, units, divisors, has_ignored.begin(), parallel_for, unit);
+  if (presumes && std::any_of(has_ignored.begin(), has_ignored.end(), [](bool has) { return has; })) {
     divisors = divisors_of(problem, positions, parallel_for);
-    if (problem.gradient) totals = sums_of_groups(problem, units, divisors, has_ignored.get(), parallel_for, unit);
+    if (problem.gradient) totals = sums_of_groups(problem, units, divisors, has_ignored.begin(), parallel_for, unit);
   }
   for (int64_t g = 0; problem.loss && g < groups; ++g) {
     const double loss = units ? totals[g] / divisors[g] : 0;  // nothing divided by nothing is 0 too
