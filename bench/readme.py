@@ -1,4 +1,4 @@
-# Owns: the tables of measurements in README.md, docs/losses.md and docs/performance.md, and their figures, rewritten from the checked-in CSV files.
+# Owns: the tables of measurements in README.md, docs/losses.md, docs/integrations.md and docs/performance.md, and their figures, rewritten from the checked-in CSV files.
 # Must not know: how the figures were measured.
 """python -m bench.readme [--check]: rewrites these pages and the figures of docs/, or fails when a page differs from the CSV."""
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import apart_page, head_page, performance_page
+from . import apart_page, head_page, performance_page, switches_page
 from .cases import ANCHORS
 from .performance_page import ratio, read, rounded, spread
 
@@ -45,6 +45,7 @@ def section(names: Sequence[str]) -> str:
 PAGES = {
     "README.md": {"ways": apart_page.readme, "step": performance_page.step_sentence},
     "docs/losses.md": {"family": lambda: section(FAMILY), "family sizes": performance_page.family_sizes},
+    "docs/integrations.md": {"switches": switches_page.section},
     "docs/performance.md": {
         "apart": apart_page.details, "performance": lambda: section(tuple(RESULTS.values())), "head": head_page.section,
         "growth": performance_page.growth, "sizes": performance_page.sizes, "largest": lambda: performance_page.sizes("largest"),

@@ -24,7 +24,7 @@ WITH_IMPORTS = [name for name in SECTIONS if imports(name, "+")]
 
 
 def test_every_library_has_a_section_that_says_what_it_must() -> None:
-    assert list(sections()) == ["The line", "Labels", *SECTIONS] and {module for modules in SECTIONS.values() for module in modules} == set(compat.__all__)
+    assert list(sections()) == ["The line", "What it gains", "Labels", *SECTIONS] and {module for modules in SECTIONS.values() for module in modules} == set(compat.__all__)
     for text in (sections()[name] for name in SECTIONS):
         assert all(f"\n- {word}: " in text for word in ("Handled for you", "What changes")) and ("```python" in text or "```diff" in text)
 

@@ -60,9 +60,9 @@ def test_losses_and_gradients_of_every_step_are_effdets(smoothing: float, assert
             assert_close(f"effdet {name}", a, b, TOLERANCE)
 
 
-def test_a_step_calls_the_fused_loss_once_per_level_and_leaves_effdet_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, original, fused = [], effdet.loss.new_focal_loss, focal_ext.losses.sigmoid_focal_loss
-    monkeypatch.setattr(focal_ext.losses, "sigmoid_focal_loss", lambda *args, **options: calls.append(args[0].shape) or fused(*args, **options))
+def test_a_step_calls_the_fused_loss_once_for_all_levels_and_leaves_effdet_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, original, fused = [], effdet.loss.loss_fn, focal_ext.pyramid.sigmoid_focal_loss
+    monkeypatch.setattr(focal_ext.pyramid, "sigmoid_focal_loss", lambda *args, **options: calls.append(len(args[0])) or fused(*args, **options))
     with compat.effdet.patched():
         bench(0.0)(*batch(0))
-    assert len(calls) == 5 and effdet.loss.new_focal_loss is original
+    assert calls == [5] and effdet.loss.loss_fn is original

@@ -45,10 +45,9 @@ def test_torchvisions_models_take_the_fused_loss(kind: type, snippet: int, count
         assert_close("page, torchvision", in_validation[name], theirs[name], test_torchvision_detectors.TOLERANCE)
 
 
-def test_effdets_detector_takes_the_fused_loss(calls: list[int], assert_close: Callable[..., None]) -> None:
+def test_effdets_detector_takes_the_fused_loss(assert_close: Callable[..., None]) -> None:
     images, targets = test_effdet.batch(0)
     found = run(snippets("effdet and timm")[0], bench=test_effdet.bench(0.1), images=images, targets=targets)
-    assert len(calls) == 5
     assert_close("page, effdet", found["losses"]["loss"], test_effdet.bench(0.1)(images, targets)["loss"], test_effdet.TOLERANCE)
 
 
