@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ._torch_private import owner_of
+
 MARK = "_focal_ext_gradient"  # an attribute of the tensor that owns the memory: its version since, and the views that were overwritten
 happened = False  # as long as nobody overwrites, nobody is asked
-
-
-def _owner(t: Tensor) -> Tensor:
-    return t if t._base is None else t._base
 
 
 def _place(t: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -23,13 +21,13 @@ def remember(logits: Sequence[Tensor]) -> None:
     global happened  # noqa: PLW0603  of the process
     happened = True
     for t in logits:
-        version, places = getattr(_owner(t), MARK, (None, ()))
-        setattr(_owner(t), MARK, (t._version, (*(places if version == t._version - 1 else ()), _place(t))))
+        version, places = getattr(owner_of(t), MARK, (None, ()))
+        setattr(owner_of(t), MARK, (t._version, (*(places if version == t._version - 1 else ()), _place(t))))
 
 
 def check(logits: Sequence[Tensor]) -> None:
     for t in logits:
-        mark = None if t.is_inference() else getattr(_owner(t), MARK, None)
+        mark = None if t.is_inference() else getattr(owner_of(t), MARK, None)
         if mark is not None and mark[0] == t._version and _place(t) in mark[1]:
             raise RuntimeError(
                 "inputs: hold their gradient since an earlier call with overwrite_inputs=True, no logits; let that call be the last that reads them,"
