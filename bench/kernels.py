@@ -162,6 +162,11 @@ def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
         for k in kernels
         if k.identity and k.identity[0] != "fp64" and k.stack + k.local > (RARE_STACK if is_rare(k) else 0)
     ]
+    found += [
+        f"{k.arch} softmax over planes: {k.registers} registers, {k.stack + k.local} bytes of stack and local memory; at most {REGISTERS} and none"
+        for k in kernels
+        if sass.SOFTMAX_OVER_PLANES in k.name and (k.registers > REGISTERS or k.stack + k.local > 0)
+    ]
     found += [f"{k.arch} {k.name}: of no loss that bench/sass.py knows" for k in kernels if k.identity is None and sass.OF_A_LOSS.search(k.name)]
     for arch in {k.arch for k in kernels}:
         if (count := sum(k.arch == arch for k in kernels)) > KERNELS:

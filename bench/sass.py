@@ -26,6 +26,7 @@ CLIPPED = "asymmetric with clip"
 TARGETS = {"Id": "ids", "Dense": "dense", "Either": "ids or dense"}
 SMOOTHED, PYRAMID = "label smoothing", "pyramid"
 OF_ROWS, OF_CLASSES = ", factors of rows", ", factors of classes"
+SOFTMAX_OVER_PLANES = "softmax_planes_kernel"  # its loops tell the type of the logits at run time: no flow of their own
 LOSSES = {"SmoothedSigmoidFocal": SMOOTHED, "FocalNegatives": "quality, varifocal, asymmetric", "Asymmetric": CLIPPED}
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z][\w.]*)(.*?);?\s*$")
 

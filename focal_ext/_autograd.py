@@ -20,7 +20,7 @@ from . import _by_tensors as by_tensors
 from . import _native as native
 from . import _overwritten as overwritten
 from . import _reference as reference
-from ._call import TENSORS, Call, spec_of, tensors_of
+from ._call import TENSORS, Call, has_ids, spec_of, tensors_of
 from ._formulas import product
 from ._factors import tensor_of
 from ._levels import is_native_layout
@@ -236,9 +236,14 @@ def wants_more(call: Call) -> bool:
     return False
 
 
-def has_kernel_for_levels(call: Call, device: torch.device) -> bool:
+def has_kernel_for_levels(logits: Sequence[Tensor], call: Call) -> bool:
     """Whether the ops read the levels of this loss in place."""
-    return device.type == "cpu" or (spec_of(call).has_cuda_levels and call.scores is None and (call.weight is None or call.weight.dim() > 1))
+    first, spec = logits[0], spec_of(call)
+    if first.device.type == "cpu":
+        return True
+    if not spec.has_cuda_levels or call.scores is not None or (call.weight is not None and call.weight.dim() == 1):
+        return False
+    return not spec.is_per_row or (first.dtype is not torch.float64 and has_ids(logits, call) and all(level.is_contiguous() for level in logits))
 
 
 def _compiled(logits: tuple[Tensor, ...], call: Call, reduction: str, wants_gradient: bool) -> Tensor:
@@ -282,12 +287,12 @@ def dispatch(logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_i
     """The loss of checked arguments by the fastest implementation that is right for them; `plain` as in Request."""
     first = logits[0]
     compiling = not plain and is_compiling()
-    if overwritten.happened and not compiling:
+    if overwritten.happened and not arguments.is_traced():
         overwritten.check(logits)
     can_fuse = plain or (not is_watched_by_autograd() and (compiling or arguments.are_plain((*logits, *tensors_of(call)))))
     if not can_fuse or wants_more(call) or not native.runs_on(first.device):
         return reference.compute(logits, call, reduction)
-    if call.classes and not has_kernel_for_levels(call, first.device):
+    if call.classes and not has_kernel_for_levels(logits, call):
         rows, call = reference.in_rows(logits, call)
         return dispatch((rows,), call, reduction, False)
     wants_gradient = torch.is_grad_enabled() and (any(t.requires_grad for t in logits) if call.classes else first.requires_grad)

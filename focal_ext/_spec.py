@@ -32,7 +32,8 @@ class LossSpec:
     check_dense: Callable[..., None] | None = None
     """Raises for the loss's own numbers that go with class ids only. None: all go with dense targets."""
     has_cuda_levels: bool = False
-    """Whether the CUDA kernels read the levels of a pyramid; else they are copied into rows there."""
+    """Whether the CUDA kernels read the levels of a pyramid; else they are copied into rows there, as are a softmax loss's channels_last levels, float64
+    and dense targets."""
     has_class_alpha: bool = False
     """Whether alpha may be one number a class."""
 

@@ -6,7 +6,8 @@
 and calling the function over rows, to rounding. On the CPU every gradient is the same to the bit, unless one weight an image is given, which is
 multiplied first. Gradients come back in each level's own memory format.
 
-On CUDA all losses but the sigmoid focal loss copy the levels into rows first.
+On CUDA the levels of quality, varifocal and asymmetric losses are copied into rows first; so are those of the softmax focal loss if one is
+channels_last or float64.
 
 Args:
     levels: logits [B, A * K, H_l, W_l] of each level, channel ``a * K + k`` for anchor a and class k, as torchvision, detectron2 and mmdet

@@ -15,6 +15,7 @@ from cuda_host import table
 from softmax_oracle import closed
 from softmax_table import ROWS, Row, build
 from test_cuda_host import bits, ops, public_functions_on_host_kernels, use  # noqa: F401
+from test_softmax_values import check_planes
 from test_softmax_values import test_loss_and_gradient_are_those_of_the_closed_form as check_row
 from tolerances import TOLERANCES, Tolerance
 
@@ -34,6 +35,41 @@ TOLERANCES |= {
 def test_loss_and_gradient_are_those_of_the_closed_form(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, test_cuda_host.FLAVOUR, GRID_OF[row])
     check_row(row, HOST)
+
+
+# Planes have a kernel for ids, which tells types of logits and gamma at run time.
+PLANES = [row for row in SMALL if row.targets.startswith("ids") and row.dtype != "float64" and len(row.shape) > 1]
+
+
+@pytest.mark.parametrize("row", PLANES[::2], ids=str)
+def test_planes_have_the_loss_and_gradient_of_the_closed_form(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, test_cuda_host.FLAVOUR, GRID_OF[row])
+    check_planes(row, HOST)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("classes, positions", [(3, 100), (80, 33), (300, 40)], ids=["few", "shared by warps", "many"])
+def test_planes_of_levels_in_place_on_any_grid(classes: int, positions: int, dtype: torch.dtype) -> None:
+    """Anchors, weights of images, ignored and bad ids; the gradient may replace the logits; every position's bits are the grid's no more."""
+    rng = torch.Generator().manual_seed(0)
+    levels = [(torch.randn(2, 2 * classes, n, 1, generator=rng) * 4).to(dtype) for n in (positions, 7)]
+    ids = torch.randint(classes, (2, 2 * (positions + 7)), generator=rng)
+    ids[:, ::5], ids[0, 3] = -100, classes
+    call = focal_ext.pyramid.softmax_focal_loss.__wrapped__.__wrapped__(focal_ext._levels.Levels(levels, classes), ids, reduction="sum", normalizer="positives", weight=torch.rand(2, 1), label_smoothing=0.1).call
+    results = []
+    for grid in table.GRIDS:
+        loss, gradients = ops(grid).pyramid_loss_and_gradient(levels, *call)
+        assert loss.isnan()
+        results.append(b"".join(map(bits, gradients)) + bits(ops(grid).pyramid_loss_map(levels, *call)))
+        written = [level.clone() for level in levels]
+        ops(grid).pyramid_gradient_(written, *call, torch.tensor(1.0), None)
+        assert all(bits(a) == bits(b) for a, b in zip(written, gradients))
+    assert len(set(results)) == 1
+    rows = torch.cat([level.view(2, 2, classes, -1).permute(0, 3, 1, 2).reshape(2, -1, classes) for level in levels], 1)
+    want = torch.cat([g.view(2, 2, classes, -1).permute(0, 3, 1, 2).reshape(2, -1, classes) for g in gradients], 1).float()
+    of_rows = focal_ext.softmax_focal_loss.__wrapped__(rows, ids, reduction="sum", normalizer="positives", weight=call.weight, label_smoothing=0.1).call
+    got = ops().loss_and_gradient(rows, *of_rows)[1].float()
+    assert torch.allclose(got, want, rtol=2 * torch.finfo(dtype).eps, atol=1e-7, equal_nan=True) and not got[ids == -100].any()
 
 
 # Rows of each way to read a row of logits; of those that count rows, by a kernel that takes longer than the others and knows no grid, some.

@@ -285,6 +285,41 @@ const char* run_as(const Pyramid& pyramid, void* workspace, void* stream, uint32
   return finish<acc_t>(p, counts, partials, blocks, stream);
 }
 
+// A softmax loss over planes, level by level.
+const char* run_softmax_planes(const Pyramid& pyramid, void* workspace, void* stream, uint32_t max_blocks) {
+  const Problem& p = pyramid.problem;
+  uint32_t* const counts = static_cast<uint32_t*>(workspace);
+  float* const partials = partials_in<float>(workspace);
+  if (p.rows > 0 && (p.loss || pyramid.levels[0].gradient) && needs_counts(p))
+    if (const char* error = count_rows(p, counts, stream)) return error;
+  uint32_t blocks = 0;
+  int64_t first_row = 0;
+  for (int64_t i = 0; i < pyramid.level_count; ++i) {
+    const Level& level = pyramid.levels[i];
+    if (p.rows == 0 || level.positions == 0) continue;
+    uint32_t grid = 0;
+    if (const char* error = start_softmax_planes(pyramid, level, first_row, normaliser_of<float>(p, counts), partials + blocks, max_blocks, grid, stream))
+      return error;
+    blocks += grid;
+    first_row += level.positions * pyramid.anchors;
+  }
+  return finish<float>(p, counts, partials, blocks, stream);
+}
+
+// Null, or why there is no kernel.
+const char* why_not(const Pyramid& p) {
+  const Problem& all = p.problem;
+  if (all.weight_class_stride) return "focal_ext: weights of classes have no kernel over levels; copy them into rows";
+  if (!has_row_losses(all)) {
+    if (all.loss_map || all.grad_output_per_element) return "focal_ext: unreduced losses of levels have no kernel; copy them into rows";
+    return all.loss_parameters.loss == Loss::sigmoid_focal ? nullptr : "focal_ext: levels of this loss have no kernel; copy them into rows";
+  }
+  bool planes = true;
+  for (int64_t i = 0; i < p.level_count; ++i) planes &= !p.levels[i].channels_last;
+  const bool has_kernel = planes && !is_dense(all.target) && all.scalar != Scalar::f64;
+  return has_kernel ? nullptr : "focal_ext: softmax over levels has a kernel for class ids over planes that are not float64; copy them into rows";
+}
+
 }  // namespace
 
 size_t workspace_bytes(const Problem& p) {
@@ -292,7 +327,10 @@ size_t workspace_bytes(const Problem& p) {
   return p.groups <= 1 ? of_one : size_t(BatchWorkspace(p, cut_group(p, kLeastTiles)).bytes);
 }
 
-size_t workspace_bytes(const Pyramid& p) { return kCountsBytes + (p.level_count + kMaxLevels - 1) / kMaxLevels * kMaxBlocks * sizeof(double); }
+size_t workspace_bytes(const Pyramid& p) {
+  const int64_t levels_at_once = has_row_losses(p.problem) ? 1 : kMaxLevels;
+  return kCountsBytes + (p.level_count + levels_at_once - 1) / levels_at_once * kMaxBlocks * sizeof(double);
+}
 
 // One group after the other.
 template <class RunGroup>
@@ -340,11 +378,10 @@ const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_bl
     std::vector<Level> levels;
     return each_group(p.problem.groups, [&](int64_t g) { return run(group_of(p, g, levels), workspace, stream, max_blocks); });
   }
-  if (p.problem.loss_parameters.loss != Loss::sigmoid_focal) return "focal_ext: levels of this loss have no kernel; copy them into rows";
-  if (p.problem.loss_map || p.problem.grad_output_per_element || p.problem.weight_class_stride)
-    return "focal_ext: unreduced losses of levels and weights of classes have no kernel; copy them into rows";
+  if (const char* error = why_not(p)) return error;
   if (p.problem.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
+  if (has_row_losses(p.problem)) return run_softmax_planes(p, workspace, stream, max_blocks);
   return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
 }
 

@@ -1,7 +1,9 @@
-// Owns: the choice of the softmax kernel for a problem and of the threads that share a row.
+// Owns: the choice of the softmax kernel for a problem, or a level in planes, and of the threads that share a row.
 // Must not know: workspace, counts.
 #pragma once
 #include "launch.cuh"
+#include "launch.h"
+#include "plan.h"
 #include "softmax_dense.cuh"
 #include "start.cuh"
 
@@ -21,12 +23,12 @@ inline int64_t row_blocks(const Problem& p) {
 }
 
 template <class scalar_t>
-const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials, const RowBatch<acc_of<scalar_t>>& batch,
-    uint32_t blocks, void* stream) {
+SoftmaxArguments<scalar_t> softmax_arguments_of(
+    const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials, const RowBatch<acc_of<scalar_t>>& batch) {
   using acc_t = acc_of<scalar_t>;
   const bool aligned = sizeof(scalar_t) < 8 && is_aligned(p.inputs) && is_aligned(p.gradient) && p.classes * int64_t(sizeof(scalar_t)) % 16 == 0;
   const Exponent gamma(p.loss_parameters.numbers[0]);
-  const SoftmaxArguments<scalar_t> a = {
+  return {
       static_cast<const scalar_t*>(p.inputs),
       static_cast<scalar_t*>(p.gradient),
       static_cast<scalar_t*>(p.loss_map),
@@ -53,7 +55,18 @@ const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& 
       p.grad_output_per_element || batch.factors ? nullptr : static_cast<const acc_t*>(p.grad_output),
       p.grad_output_per_element ? static_cast<const scalar_t*>(p.grad_output) : nullptr,
   };
+}
+
+template <class scalar_t>
+const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials, const RowBatch<acc_of<scalar_t>>& batch,
+    uint32_t blocks, void* stream) {
+  const SoftmaxArguments<scalar_t> a = softmax_arguments_of<scalar_t>(p, normaliser, partials, batch);
   return launch(is_dense(p.target) ? softmax_dense_kernel<scalar_t> : softmax_ids_kernel<scalar_t>, blocks, kThreads, stream, a);
 }
+
+// A level in planes, whose first anchor of an image is its `first_row`, by `blocks` blocks (softmax_planes.cu). Of few tiles with many classes the warps
+// of a block share each.
+const char* start_softmax_planes(const Pyramid& p, const Level& level, int64_t first_row, const Normaliser<float>& normaliser, float* partials,
+    uint32_t max_blocks, uint32_t& blocks, void* stream);
 
 }  // namespace focal_ext::cuda

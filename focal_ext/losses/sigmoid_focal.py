@@ -70,7 +70,8 @@ def sigmoid_focal_loss(
             error. Without effect when no gradient is needed, under torch.compile and torch.func.
         class_dim: the dimension of inputs that holds the classes: 1 for the maps [N, C, *spatial] of a segmenter, with ids [N, *spatial].
             Contiguous and channels_last memory are read in place. On the CPU a copy is made of other memory, for a weight of both classes and
-            positions, and for dense targets of losses of single logits with alpha by class; on CUDA as :mod:`focal_ext.pyramid` says.
+            positions, and for dense targets of losses of single logits with alpha by class; on CUDA also as :mod:`focal_ext.pyramid` says,
+            for unreduced losses of single logits, weights of classes, and dense targets of the softmax focal loss.
         batch_dims: how many leading dimensions of inputs keep a loss of their own: "sum" and "mean" then return inputs.shape[:batch_dims].
             "mean" divides by the logits of each that are not ignored, "positives" by the positive ids of each; a tensor normalizer is 0-d
             or of that shape. They end before the classes. A mean for each mask of [N, M, H, W] is ``reduction="mean", batch_dims=2``.

@@ -92,7 +92,8 @@ def _check_dense(gamma: float, label_smoothing: float) -> None:
 
 
 SPEC = LossSpec(
-    number=4, parameters=_parameters, formula=_formula, alpha=_alpha, most_alpha=MOST_ALPHA, is_per_row=True, check_dense=_check_dense, has_class_alpha=True
+    number=4, parameters=_parameters, formula=_formula, alpha=_alpha, most_alpha=MOST_ALPHA, is_per_row=True, check_dense=_check_dense, has_class_alpha=True,
+    has_cuda_levels=True,
 )
 
 

@@ -117,17 +117,17 @@ class HostOps:
         assert factor.is_contiguous() and factor.shape == gradient.shape[: factor.dim()]
         self.module.scale(gradient.data_ptr(), SCALARS.index(gradient.dtype), gradient.numel(), factor.data_ptr(), factor.numel(), self.max_blocks)
 
-    def run_pyramid(self, levels: Sequence[Tensor], call: tuple[Any, ...], gradients: Sequence[Tensor] | None = None, grad_output: Tensor | None = None, loss: Tensor | None = None) -> None:
+    def run_pyramid(self, levels: Sequence[Tensor], call: tuple[Any, ...], gradients: Sequence[Tensor] | None = None, grad_output: Tensor | None = None, **results: Tensor | None) -> None:
         call = Call(*call)
         images, channels = levels[0].shape[:2]
-        fields = self.plain(levels[0], call, call.targets.numel(), call.classes, grad_output, loss=loss)
+        fields = self.plain(levels[0], call, call.targets.numel(), call.classes, grad_output, **results)
         fields["target"] = IDS.index(call.targets.dtype)
         fields |= {"weight_per_image": call.weight is not None and call.weight.shape != call.targets.shape, "images": images, "anchors": channels // call.classes}
         plain = []
         for i, level in enumerate(levels):
             planes = level.is_contiguous()
             assert planes or level.is_contiguous(memory_format=torch.channels_last)
-            plain.append({"inputs": level, "positions": level.shape[2] * level.shape[3], "channels_last": not planes})
+            plain.append({"inputs": level, "positions": level.shape[2:].numel(), "channels_last": not planes})
             if gradients is not None:
                 assert gradients[i].stride() == level.stride()
                 plain[-1]["gradient"] = gradients[i]
@@ -143,6 +143,11 @@ class HostOps:
         self.run_pyramid(levels, call, gradients, loss=loss)
         return loss, gradients
 
+    def pyramid_loss_map(self, levels: Sequence[Tensor], *call: Any) -> Tensor:
+        loss_map = unwritten(Call(*call).targets.shape, levels[0].dtype)  # of losses of rows
+        self.run_pyramid(levels, call, loss_map=loss_map)
+        return loss_map
+
     def pyramid_gradient(self, levels: Sequence[Tensor], *call_and_grad_output: Any) -> list[Tensor]:
         *call, grad_output = call_and_grad_output
         gradients = [torch.full_like(level, torch.nan) for level in levels]
@@ -151,4 +156,4 @@ class HostOps:
 
     def pyramid_gradient_(self, levels: Sequence[Tensor], *call_and_results: Any) -> None:
         *call, grad_output, loss = call_and_results if len(call_and_results) > FIELDS + 1 else (*call_and_results, None)
-        self.run_pyramid(levels, tuple(call), levels, grad_output, loss)
+        self.run_pyramid(levels, tuple(call), levels, grad_output, loss=loss)
