@@ -288,7 +288,7 @@ def dispatch(logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_i
     first = logits[0]
     compiling = not plain and is_compiling()
     if overwritten.happened and not arguments.is_traced():
-        overwritten.check(logits)
+        overwritten.check([unwrap_if_dead(t) for t in logits])
     can_fuse = plain or (not is_watched_by_autograd() and (compiling or arguments.are_plain((*logits, *tensors_of(call)))))
     if not can_fuse or wants_more(call) or not native.runs_on(first.device):
         return reference.compute(logits, call, reduction)
