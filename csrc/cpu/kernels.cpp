@@ -41,7 +41,10 @@ double run_chunk(const Problem& problem, int64_t index, const Common& common) {
 }
 
 double run_strip(const Problem& problem, const Strip& strip, const Common& common) {
-  return with_instance(problem, [&]<class Math, class Loss>(Math, const Loss& loss) { return Planes<Math, Loss>(problem, loss, common).run(strip); });
+  return with_instance(problem, [&]<class Math, class Loss>(Math, const Loss& loss) {
+    const Elements<Math, Loss> elements(problem, loss, common);
+    return Planes<typename Math::value_t, typename Loss::Factor>(problem, common, any_elements(elements)).run(strip);
+  });
 }
 
 void run_table(const Problem& problem, int64_t index, double scale, Entry* table) {

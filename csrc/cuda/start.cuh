@@ -12,6 +12,15 @@ inline Ids ids_of(const Problem& p) { return {p.targets, p.target, p.has_ignore_
 template <class scalar_t, class Loss>
 constexpr bool has_kernel_of_ids = sizeof(scalar_t) < 8 && std::is_same_v<Loss, SigmoidFocal<AnyModulator>>;
 
+// Weights of rows stream in loops of their own, a hundred kilobytes each: not for label smoothing, and for a clip not beside an exponent that its
+// paper does not use. There a tile whose rows differ in weight goes element by element.
+template <class Loss>
+constexpr bool streams_row_weights = true;
+template <>
+inline constexpr bool streams_row_weights<SmoothedSigmoidFocal<AnyModulator>> = false;
+template <class Positive>
+inline constexpr bool streams_row_weights<Asymmetric<AnyModulator, Positive, true>> = false;
+
 // Defined in one file per logits' type, so that they compile side by side.
 template <class scalar_t>
 const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, uint32_t blocks, void* stream) {
@@ -23,7 +32,8 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
       return launch(focal_kernel<scalar_t, Targets, Loss, factors>, blocks, kThreads, stream, arguments, targets, loss);
     };
     if constexpr (sizeof(scalar_t) < 8) {
-      if (arguments.factors == Factors::rows) return of.template operator()<Factors::rows>();
+      if constexpr (streams_row_weights<Loss>)
+        if (arguments.factors == Factors::rows) return of.template operator()<Factors::rows>();
       if constexpr (Loss::mirrors)  // the others have no alpha
         if (arguments.factors == Factors::classes) return of.template operator()<Factors::classes>();
     }
