@@ -35,6 +35,8 @@ FACTOR_BUDGET = {
     for arch, pair in {"sm_80": budgets[:2], "sm_90": budgets[:2], "sm_100": budgets[2:]}.items()
     for dtype, budget in zip(("fp32", "bf16", "fp16"), (*pair, pair[1]))
 }
+# Losses whose formula for dense targets is a function, which the careful path calls: its loop cannot be told from others.
+CALLED = (sass.LOSSES["FocalNegatives"], sass.SMOOTHED)
 REGISTERS, KERNELS, LIBRARY_BYTES = 64, 200, 12_000_000
 
 
@@ -116,6 +118,8 @@ def careful_flows(targets: str) -> tuple[str, ...]:
     """A kernel for both kinds of targets has a careful path for each. Beside other factors it is the same text as beside one."""
     if targets.endswith((sass.OF_ROWS, sass.OF_CLASSES)):
         return ()
+    if targets in CALLED:
+        return (f"{CAREFUL}, ids",)
     return (CAREFUL,) if targets in ("ids", "dense") or targets.startswith(sass.PYRAMID) else (f"{CAREFUL}, ids", f"{CAREFUL}, dense")
 
 

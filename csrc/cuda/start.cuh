@@ -12,12 +12,14 @@ inline Ids ids_of(const Problem& p) { return {p.targets, p.target, p.has_ignore_
 template <class scalar_t, class Loss>
 constexpr bool has_kernel_of_ids = sizeof(scalar_t) < 8 && std::is_same_v<Loss, SigmoidFocal<AnyModulator>>;
 
-// Weights of rows stream in loops of their own, a hundred kilobytes each: not for label smoothing, and for a clip not beside an exponent that its
-// paper does not use. There a tile whose rows differ in weight goes element by element.
+// Weights of rows stream in loops of their own, a hundred kilobytes each: not for label smoothing, and of losses but the focal loss not beside
+// exponents other than their papers'. There a tile whose rows differ in weight goes element by element.
 template <class Loss>
 constexpr bool streams_row_weights = true;
 template <>
 inline constexpr bool streams_row_weights<SmoothedSigmoidFocal<AnyModulator>> = false;
+template <class Second>
+inline constexpr bool streams_row_weights<FocalNegatives<AnyModulator, Second>> = false;
 template <class Positive>
 inline constexpr bool streams_row_weights<Asymmetric<AnyModulator, Positive, true>> = false;
 
