@@ -35,7 +35,7 @@ FACTOR_BUDGET = {
     for arch, pair in {"sm_80": budgets[:2], "sm_90": budgets[:2], "sm_100": budgets[2:]}.items()
     for dtype, budget in zip(("fp32", "bf16", "fp16"), (*pair, pair[1]))
 }
-# Losses whose formula for dense targets is a function, which the careful path calls: its loop cannot be told from others.
+# Losses whose positives and dense targets are a function, which the careful path calls: its loops cannot be told from others.
 CALLED = (sass.LOSSES["FocalNegatives"], sass.SMOOTHED)
 REGISTERS, KERNELS, LIBRARY_BYTES = 64, 200, 12_000_000
 
@@ -116,10 +116,8 @@ def flow_of(loop: Loop) -> str | None:
 
 def careful_flows(targets: str) -> tuple[str, ...]:
     """A kernel for both kinds of targets has a careful path for each. Beside other factors it is the same text as beside one."""
-    if targets.endswith((sass.OF_ROWS, sass.OF_CLASSES)):
+    if targets in CALLED or targets.endswith((sass.OF_ROWS, sass.OF_CLASSES)):
         return ()
-    if targets in CALLED:
-        return (f"{CAREFUL}, ids",)
     return (CAREFUL,) if targets in ("ids", "dense") or targets.startswith(sass.PYRAMID) else (f"{CAREFUL}, ids", f"{CAREFUL}, dense")
 
 
@@ -151,12 +149,7 @@ def rows(kernels: list[Kernel]) -> list[Row]:
     return sorted(best.values(), key=lambda r: (int(r.arch[3:].rstrip("a")), r.dtype, r.targets, r.gamma, r.flow))
 
 
-RARE_STACK = 8  # bytes
-
-
-def is_rare(k: Kernel) -> bool:
-    """Gamma 0 or 1 of halves with factors, which keeps two registers on the stack on sm_100."""
-    return k.arch == "sm_100" and "ZeroOrOne" in k.name and k.identity is not None and k.identity[0] in ("bf16", "fp16")
+HALVES, STACK = ("bf16", "fp16"), 8  # bytes: two registers of a kernel that lie there outside the loops over logits, in which no local memory may be
 
 
 def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
@@ -164,7 +157,7 @@ def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
     found = [
         f"{k.arch} {k.name}: {k.stack} bytes of stack, {k.local} local"
         for k in kernels
-        if k.identity and k.identity[0] != "fp64" and k.stack + k.local > (RARE_STACK if is_rare(k) else 0)
+        if k.identity and k.identity[0] != "fp64" and k.stack + k.local > (STACK if k.identity[0] in HALVES else 0)
     ]
     found += [
         f"{k.arch} softmax over planes: {k.registers} registers, {k.stack + k.local} bytes of stack and local memory; at most {REGISTERS} and none"
