@@ -70,7 +70,7 @@ def row(case: str, grid: int) -> tuple[str, ...]:
 
 SPECIAL, PARTIAL = row("sigmoid_focal, shape (600, 80), reduction sum", 1), row("sigmoid_focal, shape (137, 91), reduction sum", 1)  # many tiles a warp; the last has 3 logits of 8
 CAREFUL = row("sigmoid_focal, dtype float64, reduction sum", 1)  # in a stream the weights' barrier orders the labels too
-NEGATIVE = row("sigmoid_focal, shape (64, 80), targets ids rare, reduction sum", 3)
+NEGATIVE = row("sigmoid_focal, shape (64, 80), reduction sum, targets ids rare", 3)
 ROW = (f"{SOFTMAX[0]}::test_the_gradient_may_replace_the_logits[factor-ids-80-torch.float32]",)
 BARRIER = "no __syncthreads before the first warp adds what all warps wrote"
 ORDER = "no __syncwarp between writing labels and reading those of other lanes: the ballot between them orders no memory"
