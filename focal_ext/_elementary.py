@@ -70,8 +70,11 @@ def negative_modulator(x: Tensor, gamma: float, live: float = 1.0) -> Tensor:
 
 
 def power_of_score(score: Tensor, gamma: float | Tensor) -> Tensor:
-    """score ** gamma, of which NaN ** 0 is NaN: what is not known shows."""
-    return torch.where(score.isnan(), score, score.pow(gamma))
+    """score ** gamma, of which NaN ** 0 is NaN: what is not known shows. 0 ** gamma is 0 also of a gamma that float32 rounds to 0."""
+    power = score.pow(gamma)
+    if not isinstance(gamma, Tensor) and 0 < gamma < 1e-30:
+        power = torch.where(score == 0, 0.0, power)
+    return torch.where(score.isnan(), score, power)
 
 
 def times(weight: Tensor, ce: Tensor) -> Tensor:

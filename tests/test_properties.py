@@ -61,8 +61,6 @@ def calls(draw: st.DrawFn, loss: str) -> Case:
     if len(case.shape) < RANK_NEEDED.get(case.layout, 1):
         case = changed(case, layout="contiguous")
     hypothesis.assume(case.is_possible())
-    gamma = dict(case.axes).get("gamma", 1.0)  # below float32's smallest number it is 0 to some, and 0 to its power 1
-    hypothesis.assume(case.loss != "matchability_aware_loss" or gamma == 0 or gamma >= 1e-30)
     hypothesis.assume(case.ignore_index is None or case.ignore_index < 0 or case.ignore_index > 100 or case.shape[-1] > 0)
     return case
 

@@ -36,6 +36,7 @@ struct WholeModulator {
   static constexpr Tail tail = gamma_ >= 1 ? Tail::vanishing : Tail::full;
   Slope slope_;
   explicit WholeModulator(Exponent gamma, bool live = true) : slope_(gamma, live) {}
+  static constexpr bool is_zero() { return gamma_ == 0; }
   template <class Math>
   FOCAL_EXT_INLINE typename Math::value_t slope() const {
     return Math::constant(slope_);
@@ -100,6 +101,7 @@ struct AnyModulator {
   Exponent exponent;
   Slope slope_;
   explicit AnyModulator(Exponent gamma, bool live = true) : exponent(gamma), slope_(gamma, live) {}
+  FOCAL_EXT_INLINE bool is_zero() const { return exponent.full == 0; }  // float rounds gammas to 0 that are not
   template <class Math>
   FOCAL_EXT_INLINE typename Math::value_t slope() const {
     return Math::constant(slope_);
@@ -181,7 +183,7 @@ FOCAL_EXT_INLINE T minus_log_of_rest(T share, T rest) {
 template <class Math, class Modulator, class T = typename Math::value_t>
 FOCAL_EXT_INLINE T power_of_score(T score, const Modulator& modulator) {
   const T zero = Math::constant(0), power = modulator.template of<Math>(score);
-  const T defined = modulator.template gamma<Math>() == zero ? Math::constant(1) : score == zero ? zero : power;
+  const T defined = modulator.is_zero() ? Math::constant(1) : score == zero ? zero : power;
   return score == score ? defined : score;
 }
 // Whether 1 minus a product of powers of p and a score is to be taken from its logarithm: it is near 1, and the logarithms are those of normal numbers.

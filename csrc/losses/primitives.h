@@ -42,8 +42,7 @@ struct Exponent {
   float high2, low2;  // gamma / ln 2, for 2^x
   double full;
   explicit Exponent(double gamma) : full(gamma) {
-    // Not 0 where float has nothing smaller: 0^gamma is 0 then, and 1 for 0 alone.
-    const double saturated = gamma < 1e36 ? (gamma > 0 && gamma < 1e-37 ? 1e-37 : gamma) : 1e36;
+    const double saturated = gamma < 1e36 ? gamma : 1e36;
     split(saturated, high, low);
     split(saturated * 1.4426950408889634, high2, low2);
   }
