@@ -36,7 +36,7 @@ struct WholeModulator {
   static constexpr Tail tail = gamma_ >= 1 ? Tail::vanishing : Tail::full;
   Slope slope_;
   explicit WholeModulator(Exponent gamma, bool live = true) : slope_(gamma, live) {}
-  static constexpr bool is_zero() { return gamma_ == 0; }
+  FOCAL_EXT_INLINE bool is_zero() const { return gamma_ == 0; }
   template <class Math>
   FOCAL_EXT_INLINE typename Math::value_t slope() const {
     return Math::constant(slope_);
