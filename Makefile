@@ -1,6 +1,7 @@
 # Owns: what a person types. Every target works on a fresh clone: the environment is made on the way.
-# With PYTHON=python3 a target uses that interpreter as it is: it installs and fetches nothing, and lists at once what that interpreter lacks.
-# lint, wheel, test-wheels, test-headers and test-integrations make environments of their own, whatever PYTHON is.
+# With PYTHON=python3 a target uses that interpreter as it is: it installs and fetches nothing, and lists at once what
+# that interpreter lacks. lint, wheel, test-wheels, test-headers and test-integrations make environments of their own,
+# whatever PYTHON is.
 .DELETE_ON_ERROR:
 .PHONY: demo train walkthrough study test test-kernels test-sanitizers test-headers test-aarch64 aarch64-tools test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
@@ -62,12 +63,14 @@ test-sanitizers: $(NATIVE) $(TESTS) $(OPTIONAL)
 	$(READY)
 	$(PYTEST) tests/kernels/test_cpu_sanitizers.py
 
-# Every source that sees torch, compiled against the headers of every torch that is served; libraries of the oldest's and the newest's, loaded.
+# Every source that sees torch, compiled against the headers of every torch that is served; libraries of the oldest's
+# and the newest's, loaded.
 test-headers: .venv-headers/.fetched $(NATIVE) $(TESTS)
 	$(READY)
 	$(PYTEST) tests/headers
 
-# The CPU kernels cross-compiled for aarch64 and emulated: the suite's tables through them, but for dense targets over planes, which the emulation cannot be given.
+# The CPU kernels cross-compiled for aarch64 and emulated: the suite's tables through them, but for dense targets over
+# planes, which the emulation cannot be given.
 test-aarch64: $(NATIVE) $(TESTS)
 	$(READY)
 	$(PYTEST) -p tests.aarch64.on_aarch64 tests/aarch64 $(patsubst %,tests/test_%.py,values softmax_values pyramid extremes softmax_extremes empty class_ids table numerics) -k "not (planes_are_as_exact and dense)"
@@ -103,15 +106,15 @@ bench: $(NATIVE) $(EXAMPLES)
 	$(PYTHON) -m bench.growth --csv bench/results/growth.csv
 	$(PYTHON) -m bench.step --csv bench/results/step.csv
 
-# Every float32 in [-120, 120] of every loss, into docs/numerics.md: 35 minutes of two cores; ARGS=--resume goes on after an interruption,
-# ARGS="--every 257" looks at fewer.
+# Every float32 in [-120, 120] of every loss, into docs/numerics.md: 35 minutes of two cores; ARGS=--resume goes on
+# after an interruption, ARGS="--every 257" looks at fewer.
 exhaustive: $(NATIVE) $(TESTS) $(EXAMPLES)
 	$(READY)
 	PYTHONPATH=. $(PYTHON) tests/exhaustive.py --csv bench/results/numerics.csv $(ARGS)
 	$(PYTHON) tests/numerics_page.py --write
 
-# One wheel for every Python >= 3.10 and every torch >= 2.10, and the source distribution. The same bytes for the same commit, whatever the folder.
-# libtorch is the user's own.
+# One wheel for every Python >= 3.10 and every torch >= 2.10, and the source distribution. The same bytes for the same
+# commit, whatever the folder. libtorch is the user's own.
 wheel: $(TOOLS) .venv-wheels/.tools
 	rm -rf build/wheel dist
 	$(PYTHON) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
@@ -119,12 +122,13 @@ wheel: $(TOOLS) .venv-wheels/.tools
 	FOCAL_EXT_NATIVE=0 .venv-wheels/bin/python -m build -q --no-isolation --skip-dependency-check --sdist -o dist .
 	@cd dist && sha256sum *
 
-# The wheel in fresh environments outside the source tree: old and new torch, every Python, without native code; from C++. The source
-# distribution built by pip, uv and pypa/build.
+# The wheel in fresh environments outside the source tree: old and new torch, every Python, without native code; from
+# C++. The source distribution built by pip, uv and pypa/build.
 test-wheels: wheel .venv-wheels/.environments $(NATIVE) $(TESTS)
 	$(PYTHON) -m pytest tests/wheels
 
-# The same wheel beside the libraries of focal_ext.compat and their detectors, with another torch: 5.5 GB to download the first time.
+# The same wheel beside the libraries of focal_ext.compat and their detectors, with another torch: 5.5 GB to download
+# the first time.
 test-integrations: wheel .venv-integrations/.tools
 	.venv-integrations/bin/python -m pip install -q --no-deps --force-reinstall dist/*.whl
 	.venv-integrations/bin/pytest -c tests/integrations/pytest.ini tests/integrations
@@ -134,10 +138,12 @@ test-large: $(NATIVE) $(TESTS)
 	$(READY)
 	$(PYTHON) -m pytest tests/large
 
-# Python by ruff, types of the package by mypy --strict, C++ by clang-format and a compiler that takes no warning (nvcc never does: CMakeLists.txt).
+# Python by ruff, types of the package by mypy --strict, C++ by clang-format and a compiler that takes no warning (nvcc
+# never does: CMakeLists.txt).
 lint: $(TOOLS) .venv-lint/.tools
 	@mkdir -p build
 	.venv-lint/bin/ruff check -q .
+	.venv-lint/bin/ruff format -q --check .
 	.venv-lint/bin/mypy --python-executable $(PYTHON)
 	find csrc include tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv-lint/bin/clang-format --dry-run -Werror
 	$(PYTHON) -m cmake -G Ninja -S . -B build/lint -DFOCAL_EXT_CUDA=OFF -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
@@ -149,7 +155,8 @@ coverage: $(NATIVE) $(TESTS) $(OPTIONAL) tests/requirements-optional.txt
 	$(READY)
 	$(PYTHON) -m pytest --cov=focal_ext --cov-fail-under=95
 
-# Random calls against the float64 reference, for as long as one likes: make fuzz FUZZ_MINUTES=60. FUZZ_SEED repeats a run.
+# Random calls against the float64 reference, for as long as one likes: make fuzz FUZZ_MINUTES=60. FUZZ_SEED repeats a
+# run.
 fuzz: $(NATIVE) $(TESTS) $(OPTIONAL)
 	$(READY)
 	PYTHONPATH=.:tests FUZZ_MINUTES=$(or $(FUZZ_MINUTES),10) $(PYTHON) tests/test_properties.py
@@ -186,7 +193,8 @@ clean:
 	.venv/bin/python tests/wheels/environments.py
 	touch $@
 
-# By uv, whose store of torch 2.14.1 and its CUDA libraries the environments of test-wheels share: fetched once, kept once.
+# By uv, whose store of torch 2.14.1 and its CUDA libraries the environments of test-wheels share: fetched once, kept
+# once.
 .venv-integrations/.tools: .venv-wheels/.tools $(wildcard tests/integrations/requirements*.txt)
 	$(BASE_PYTHON) -m venv .venv-integrations
 	.venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python -r tests/integrations/requirements.txt

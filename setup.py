@@ -1,5 +1,6 @@
 # Owns: the commands of setuptools that a native build changes.
-# Must not know: when a build is native (csrc/configure/native_build/switches.py), torch (torch_search.py), compilers (CMakeLists.txt).
+# Must not know: when a build is native (csrc/configure/native_build/switches.py), torch (torch_search.py), compilers
+# (CMakeLists.txt).
 from __future__ import annotations
 
 import os

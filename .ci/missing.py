@@ -1,4 +1,5 @@
-# Owns: the list of packages that an interpreter lacks, said at once: `python3 .ci/missing.py "torch>=2.10" tests/requirements.txt`.
+# Owns: the list of packages that an interpreter lacks, said at once: `python3 .ci/missing.py "torch>=2.10"
+# tests/requirements.txt`.
 # Must not know: what the packages are for. Reads what is installed; asks no network.
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ except ImportError:  # pip has a copy of its own
         from pip._vendor.packaging.requirements import Requirement
         from pip._vendor.packaging.version import Version
     except ImportError:
-        sys.exit(f"{sys.executable} has neither packaging nor pip, one of which says what else it lacks; install packaging into it")
+        sys.exit(
+            f"{sys.executable} has neither packaging nor pip, one of which says what else it lacks; install packaging "
+            "into it"
+        )
 
 
 def lines(argument: str) -> list[str]:
@@ -53,7 +57,10 @@ def main() -> str | None:
         return None
     listed = "\n".join(f"  {line}: {instead}" for line, instead in missing.items())
     install = " ".join(f"'{line}'" for line in missing)
-    return f"{sys.executable} lacks:\n{listed}\nInstall them: {sys.executable} -m pip install {install}\nor leave PYTHON out: make then installs what it needs into .venv"
+    return (
+        f"{sys.executable} lacks:\n{listed}\nInstall them: {sys.executable} -m pip install {install}\nor leave "
+        "PYTHON out: make then installs what it needs into .venv"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 # Must not know: how any of them works, how figures are drawn.
 """python -m bench.apart [--to bench/results]: writes apart.csv.
 
-In one process the pages that one implementation frees are faulted in again by the next, which then looks slow. Here each keeps its own.
-Peaks of whole heads are bench.head's, with the default allocator: pages that are kept hide what a step uses anew from the process's size.
+In one process the pages that one implementation frees are faulted in again by the next, which then looks slow. Here
+each keeps its own. Peaks of whole heads are bench.head's, with the default allocator: pages that are kept hide what a
+step uses anew from the process's size.
 """
 
 from __future__ import annotations
@@ -28,13 +29,22 @@ from .performance_page import read_rows
 from .measure import Step, hush, median_and_spread, peak_bytes, seconds_of
 
 CLASSES = 80
-DISTURBED = 0.01  # a turn whose threads waited for a core for more than this share of it says nothing of the implementation
+DISTURBED = (
+    0.01  # a turn whose threads waited for a core for more than this share of it says nothing of the implementation
+)
 PAUSE = 0.05  # seconds between turns: the threads of the process before fall asleep
-ROWS, BF16, GENERIC, OUTPUTS, CONVOLUTION = "rows fp32", "rows bf16", "rows fp32, gamma 1.5", "head's outputs fp32", "last convolution and loss fp32"
+ROWS, BF16, GENERIC, OUTPUTS, CONVOLUTION = (
+    "rows fp32",
+    "rows bf16",
+    "rows fp32, gamma 1.5",
+    "head's outputs fp32",
+    "last convolution and loss fp32",
+)
 
 
 class Setting(NamedTuple):
-    """What is measured: the names of the implementations, a step of one of them, and its error (None: not comparable logit by logit)."""
+    """What is measured: the names of the implementations, a step of one of them, and its error (None: not comparable
+    logit by logit)."""
 
     names: tuple[str, ...]
     step: Callable[[str], Step]
@@ -70,7 +80,9 @@ def error_of_levels(step: Step) -> float:
     assert isinstance(step, head.Steps)
     step.once()
     gradients = [leaf.grad for leaf in step.leaves if leaf.grad is not None]
-    logits, gradient = (head.rows(list(levels), CLASSES) for levels in ([leaf.detach() for leaf in step.leaves], gradients))
+    logits, gradient = (
+        head.rows(list(levels), CLASSES) for levels in ([leaf.detach() for leaf in step.leaves], gradients)
+    )
     return worst_relative_error(gradient, Case("", logits, head.labels(1, CLASSES).flatten()))
 
 
@@ -91,7 +103,10 @@ def serve(setting: str, name: str, anchors: int) -> None:
             before = waited()
             answer = {"seconds": seconds_of(step), "waited": waited() - before}
         else:
-            answer = {"peak_extra_logits": peak_bytes(step) / bytes_of(step), "worst_relative_error": chosen.error(step)}
+            answer = {
+                "peak_extra_logits": peak_bytes(step) / bytes_of(step),
+                "worst_relative_error": chosen.error(step),
+            }
         print(json.dumps(answer), flush=True)
 
 
@@ -104,7 +119,18 @@ class Worker:
     """One implementation in its own process."""
 
     def __init__(self, setting: str, name: str, anchors: int, threads: int) -> None:
-        command = [sys.executable, "-m", "bench.apart", "--worker", setting, name, "--anchors", str(anchors), "--threads", str(threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.apart",
+            "--worker",
+            setting,
+            name,
+            "--anchors",
+            str(anchors),
+            "--threads",
+            str(threads),
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def answer(self) -> dict[str, Any]:
@@ -123,14 +149,19 @@ class Worker:
         self.process.communicate()
 
 
-def turns(workers: dict[str, Worker], seconds: float, limit: float, least: int = 9) -> tuple[dict[str, list[float]], dict[str, int]]:
+def turns(
+    workers: dict[str, Worker], seconds: float, limit: float, least: int = 9
+) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Rounds of one turn each, A B C A B C: the times of undisturbed turns, and how many others each had.
 
-    They end after `seconds`, once each has `least` undisturbed turns, or at the `limit`; below three there would be no median.
+    They end after `seconds`, once each has `least` undisturbed turns, or at the `limit`; below three there would be no
+    median.
     """
     calm: dict[str, list[float]] = {name: [] for name in workers}
     rounds, begin = 0, time.perf_counter()
-    while (passed := time.perf_counter() - begin) < seconds or (min(map(len, calm.values())) < least and passed < limit):
+    while (passed := time.perf_counter() - begin) < seconds or (
+        min(map(len, calm.values())) < least and passed < limit
+    ):
         for name, worker in workers.items():
             turn = worker.ask("turn")
             if turn["waited"] < DISTURBED * turn["seconds"]:
@@ -138,7 +169,9 @@ def turns(workers: dict[str, Worker], seconds: float, limit: float, least: int =
             time.sleep(PAUSE)
         rounds += 1
     if few := [name for name, times in calm.items() if len(times) < 3]:
-        raise SystemExit(f"too busy a machine: fewer than three undisturbed turns of {', '.join(few)} in {limit:.0f} seconds")
+        raise SystemExit(
+            f"too busy a machine: fewer than three undisturbed turns of {', '.join(few)} in {limit:.0f} seconds"
+        )
     return calm, {name: rounds - len(times) for name, times in calm.items()}
 
 
@@ -149,14 +182,23 @@ def rows_of(setting: str, anchors: int, seconds: float, limit: float, threads: i
     rows: list[dict[str, object]] = []
     for name, worker in workers.items():
         timing = median_and_spread(times[name])
-        about = {"setting": setting, "implementation": name, "ms": timing.median * 1e3, "ms_p20": timing.p20 * 1e3, "ms_p80": timing.p80 * 1e3}
-        rows.append({**about, "turns": timing.rounds, "turns_disturbed": disturbed[name], **worker.ask("report"), **first[name]})
+        about = {
+            "setting": setting,
+            "implementation": name,
+            "ms": timing.median * 1e3,
+            "ms_p20": timing.p20 * 1e3,
+            "ms_p80": timing.p80 * 1e3,
+        }
+        rows.append(
+            {**about, "turns": timing.rounds, "turns_disturbed": disturbed[name], **worker.ask("report"), **first[name]}
+        )
         worker.end()
     return rows
 
 
 def replace(path: Path, setting: str, rows: list[dict[str, object]], origin: dict[str, object]) -> None:
-    """Writes the rows in place of those that the file has of this setting; a row keeps the commit, date and command that it was measured with."""
+    """Writes the rows in place of those that the file has of this setting; a row keeps the commit, date and command
+    that it was measured with."""
     kept = [row for row in read_rows(path) if row["setting"] != setting] if path.exists() else []
     order = list(SETTINGS)
     every = sorted([*kept, *({**row, **origin} for row in rows)], key=lambda row: order.index(str(row["setting"])))
@@ -165,14 +207,29 @@ def replace(path: Path, setting: str, rows: list[dict[str, object]], origin: dic
 
 def main() -> None:
     hush()
-    parser = argparse.ArgumentParser(description="Compare focal_ext with eager and compiled PyTorch, each in a process of its own that keeps its memory.")
-    parser.add_argument("--seconds", type=float, default=20.0, help="timed seconds of each setting, all implementations together")
-    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a setting ends, undisturbed or not")
-    parser.add_argument("--setting", action="append", choices=tuple(SETTINGS), help="this setting alone; the CSV's other rows stay")
-    parser.add_argument("--anchors", type=int, default=ANCHORS, help="rows of logits; the head's outputs are always those of a whole image")
+    parser = argparse.ArgumentParser(
+        description="Compare focal_ext with eager and compiled PyTorch, each in a process of its own that keeps memory."
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="timed seconds of each setting, all implementations together"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=120.0, help="seconds after which a setting ends, undisturbed or not"
+    )
+    parser.add_argument(
+        "--setting", action="append", choices=tuple(SETTINGS), help="this setting alone; the CSV's other rows stay"
+    )
+    parser.add_argument(
+        "--anchors",
+        type=int,
+        default=ANCHORS,
+        help="rows of logits; the head's outputs are always those of a whole image",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--to", type=Path, default=head.RESULTS, help="folder of the CSV files")
-    parser.add_argument("--worker", nargs=2, metavar=("SETTING", "IMPLEMENTATION"), help="serve one implementation from this process")
+    parser.add_argument(
+        "--worker", nargs=2, metavar=("SETTING", "IMPLEMENTATION"), help="serve one implementation from this process"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.worker:

@@ -1,4 +1,5 @@
-# Owns: what README.md and docs/performance.md show of bench/apart.py: tables and the README's figure from the CSV files.
+# Owns: what README.md and docs/performance.md show of bench/apart.py: tables and the README's figure from the CSV
+# files.
 # Must not know: how the figures were measured.
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from .performance_page import EAGER, FLOOR, Row, origin, ratio, read, rounded, s
 
 
 class Way(NamedTuple):
-    """A row of the README: its words, its names among rows of logits and among ways from the head's outputs, its colour."""
+    """A row of the README: its words, its names among rows of logits and among ways from the head's outputs, its
+    colour."""
 
     words: str
     short: str
@@ -27,8 +29,16 @@ class Way(NamedTuple):
 
 WAYS = (
     Way("eager PyTorch (torchvision's formula)", "eager PyTorch", EAGER, EAGER, "#9ca3af"),
-    Way("`torch.compile` of that formula", "torch.compile", "torch.compile, masked", "torch.compile, masked", "#7c8798"),
-    Way("`torch.compile`, rewritten for it", "torch.compile,\nrewritten", "torch.compile, selected", "torch.compile, selected", "#7c8798"),
+    Way(
+        "`torch.compile` of that formula", "torch.compile", "torch.compile, masked", "torch.compile, masked", "#7c8798"
+    ),
+    Way(
+        "`torch.compile`, rewritten for it",
+        "torch.compile,\nrewritten",
+        "torch.compile, selected",
+        "torch.compile, selected",
+        "#7c8798",
+    ),
     Way("**`sigmoid_focal_loss`**", "sigmoid_focal_loss", "focal_ext", "rows op", "#2563eb"),
     Way("**`pyramid.sigmoid_focal_loss`**", "pyramid.\nsigmoid_focal_loss", "", "pyramid op", "#2563eb"),
     Way("**`FusedFocalHead`**", "FusedFocalHead", "", "fused head", "#dc2626"),
@@ -75,20 +85,43 @@ def readme() -> str:
     """A row for each way: time, memory, error and largest batch together."""
     rows, memory = measured(), peaks_measured()
     settings = shown(rows)
-    heads = [*(f"{title}, ms" for title in settings.values()), "peak memory / logits", "worst relative error of a gradient", f"largest batch in {AVAILABLE // 2**30} GiB"]
+    heads = [
+        *(f"{title}, ms" for title in settings.values()),
+        "peak memory / logits",
+        "worst relative error of a gradient",
+        f"largest batch in {AVAILABLE // 2**30} GiB",
+    ]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for way in WAYS:
-        found = [(setting == BF16, float(rows[setting, way.name(setting)]["worst_relative_error"])) for setting in settings if (setting, way.name(setting)) in rows]
-        worst = {half: max(error for of_half, error in found if of_half == half) for half in dict.fromkeys(half for half, _ in found)}
+        found = [
+            (setting == BF16, float(rows[setting, way.name(setting)]["worst_relative_error"]))
+            for setting in settings
+            if (setting, way.name(setting)) in rows
+        ]
+        worst = {
+            half: max(error for of_half, error in found if of_half == half)
+            for half in dict.fromkeys(half for half, _ in found)
+        }
         error = ", ".join(f"{rounded(str(e))}{' (bf16)' if half else ''}" for half, e in worst.items())
-        cells = [*(cell(rows, setting, way.name(setting)) for setting in settings), logits_of(memory, way.of_heads), error, str(batch_of(memory, way.of_heads) or "")]
+        cells = [
+            *(cell(rows, setting, way.name(setting)) for setting in settings),
+            logits_of(memory, way.of_heads),
+            error,
+            str(batch_of(memory, way.of_heads) or ""),
+        ]
         lines.append("| " + " | ".join([way.words, *(cell or "-" for cell in cells)]) + " |")
-    floors = ", ".join(f"{float(rows[setting, FLOOR]['ms']):.2g} ms in {setting.removeprefix('rows ')}" for setting in settings if (setting, FLOOR) in rows)
+    floors = ", ".join(
+        f"{float(rows[setting, FLOOR]['ms']):.2g} ms in {setting.removeprefix('rows ')}"
+        for setting in settings
+        if (setting, FLOOR) in rows
+    )
     about, other = next(iter(rows.values())), memory[0]
     commits = " and ".join(dict.fromkeys(f"{row['commit']} of {row['date']}" for row in (about, other)))
     return "\n".join(lines) + (
-        f"\n\nCopying the logits once, the floor: {floors}. {about['machine']}, torch {about['torch']}, commit {commits};"
-        f" `{about['command']}`, `{other['command']}`. Times with memory kept; peaks and batches with the default allocator, as pages that are kept hide what a step uses anew."
+        f"\n\nCopying the logits once, the floor: {floors}. {about['machine']}, torch {about['torch']}, commit "
+        f"{commits};"
+        f" `{about['command']}`, `{other['command']}`. Times with memory kept; peaks and batches with the default "
+        "allocator, as pages that are kept hide what a step uses anew."
         " -: another implementation's case, or not measured; FusedFocalHead has no logits to be timed apart.\n"
     )
 
@@ -96,11 +129,19 @@ def readme() -> str:
 def details() -> str:
     """Every row, with its spread."""
     rows = measured()
-    lines = ["| what | implementation | ms (p20 - p80) | eager / this | peak extra memory / logits | worst relative error of a gradient |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| what | implementation | ms (p20 - p80) | eager / this | peak extra memory / logits | worst relative error "
+        "of a gradient |",
+        "|---|---|---|---|---|---|",
+    ]
     for (setting, name), row in rows.items():
         times = ratio(str(float(rows[setting, EAGER]["ms"]) / float(row["ms"])))
         peak = f"{float(row['peak_extra_logits']):.2f}" if setting != CONVOLUTION else ""
-        lines.append("| " + " | ".join([setting, name, spread(row, "ms"), times, peak, rounded(row["worst_relative_error"])]) + " |")
+        lines.append(
+            "| "
+            + " | ".join([setting, name, spread(row, "ms"), times, peak, rounded(row["worst_relative_error"])])
+            + " |"
+        )
     return "\n".join(lines) + "\n\n" + " ".join(dict.fromkeys(origin([row]) for row in rows.values())) + "\n"
 
 
@@ -114,18 +155,30 @@ def draw(to: Path, dark: bool) -> None:
     rows, memory = measured(), peaks_measured()
     settings = shown(rows)
     with pyplot.style.context("dark_background" if dark else "default"):
-        figure, axes = pyplot.subplots(1, len(settings) + 1, figsize=(2.9 * len(settings) + 2.8, 2.8), layout="constrained", sharey=True)
+        figure, axes = pyplot.subplots(
+            1, len(settings) + 1, figsize=(2.9 * len(settings) + 2.8, 2.8), layout="constrained", sharey=True
+        )
         if dark:
             figure.set_facecolor("#0d1117")
-        times = [float(row["ms"]) for (setting, name), row in rows.items() if setting in settings and "overwrite" not in name]
+        times = [
+            float(row["ms"]) for (setting, name), row in rows.items() if setting in settings and "overwrite" not in name
+        ]
         for axis, (setting, title) in zip(axes, settings.items()):
             for place, way in enumerate(WAYS):
                 if row := rows.get((setting, way.name(setting))):
                     ms, low, high = (float(row[name]) for name in ("ms", "ms_p20", "ms_p80"))
-                    axis.errorbar(ms, place, xerr=[[ms - low], [high - ms]], fmt="o", color=way.colour, markersize=6, capsize=2)
+                    axis.errorbar(
+                        ms, place, xerr=[[ms - low], [high - ms]], fmt="o", color=way.colour, markersize=6, capsize=2
+                    )
                     axis.text(high * 1.25, place, f"{ms:.3g}", va="center", fontsize=8)
             floor = float(rows[ROWS if setting == OUTPUTS else setting, FLOOR]["ms"])  # the outputs have as many bytes
-            axis.axvline(floor, linestyle="--", linewidth=1, color="#9ca3af" if dark else "#374151", label=f"copy of the logits, {floor:.2g} ms")
+            axis.axvline(
+                floor,
+                linestyle="--",
+                linewidth=1,
+                color="#9ca3af" if dark else "#374151",
+                label=f"copy of the logits, {floor:.2g} ms",
+            )
             axis.legend(fontsize=7, frameon=False, loc="lower right")
             axis.set_xscale("log")
             axis.set_xlim(min(times) / 1.6, max(times) * 3.5)

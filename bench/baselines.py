@@ -1,6 +1,8 @@
-# Owns: what people run today, at its best: the formula of torchvision as its RetinaNet calls it, eager and compiled; the same by other libraries.
+# Owns: what people run today, at its best: the formula of torchvision as its RetinaNet calls it, eager and compiled;
+# the same by other libraries.
 # Must not know: focal_ext, clocks.
-"""Every baseline takes (logits [N, C], class ids [N], gamma) and returns the sum over kept anchors divided by the positives."""
+"""Every baseline takes (logits [N, C], class ids [N], gamma) and returns the sum over kept anchors divided by the
+positives."""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ def _formula(x: Tensor, t: Tensor, gamma: float) -> Tensor:
 
 
 def _dense(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, ids: Tensor) -> Tensor:
-    """As torchvision's RetinaNet calls a loss of dense targets: a one-hot by index, ignored anchors (-2) dropped by a mask, divided by the positives."""
+    """As torchvision's RetinaNet calls a loss of dense targets: a one-hot by index, ignored anchors (-2) dropped by a
+    mask, divided by the positives."""
     foreground = ids >= 0
     t = torch.zeros_like(x)
     t[foreground, ids[foreground]] = 1.0
@@ -35,7 +38,8 @@ def eager(x: Tensor, ids: Tensor, gamma: float) -> Tensor:
 
 
 def masked(x: Tensor, ids: Tensor, gamma: float) -> Tensor:
-    """The same without shapes that depend on values, which is what a compiler needs: compare for the one-hot, multiply for the mask."""
+    """The same without shapes that depend on values, which is what a compiler needs: compare for the one-hot, multiply
+    for the mask."""
     t = (ids[:, None] == torch.arange(x.shape[1], device=x.device)).to(x.dtype)
     loss = _formula(x, t, gamma) * (ids != -2)[:, None]
     return loss.sum() / (ids >= 0).sum().clamp(min=1)
@@ -61,7 +65,9 @@ def _fvcore() -> Baseline:
 def _kornia() -> Baseline:
     from kornia.losses import binary_focal_loss_with_logits
 
-    return lambda x, ids, gamma: _dense(lambda *kept: binary_focal_loss_with_logits(*kept, ALPHA, gamma, "sum", ignore_index=None), x, ids)
+    return lambda x, ids, gamma: _dense(
+        lambda *kept: binary_focal_loss_with_logits(*kept, ALPHA, gamma, "sum", ignore_index=None), x, ids
+    )
 
 
 def _apex() -> Baseline:
@@ -82,9 +88,14 @@ def _mmcv() -> Baseline:
 
 
 def peers(cuda: bool) -> dict[str, Baseline | str]:
-    """Other libraries as they are installed, or why one cannot be imported. The kernels of apex and mmcv are for CUDA."""
+    """Other libraries as they are installed, or why one cannot be imported. The kernels of apex and mmcv are for
+    CUDA."""
     found: dict[str, Baseline | str] = {}
-    for name, load in {"fvcore": _fvcore, "kornia": _kornia, **({"apex": _apex, "mmcv": _mmcv} if cuda else {})}.items():
+    for name, load in {
+        "fvcore": _fvcore,
+        "kornia": _kornia,
+        **({"apex": _apex, "mmcv": _mmcv} if cuda else {}),
+    }.items():
         try:
             found[name] = load()
         except ImportError as error:

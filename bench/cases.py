@@ -59,7 +59,9 @@ def everyday(quick: bool, trained: Path | None) -> list[Draw]:
     ]  # fmt: skip
 
 
-fewer = partial(synthetic, compiled=("masked", "selected"), peers=False)  # eager and the two formulations that compile well
+fewer = partial(
+    synthetic, compiled=("masked", "selected"), peers=False
+)  # eager and the two formulations that compile well
 
 
 def sizes() -> list[Draw]:
@@ -80,4 +82,7 @@ def sizes() -> list[Draw]:
 
 def largest() -> list[Draw]:
     """All levels of 1203 classes: logits of 1 GB in fp32, the eager chain of 13."""
-    return [partial(fewer, f"{ANCHORS:,} x 1203 fp32", ANCHORS, 1203), partial(fewer, f"{ANCHORS:,} x 1203 bf16", ANCHORS, 1203, torch.bfloat16)]
+    return [
+        partial(fewer, f"{ANCHORS:,} x 1203 fp32", ANCHORS, 1203),
+        partial(fewer, f"{ANCHORS:,} x 1203 bf16", ANCHORS, 1203, torch.bfloat16),
+    ]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chip:
-    """Data-sheet numbers, and the code that it runs (sm_80's on sm_86 and sm_89): multiprocessors, sustained GHz, memory TB/s, and lanes per cycle and multiprocessor of each unit."""
+    """Data-sheet numbers, and the code that it runs (sm_80's on sm_86 and sm_89): multiprocessors, sustained GHz,
+    memory TB/s, and lanes per cycle and multiprocessor of each unit."""
 
     name: str
     arch: str
@@ -32,4 +33,11 @@ CHIPS = (
 )
 
 # Bytes that others move per logit of s bytes, forward and backward, counted from their code.
-PEERS = {"focal_ext": 2, "recompute in backward": 3, "apex": 4, "stored loss map": 5, "mmcv": 9, "eager torchvision": 90}
+PEERS = {
+    "focal_ext": 2,
+    "recompute in backward": 3,
+    "apex": 4,
+    "stored loss map": 5,
+    "mmcv": 9,
+    "eager torchvision": 90,
+}

@@ -2,7 +2,8 @@
 // Must not know: losses. It is no part of the library.
 #include <stdint.h>
 
-__global__ __launch_bounds__(256) void copy_kernel(const uint4* __restrict__ from, uint4* __restrict__ to, int64_t vectors) {
+__global__ __launch_bounds__(256) void copy_kernel(
+    const uint4* __restrict__ from, uint4* __restrict__ to, int64_t vectors) {
   constexpr int kInFlight = 4;
   const int64_t threads = int64_t(gridDim.x) * blockDim.x, first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
 #pragma unroll 1

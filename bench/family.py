@@ -19,7 +19,8 @@ from .compare import FLOOR, FORWARD_FLOOR, OURS, keep_memory, not_measured, prin
 from .family_baselines import BASELINES, peers
 from .measure import Copy, Forward, Read, Step, hush, interleaved, peak_bytes
 
-# Of a gradient against its largest, or of a value: what a formula's own rounding explains. Beyond it another loss was computed.
+# Of a gradient against its largest, or of a value: what a formula's own rounding explains. Beyond it another loss was
+# computed.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 # One for each hot loop: the others' are among them.
 OF_SIZES = ("quality_focal_loss", "varifocal_loss", "asymmetric_loss", "softmax_focal_loss")
@@ -50,7 +51,9 @@ def exactly(loss: str, x: Tensor, ids: Tensor, scores: Tensor) -> tuple[Tensor, 
     return value.detach(), torch.autograd.grad(value, x)[0]
 
 
-def errors_against_float64(loss: str, case: Case, ids: Tensor, scores: Tensor, rows: int = 2000) -> Callable[[Step], float]:
+def errors_against_float64(
+    loss: str, case: Case, ids: Tensor, scores: Tensor, rows: int = 2000
+) -> Callable[[Step], float]:
     """Of the value where it alone is computed, else of the first rows' gradient against its largest."""
     if case.forward:
         parts = zip(case.logits.split(rows), ids.split(rows), scores.split(rows))
@@ -96,24 +99,39 @@ def rows_of(loss: str, case: Case, seconds: float) -> list[dict[str, object]]:
     rows = []
     for name, each in steps.items():
         error = "" if isinstance(each, (Copy, Read)) else error_of(each)
-        assert not error or error < TOLERANCE[case.logits.dtype], f"{name} computes another {loss}: it is off by {error}"
-        rows.append({
-            "case": case.name, "implementation": name, "ms": timings[name].median * 1e3,
-            "ms_p20": timings[name].p20 * 1e3, "ms_p80": timings[name].p80 * 1e3, "rounds": timings[name].rounds,
-            "speedup": timings[name].median / timings[OURS].median, "ns_per_logit": timings[name].median * 1e9 / case.logits.numel(),
-            "peak_extra_logits": peak_bytes(each) / (case.logits.numel() * case.logits.element_size()), "worst_relative_error": error, "why_not": "",
-        })  # fmt: skip
+        assert not error or error < TOLERANCE[case.logits.dtype], (
+            f"{name} computes another {loss}: it is off by {error}"
+        )
+        rows.append(
+            {
+                "case": case.name,
+                "implementation": name,
+                "ms": timings[name].median * 1e3,
+                "ms_p20": timings[name].p20 * 1e3,
+                "ms_p80": timings[name].p80 * 1e3,
+                "rounds": timings[name].rounds,
+                "speedup": timings[name].median / timings[OURS].median,
+                "ns_per_logit": timings[name].median * 1e9 / case.logits.numel(),
+                "peak_extra_logits": peak_bytes(each) / (case.logits.numel() * case.logits.element_size()),
+                "worst_relative_error": error,
+                "why_not": "",
+            }
+        )
     return rows + not_measured(rows[0], skipped)
 
 
 def main() -> None:
     hush()
-    parser = argparse.ArgumentParser(description="Compare the family's other losses with eager PyTorch and torch.compile.")
+    parser = argparse.ArgumentParser(
+        description="Compare the family's other losses with eager PyTorch and torch.compile."
+    )
     parser.add_argument("--csv", type=Path, help="also write the rows here")
     parser.add_argument("--rows", type=int, default=ANCHORS, help="anchors of 80 classes")
     parser.add_argument("--sizes", action="store_true", help="bf16, forward alone, one thread")
     parser.add_argument("--keep-memory", action="store_true", help="run under the recommended allocator settings")
-    parser.add_argument("--seconds", type=float, default=8.0, help="timed seconds per loss and setting, all implementations together")
+    parser.add_argument(
+        "--seconds", type=float, default=8.0, help="timed seconds per loss and setting, all implementations together"
+    )
     options = parser.parse_args()
     if options.keep_memory:
         keep_memory("bench.family")
@@ -123,7 +141,10 @@ def main() -> None:
             with threads(case.threads):
                 rows += rows_of(loss, case, options.seconds)
     origin = provenance("cpu", "bench.family")
-    print(f"\n{origin['machine']}; torch {torch.__version__}; allocator: {origin['allocator']}; interleaved in one process; compile time not included")
+    print(
+        f"\n{origin['machine']}; torch {torch.__version__}; allocator: {origin['allocator']}; interleaved in one "
+        "process; compile time not included"
+    )
     print_table(rows)
     write(options.csv, rows, origin)
 

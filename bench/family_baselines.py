@@ -46,7 +46,9 @@ def varifocal_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
 
 def varifocal_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     t = scored(x, ids, scores)
-    return (F.binary_cross_entropy_with_logits(x, t, reduction="none") * torch.where(t > 0, t, 0.75 * x.sigmoid().pow(2.0))).sum()
+    return (
+        F.binary_cross_entropy_with_logits(x, t, reduction="none") * torch.where(t > 0, t, 0.75 * x.sigmoid().pow(2.0))
+    ).sum()
 
 
 def asymmetric_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
@@ -77,7 +79,10 @@ def matchability_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
 def matchability_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     positive = one_hot(x, ids)
     weight = torch.where(positive, 1.0, x.detach().sigmoid().pow(1.5))
-    return (F.binary_cross_entropy_with_logits(x, torch.where(positive, scores[:, None].pow(1.5), 0.0), reduction="none") * weight).sum()
+    return (
+        F.binary_cross_entropy_with_logits(x, torch.where(positive, scores[:, None].pow(1.5), 0.0), reduction="none")
+        * weight
+    ).sum()
 
 
 def iou_aware_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
@@ -94,7 +99,9 @@ def iou_aware_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
 def iou_aware_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     positive, p = one_hot(x, ids), x.sigmoid()
     t = (p.pow(0.25) * scores[:, None].pow(0.75)).clamp(min=0.01).detach()
-    return torch.where(positive, F.binary_cross_entropy_with_logits(x, t, reduction="none"), p.pow(2.0) * -F.logsigmoid(-x)).sum()
+    return torch.where(
+        positive, F.binary_cross_entropy_with_logits(x, t, reduction="none"), p.pow(2.0) * -F.logsigmoid(-x)
+    ).sum()
 
 
 def gaussian_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
@@ -106,7 +113,9 @@ def gaussian_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
 
 def gaussian_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     t, p = one_hot(x, ids).to(x.dtype), x.sigmoid()
-    return torch.where(t == 1, (1 - p).pow(2.0) * -F.logsigmoid(x), (1 - t).pow(4.0) * p.pow(2.0) * -F.logsigmoid(-x)).sum()
+    return torch.where(
+        t == 1, (1 - p).pow(2.0) * -F.logsigmoid(x), (1 - t).pow(4.0) * p.pow(2.0) * -F.logsigmoid(-x)
+    ).sum()
 
 
 def softmax_gather(x: Tensor, classes: Tensor, scores: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-# Owns: what `make gpu` does on the day there is a GPU: the suite on device cuda, then one CSV of timings per kind of GPU.
+# Owns: what `make gpu` does on the day there is a GPU: the suite on device cuda, then one CSV of timings per kind of
+# GPU.
 # Must not know: what is tested (tests/), how is timed (bench/compare.py).
 """python -m bench.gpu [--quick]: without a CUDA GPU it says so in one line, writes nothing and exits 0."""
 
@@ -41,7 +42,10 @@ def why_not(found: list[Gpu], facts: Mapping[str, Any], driver: int) -> str | No
     for gpu in found:
         reason = _cuda_devices.why_not(facts, driver, gpu.capability)
         if reason:
-            return f"make gpu: there is {gpu.name}, but {reason}; then: rm -f .venv/.native focal_ext/libfocal_ext.so; make gpu"
+            return (
+                f"make gpu: there is {gpu.name}, but {reason}; then: rm -f .venv/.native "
+                "focal_ext/libfocal_ext.so; make gpu"
+            )
     return None
 
 
@@ -51,15 +55,21 @@ def csv_of(name: str) -> Path:
 
 
 def commands(found: list[Gpu], quick: bool) -> list[tuple[list[str], dict[str, str]]]:
-    """What to run, each with its additions to the environment: correctness first, then one benchmark for each kind of GPU."""
+    """What to run, each with its additions to the environment: correctness first, then one benchmark for each kind of
+    GPU."""
     python = [sys.executable, "-m"]
     kinds = {gpu.name: gpu for gpu in reversed(found)}  # the first of each name
     suite = {"FOCAL_EXT_TEST_DEVICE": "cuda"}
-    run = [([*python, "pytest"], suite), ([*python, "pytest", "tests/gpu"], suite)]  # a tier of its own: pytest alone does not enter it
+    run = [
+        ([*python, "pytest"], suite),
+        ([*python, "pytest", "tests/gpu"], suite),
+    ]  # a tier of its own: pytest alone does not enter it
     for gpu in kinds.values():
         only = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if len(kinds) > 1 else {}
         path = csv_of(gpu.name).relative_to(ROOT).as_posix()
-        run.append(([*python, "bench.compare", "--device", "cuda", *(["--quick"] if quick else []), "--csv", path], only))
+        run.append(
+            ([*python, "bench.compare", "--device", "cuda", *(["--quick"] if quick else []), "--csv", path], only)
+        )
     return run
 
 

@@ -44,7 +44,11 @@ def case_of(point: Point) -> Case:
     rows = max(1, round(point.elements / point.classes))
     drawn = synthetic("", min(rows, max(1, round(DRAWN / point.classes))), point.classes, DTYPES[point.dtype])
     times = -(-rows // len(drawn.ids))
-    return replace(drawn, logits=drawn.logits.repeat(times, 1)[:rows], ids=drawn.ids.repeat(times)[:rows]) if times > 1 else drawn
+    return (
+        replace(drawn, logits=drawn.logits.repeat(times, 1)[:rows], ids=drawn.ids.repeat(times)[:rows])
+        if times > 1
+        else drawn
+    )
 
 
 def alternatives(case: Case) -> Iterator[tuple[str, Step | str]]:
@@ -62,30 +66,77 @@ def rows_of(point: Point, seconds: float) -> list[dict[str, object]]:
     elements, found = case.logits.numel(), dict(alternatives(case))
     steps = {name: step for name, step in found.items() if isinstance(step, Step)}
     timings = interleaved(steps, seconds, least=3, in_a_row=max(1, 100_000 // elements))
-    about = {"sweep": point.sweep, "classes": point.classes, "elements": point.elements, "measured_elements": elements, "dtype": point.dtype}
+    about = {
+        "sweep": point.sweep,
+        "classes": point.classes,
+        "elements": point.elements,
+        "measured_elements": elements,
+        "dtype": point.dtype,
+    }
     rows: list[dict[str, object]] = []
     for name, step in found.items():
         if isinstance(step, str):
-            rows.append({**about, "implementation": name, **dict.fromkeys(("ns", "ns_p20", "ns_p80", "rounds"), ""), "why_not": step})
+            rows.append(
+                {
+                    **about,
+                    "implementation": name,
+                    **dict.fromkeys(("ns", "ns_p20", "ns_p80", "rounds"), ""),
+                    "why_not": step,
+                }
+            )
             continue
         timing = timings[name]
         ns = (value * 1e9 / elements for value in (timing.median, timing.p20, timing.p80))
-        rows.append({**about, "implementation": name, **dict(zip(("ns", "ns_p20", "ns_p80"), ns)), "rounds": timing.rounds, "why_not": ""})
+        rows.append(
+            {
+                **about,
+                "implementation": name,
+                **dict(zip(("ns", "ns_p20", "ns_p80"), ns)),
+                "rounds": timing.rounds,
+                "why_not": "",
+            }
+        )
     return rows
 
 
 def main() -> None:
     hush()
-    parser = argparse.ArgumentParser(description="Time per logit, forward and backward, against the number of logits and of classes.")
+    parser = argparse.ArgumentParser(
+        description="Time per logit, forward and backward, against the number of logits and of classes."
+    )
     parser.add_argument("--csv", type=Path, help="also write the rows here")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--largest", type=int, default=SIZES[-1], help="logits; less for a machine with less than 12 GB of free memory")
-    parser.add_argument("--seconds", type=float, default=3.0, help="timed seconds per point, all implementations together")
+    parser.add_argument(
+        "--largest", type=int, default=SIZES[-1], help="logits; less for a machine with less than 12 GB of free memory"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="timed seconds per point, all implementations together"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [row for point in tqdm(points(options.largest), desc="growing", unit="point") for row in rows_of(point, options.seconds)]
-    shown = [[row["sweep"], row["elements"], row["classes"], row["dtype"], row["implementation"], row["why_not"] or f"{row['ns']:.3g}"] for row in rows]
-    print(tabulate(shown, headers=["growing", "logits", "classes", "dtype", "implementation", "ns per logit"], disable_numparse=True))
+    rows = [
+        row
+        for point in tqdm(points(options.largest), desc="growing", unit="point")
+        for row in rows_of(point, options.seconds)
+    ]
+    shown = [
+        [
+            row["sweep"],
+            row["elements"],
+            row["classes"],
+            row["dtype"],
+            row["implementation"],
+            row["why_not"] or f"{row['ns']:.3g}",
+        ]
+        for row in rows
+    ]
+    print(
+        tabulate(
+            shown,
+            headers=["growing", "logits", "classes", "dtype", "implementation", "ns per logit"],
+            disable_numparse=True,
+        )
+    )
     write(options.csv, rows, provenance("cpu", "bench.growth"))
 
 

@@ -1,6 +1,8 @@
-# Owns: the comparison of ways from a detector's last feature maps to its loss: memory and time of the loss alone and of convolution and loss.
+# Owns: the comparison of ways from a detector's last feature maps to its loss: memory and time of the loss alone and of
+# convolution and loss.
 # Must not know: how any of them works, how figures are drawn.
-"""python -m bench.head [--quick] [--threads 2]: writes bench/results/pyramid.csv, head.csv and head_memory.csv; with --keep-memory pyramid_sizes.csv."""
+"""python -m bench.head [--quick] [--threads 2]: writes bench/results/pyramid.csv, head.csv and head_memory.csv; with
+--keep-memory pyramid_sizes.csv."""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ from . import baselines
 from .compare import keep_memory, provenance, threads, write
 from .measure import Step, hush, interleaved, peak_bytes, system_bytes
 
-SIZES = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))  # of a pyramid of strides 8 to 128 over an image of 800 x 1344
+SIZES = (
+    (100, 168),
+    (50, 84),
+    (25, 42),
+    (13, 21),
+    (7, 11),
+)  # of a pyramid of strides 8 to 128 over an image of 800 x 1344
 ANCHORS, CHANNELS = 9, 256
 RESULTS = Path(__file__).resolve().parent / "results"
 Loss = Callable[[list[Tensor], Tensor, int], Tensor]
@@ -59,9 +67,13 @@ class Setting(NamedTuple):
 
 LAYOUTS = {"contiguous": Setting(), "channels_last": Setting(torch.channels_last)}
 SETTINGS = {
-    **LAYOUTS, "bf16": Setting(dtype=torch.bfloat16), "fp32 forward alone": Setting(forward=True), "bf16 forward alone": Setting(dtype=torch.bfloat16, forward=True),
-    "fp32 1 thread": Setting(threads=1), "bf16 1 thread": Setting(dtype=torch.bfloat16, threads=1),
-}  # fmt: skip
+    **LAYOUTS,
+    "bf16": Setting(dtype=torch.bfloat16),
+    "fp32 forward alone": Setting(forward=True),
+    "bf16 forward alone": Setting(dtype=torch.bfloat16, forward=True),
+    "fp32 1 thread": Setting(threads=1),
+    "bf16 1 thread": Setting(dtype=torch.bfloat16, threads=1),
+}
 
 
 def rows(levels: list[Tensor], classes: int) -> Tensor:
@@ -74,7 +86,9 @@ def over_rows(loss: Callable[[Tensor, Tensor, float], Tensor]) -> Loss:
 
 
 def ours(levels: list[Tensor], ids: Tensor, classes: int, **options: bool) -> Tensor:
-    return focal_ext.sigmoid_focal_loss(rows(levels, classes), ids.flatten(), reduction="sum", normalizer="positives", **options)
+    return focal_ext.sigmoid_focal_loss(
+        rows(levels, classes), ids.flatten(), reduction="sum", normalizer="positives", **options
+    )
 
 
 def pyramid(levels: list[Tensor], ids: Tensor, classes: int, **options: bool) -> Tensor:
@@ -83,7 +97,9 @@ def pyramid(levels: list[Tensor], ids: Tensor, classes: int, **options: bool) ->
 
 LOSSES: dict[str, Loss] = {
     "eager PyTorch (torchvision)": over_rows(baselines.eager),
-    "torch.compile, masked": over_rows(torch.compile(baselines.masked, dynamic=False)),  # permute and cat compiled too: the same time
+    "torch.compile, masked": over_rows(
+        torch.compile(baselines.masked, dynamic=False)
+    ),  # permute and cat compiled too: the same time
     "torch.compile, selected": over_rows(torch.compile(baselines.selected, dynamic=False)),
     "rows op": ours,
     "rows op, overwrite_inputs": lambda *call: ours(*call, overwrite_inputs=True),
@@ -135,7 +151,8 @@ def bytes_of(step: Step) -> int:
 
 
 def measure_memory(name: str, classes: int, images: int) -> dict[str, object]:
-    """Of this process, which must be fresh: what it holds at most in a step, the scratch memory of the convolution included."""
+    """Of this process, which must be fresh: what it holds at most in a step, the scratch memory of the convolution
+    included."""
     warm = torch.randn(1, 8, 8, 8, requires_grad=True)  # libraries and thread pools are loaded before
     F.conv2d(warm, torch.randn(8, 8, 3, 3, requires_grad=True), padding=1).sum().backward()
     if name.startswith("torch.compile"):
@@ -146,7 +163,13 @@ def measure_memory(name: str, classes: int, images: int) -> dict[str, object]:
     step.ready()
     step.run()
     peak = system_bytes("self/status", "VmHWM") - before
-    return {"implementation": name, "classes": classes, "images": images, "leaves_bytes": bytes_of(step), "peak_extra_bytes": peak}
+    return {
+        "implementation": name,
+        "classes": classes,
+        "images": images,
+        "leaves_bytes": bytes_of(step),
+        "peak_extra_bytes": peak,
+    }
 
 
 def in_fresh_process(name: str, classes: int, images: int, threads: int) -> dict[str, Any]:
@@ -157,8 +180,8 @@ def in_fresh_process(name: str, classes: int, images: int, threads: int) -> dict
 def memory_rows(quick: bool, threads: int) -> list[dict[str, Any]]:
     """Every way at several numbers of classes and three batches; 1203 classes only where they fit an ordinary machine.
 
-    A process holds up to 20 % less where its threads need their scratch memory at different times: of 80 classes, which the largest batch is
-    told from, the most of three processes counts.
+    A process holds up to 20 % less where its threads need their scratch memory at different times: of 80 classes, which
+    the largest batch is told from, the most of three processes counts.
     """
     every = [*LOSSES, FUSED]
     wanted = [(name, classes, 1) for classes in ((80,) if quick else (1, 20, 80, 365)) for name in every]
@@ -177,12 +200,18 @@ def timed(steps: dict[str, Step], seconds: float, least: int, against: str, **ab
     timings = interleaved(steps, seconds, least=least)
     return [
         {
-            **about, "implementation": name, "ms": timing.median * 1e3, "ms_p20": timing.p20 * 1e3, "ms_p80": timing.p80 * 1e3, "ms_least": timing.least * 1e3,
-            "rounds": timing.rounds, "times": timing.median / timings[against].median,
+            **about,
+            "implementation": name,
+            "ms": timing.median * 1e3,
+            "ms_p20": timing.p20 * 1e3,
+            "ms_p80": timing.p80 * 1e3,
+            "ms_least": timing.least * 1e3,
+            "rounds": timing.rounds,
+            "times": timing.median / timings[against].median,
             "allocated_peak": peak_bytes(steps[name]) / bytes_of(steps[name]),
         }
         for name, timing in timings.items()
-    ]  # fmt: skip
+    ]
 
 
 def loss_rows(settings: dict[str, Setting], seconds: float) -> list[dict[str, object]]:
@@ -209,9 +238,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one image, 80 classes, few rounds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--to", type=Path, default=RESULTS, help="folder of the CSV files")
-    parser.add_argument("--keep-memory", action="store_true", help="the loss alone, in more settings, under the recommended allocator settings")
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="the loss alone, in more settings, under the recommended allocator settings",
+    )
     parser.add_argument("--only", choices=("pyramid", "head", "head_memory"))
-    parser.add_argument("--one", nargs=3, metavar=("WAY", "CLASSES", "IMAGES"), help="measure the memory of one way in this process")
+    parser.add_argument(
+        "--one", nargs=3, metavar=("WAY", "CLASSES", "IMAGES"), help="measure the memory of one way in this process"
+    )
     options = parser.parse_args()
     if options.keep_memory:
         keep_memory("bench.head")
@@ -221,9 +256,10 @@ def main() -> None:
         print(json.dumps(measure_memory(name, int(classes), int(images))))
         return
     tables = {
-        "pyramid": lambda: loss_rows(LAYOUTS, 10 if options.quick else 30), "head": lambda: head_rows(options.quick),
+        "pyramid": lambda: loss_rows(LAYOUTS, 10 if options.quick else 30),
+        "head": lambda: head_rows(options.quick),
         "head_memory": lambda: memory_rows(options.quick, options.threads),
-    }  # fmt: skip
+    }
     if options.keep_memory:
         tables = {"pyramid_sizes": lambda: loss_rows(SETTINGS, 2 if options.quick else 10)}
     for name, table in tables.items():

@@ -1,4 +1,5 @@
-# Owns: what docs/performance.md shows of the way from feature maps to the loss: a table and a figure from the CSV files of bench/head.py.
+# Owns: what docs/performance.md shows of the way from feature maps to the loss: a table and a figure from the CSV files
+# of bench/head.py.
 # Must not know: how the figures were measured.
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ from .performance_page import read, times
 AVAILABLE = 16 * 2**30
 BATCHES = (1, 4)  # images of the straight line to the largest batch
 COLOURS = {
-    "eager PyTorch (torchvision)": "#9ca3af", "torch.compile, masked": "#6b7280", "rows op": "#93c5fd", "rows op, overwrite_inputs": "#60a5fa",
-    "pyramid op": "#2563eb", "pyramid op, overwrite_inputs": "#1e3a8a", "fused head": "#dc2626",
-}  # fmt: skip
+    "eager PyTorch (torchvision)": "#9ca3af",
+    "torch.compile, masked": "#6b7280",
+    "rows op": "#93c5fd",
+    "rows op, overwrite_inputs": "#60a5fa",
+    "pyramid op": "#2563eb",
+    "pyramid op, overwrite_inputs": "#1e3a8a",
+    "fused head": "#dc2626",
+}
 
 
 def section() -> str:
@@ -28,23 +34,41 @@ def section() -> str:
         return f"{peak / 2**20:,.0f}" if peak is not None else "not run"
 
     lines = [
-        "| way | loss alone, ms (p20 - p80), **/ pyramid op's** | channels_last | convolution and loss, ms (p20 - p80), **/ fused head's** | MiB above features and parameters | 1203 classes, one image | largest batch in 16 GiB |",
+        "| way | loss alone, ms (p20 - p80), **/ pyramid op's** | channels_last | convolution and loss, ms (p20 - "
+        "p80), **/ fused head's** | MiB above features and parameters | 1203 classes, one image | largest batch in 16 "
+        "GiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in COLOURS:
-        cells = [name, *(milliseconds(alone.get((layout, name))) for layout in ("contiguous", "channels_last")), milliseconds(timed.get(name))]
-        lines.append("| " + " | ".join([*cells, mebibytes(name, 80, 2), mebibytes(name, 1203, 1), str(largest_batch(memory, name))]) + " |")
+        cells = [
+            name,
+            *(milliseconds(alone.get((layout, name))) for layout in ("contiguous", "channels_last")),
+            milliseconds(timed.get(name)),
+        ]
+        lines.append(
+            "| "
+            + " | ".join([*cells, mebibytes(name, 80, 2), mebibytes(name, 1203, 1), str(largest_batch(memory, name))])
+            + " |"
+        )
     about = memory[0]
-    return "\n".join(lines) + f"\n\n{about['machine']}, torch {about['torch']}, {about['date']}; medians of interleaved rounds.\n"
+    return (
+        "\n".join(lines)
+        + f"\n\n{about['machine']}, torch {about['torch']}, {about['date']}; medians of interleaved rounds.\n"
+    )
 
 
 def peaks(table: list[dict[str, str]], name: str, images: int) -> dict[int, int]:
     """Peak bytes above features and parameters by number of classes."""
-    return {int(row["classes"]): int(row["peak_extra_bytes"]) for row in table if (row["implementation"], int(row["images"])) == (name, images)}
+    return {
+        int(row["classes"]): int(row["peak_extra_bytes"])
+        for row in table
+        if (row["implementation"], int(row["images"])) == (name, images)
+    }
 
 
 def largest_batch(table: list[dict[str, str]], name: str, classes: int = 80) -> int:
-    """The images whose features, logits and all that is computed from them fit AVAILABLE bytes: the straight line through one and four images."""
+    """The images whose features, logits and all that is computed from them fit AVAILABLE bytes: the straight line
+    through one and four images."""
     totals = [
         int(row["peak_extra_bytes"]) + int(row["leaves_bytes"])
         for images in BATCHES
@@ -65,7 +89,9 @@ def draw(to: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained", width_ratios=(1.3, 1))
     for name, colour in COLOURS.items():
         points = peaks(table, name, 1)
-        left.plot(list(points), [value / 2**20 for value in points.values()], "o-", color=colour, label=name, markersize=4)
+        left.plot(
+            list(points), [value / 2**20 for value in points.values()], "o-", color=colour, label=name, markersize=4
+        )
     left.set_xscale("log")
     left.set_yscale("log")
     classes = sorted({int(row["classes"]) for row in table})

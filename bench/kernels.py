@@ -1,6 +1,7 @@
 # Owns: what the compiled CUDA kernels cost: instructions per logit against the budget, and a roofline model per chip.
 # Must not know: how machine code is read (bench/sass.py).
-"""python -m bench.kernels [--library focal_ext/libfocal_ext.so] [--write]: prints docs/kernels.md, or writes it and the certificate."""
+"""python -m bench.kernels [--library focal_ext/libfocal_ext.so] [--write]: prints docs/kernels.md, or writes it and the
+certificate."""
 
 from __future__ import annotations
 
@@ -26,16 +27,25 @@ BUDGET |= {("sm_80", "fp16"): 27, ("sm_90", "fp16"): 27, ("sm_100", "fp16"): 18}
 PYRAMID_BUDGET = {("sm_80", "bf16"): 24, ("sm_90", "bf16"): 24}
 MUFU = {"0 or 1": 2, "2": 2, "4": 2, "any": 3}
 MUFU_OF_CLIP = 2  # one reciprocal and one logarithm more
-HOT, CAREFUL = "loss and gradient", "careful path"  # what no stream takes: a weight a logit, factors beside maps, dense targets that are not 0, unaligned views, a tail
-# Beside a stream that takes factors from shared memory: weights of rows, where a vector lies in one row and where not, and factors of classes.
+HOT, CAREFUL = (
+    "loss and gradient",
+    "careful path",
+)  # what no stream takes: a weight a logit, factors beside maps, dense targets that are not 0, unaligned views, a tail
+# Beside a stream that takes factors from shared memory: weights of rows, where a vector lies in one row and where not,
+# and factors of classes.
 PER_ROW, PER_ROWS, PER_CLASS = f"{HOT}, weight per row", f"{HOT}, weight per row, any C", f"{HOT}, factor per class"
 FACTOR_BUDGET = {
     (flow, arch, dtype): budget
-    for flow, budgets in {PER_ROW: (30.5, 24.5, 20.5, 16.5), PER_ROWS: (34.5, 28.5, 24, 19.5), PER_CLASS: (33, 27, 22.5, 18)}.items()
+    for flow, budgets in {
+        PER_ROW: (30.5, 24.5, 20.5, 16.5),
+        PER_ROWS: (34.5, 28.5, 24, 19.5),
+        PER_CLASS: (33, 27, 22.5, 18),
+    }.items()
     for arch, pair in {"sm_80": budgets[:2], "sm_90": budgets[:2], "sm_100": budgets[2:]}.items()
     for dtype, budget in zip(("fp32", "bf16", "fp16"), (*pair, pair[1]))
 }
-# Losses whose positives and dense targets are a function, which the careful path calls: its loops cannot be told from others.
+# Losses whose positives and dense targets are a function, which the careful path calls: its loops cannot be told from
+# others.
 CALLED = (sass.LOSSES["FocalNegatives"], sass.SMOOTHED)
 REGISTERS, KERNELS, LIBRARY_BYTES = 64, 200, 12_000_000
 
@@ -63,7 +73,8 @@ class Row:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """The greater of two rows with the same name counts. Of the careful path the cheaper: the other is the loop over tiles around it."""
+        """The greater of two rows with the same name counts. Of the careful path the cheaper: the other is the loop
+        over tiles around it."""
         return self.logits, -self.loop.issued if self.flow.startswith(CAREFUL) else self.loop.issued
 
     @property
@@ -99,11 +110,13 @@ def tabulate(table: list[list[object]], headers: list[str]) -> str:
 
 
 def flow_of(loop: Loop) -> str | None:
-    """Which results a loop over logits makes, told by its loads and stores; None for the rescue of +inf and NaN, and for the loop over tiles."""
+    """Which results a loop over logits makes, told by its loads and stores; None for the rescue of +inf and NaN, and
+    for the loop over tiles."""
     if loop.count("VOTE"):
         return None
     if not loop.vector_loads:
-        # Of each logit the careful path reads at most a label in shared memory; the rescue reads its tile's offset too, or stores nothing.
+        # Of each logit the careful path reads at most a label in shared memory; the rescue reads its tile's offset too,
+        # or stores nothing.
         return CAREFUL if 0 < loop.finds_rows <= loop.stores and loop.count("LDS") <= loop.finds_rows else None
     if loop.count("LDS"):
         return PER_CLASS if loop.count("LDS.128") else PER_ROW if loop.count("LDS") == loop.vector_loads else PER_ROWS
@@ -115,10 +128,15 @@ def flow_of(loop: Loop) -> str | None:
 
 
 def careful_flows(targets: str) -> tuple[str, ...]:
-    """A kernel for both kinds of targets has a careful path for each. Beside other factors it is the same text as beside one."""
+    """A kernel for both kinds of targets has a careful path for each. Beside other factors it is the same text as
+    beside one."""
     if targets in CALLED or targets.endswith((sass.OF_ROWS, sass.OF_CLASSES)):
         return ()
-    return (CAREFUL,) if targets in ("ids", "dense") or targets.startswith(sass.PYRAMID) else (f"{CAREFUL}, ids", f"{CAREFUL}, dense")
+    return (
+        (CAREFUL,)
+        if targets in ("ids", "dense") or targets.startswith(sass.PYRAMID)
+        else (f"{CAREFUL}, ids", f"{CAREFUL}, dense")
+    )
 
 
 def streams(targets: str) -> tuple[str, ...]:
@@ -129,7 +147,8 @@ def streams(targets: str) -> tuple[str, ...]:
 
 
 def rows(kernels: list[Kernel]) -> list[Row]:
-    """One row per kernel and flow: its longest unrolled loop; of equal ones (gradient, loss map) the dearer, which is the gradient's."""
+    """One row per kernel and flow: its longest unrolled loop; of equal ones (gradient, loss map) the dearer, which is
+    the gradient's."""
     best: dict[tuple[str, ...], Row] = {}
     for kernel in kernels:
         if kernel.identity is None or kernel.identity[0] not in SIZE:
@@ -142,14 +161,19 @@ def rows(kernels: list[Kernel]) -> list[Row]:
             logits = loop.finds_rows if flow == CAREFUL else vectors * 16 // SIZE[dtype]
             if flow == CAREFUL and len(careful_flows(targets)) > 1:
                 flow += ", ids" if loop.count("LDS") else ", dense"  # a row's label comes from shared memory
-            row = Row(kernel.arch, dtype, targets, gamma, flow, kernel.registers, kernel.stack + kernel.local, logits, loop)
+            row = Row(
+                kernel.arch, dtype, targets, gamma, flow, kernel.registers, kernel.stack + kernel.local, logits, loop
+            )
             key = (row.arch, dtype, targets, gamma, flow)
             if key not in best or row.rank > best[key].rank:
                 best[key] = row
     return sorted(best.values(), key=lambda r: (int(r.arch[3:].rstrip("a")), r.dtype, r.targets, r.gamma, r.flow))
 
 
-HALVES, STACK = ("bf16", "fp16"), 8  # bytes: two registers of a kernel that lie there outside the loops over logits, in which no local memory may be
+HALVES, STACK = (
+    ("bf16", "fp16"),
+    8,
+)  # bytes: two registers of a kernel that lie there outside the loops over logits, in which no local memory may be
 
 
 def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
@@ -160,11 +184,16 @@ def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
         if k.identity and k.identity[0] != "fp64" and k.stack + k.local > (STACK if k.identity[0] in HALVES else 0)
     ]
     found += [
-        f"{k.arch} softmax over planes: {k.registers} registers, {k.stack + k.local} bytes of stack and local memory; at most {REGISTERS} and none"
+        f"{k.arch} softmax over planes: {k.registers} registers, {k.stack + k.local} bytes of stack and local memory; "
+        f"at most {REGISTERS} and none"
         for k in kernels
         if sass.SOFTMAX_OVER_PLANES in k.name and (k.registers > REGISTERS or k.stack + k.local > 0)
     ]
-    found += [f"{k.arch} {k.name}: of no loss that bench/sass.py knows" for k in kernels if k.identity is None and sass.OF_A_LOSS.search(k.name)]
+    found += [
+        f"{k.arch} {k.name}: of no loss that bench/sass.py knows"
+        for k in kernels
+        if k.identity is None and sass.OF_A_LOSS.search(k.name)
+    ]
     for arch in {k.arch for k in kernels}:
         if (count := sum(k.arch == arch for k in kernels)) > KERNELS:
             found.append(f"{arch}: {count} kernels, at most {KERNELS}")
@@ -175,30 +204,73 @@ def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
         if row.registers > REGISTERS and row.targets.startswith("ids"):
             found.append(f"{where}: {row.registers} registers, at most {REGISTERS}")
         is_stream = not row.flow.startswith(CAREFUL)
-        if is_stream and row.mufu > (most := MUFU[row.gamma] + (MUFU_OF_CLIP if row.targets.startswith(sass.CLIPPED) else 0)):
+        if is_stream and row.mufu > (
+            most := MUFU[row.gamma] + (MUFU_OF_CLIP if row.targets.startswith(sass.CLIPPED) else 0)
+        ):
             found.append(f"{where}: {row.mufu} MUFU per logit, at most {most}")
         if is_stream and (row.loop.calls or row.loop.count("LDL", "STL", "I2F", "F2I.")):
             found.append(f"{where}: a call, local memory or an integer division in the loop")
         if row.budget and row.per_logit() > row.budget:
             found.append(f"{where}: {row.per_logit():.1f} instructions per logit, at most {row.budget}")
-    wanted = {(k.arch, *k.identity, flow) for k in kernels if k.identity and k.identity[0] in SIZE for flow in (*streams(k.identity[1]), *careful_flows(k.identity[1]))}
-    wanted = {w for w in wanted if w[0] != "sm_75" or "factor per class" not in w[-1]}  # whose loop is laid out in another way there and is not told
+    wanted = {
+        (k.arch, *k.identity, flow)
+        for k in kernels
+        if k.identity and k.identity[0] in SIZE
+        for flow in (*streams(k.identity[1]), *careful_flows(k.identity[1]))
+    }
+    wanted = {
+        w for w in wanted if w[0] != "sm_75" or "factor per class" not in w[-1]
+    }  # whose loop is laid out in another way there and is not told
     seen = {(r.arch, r.dtype, r.targets, r.gamma, r.flow) for r in rows(kernels)}
-    return found + [f"{' '.join(missing[:3])} gamma {missing[3]}: no loop found for {missing[4]}" for missing in sorted(wanted - seen)]
+    return found + [
+        f"{' '.join(missing[:3])} gamma {missing[3]}: no loop found for {missing[4]}"
+        for missing in sorted(wanted - seen)
+    ]
 
 
 def loop_table(kernels: list[Kernel]) -> str:
     table = []
     for row in rows(kernels):
-        if row.arch not in ("sm_80", "sm_90", "sm_100", "sm_120") or not (row.targets.startswith("ids") or row.flow.startswith((HOT, CAREFUL))):
+        if row.arch not in ("sm_80", "sm_90", "sm_100", "sm_120") or not (
+            row.targets.startswith("ids") or row.flow.startswith((HOT, CAREFUL))
+        ):
             continue
-        table.append([row.arch, row.dtype, row.targets, row.gamma, row.flow, f"{row.per_logit():.1f}", row.budget or "", f"{row.mufu:.0f}", f"{row.fp32:.1f}", f"{row.per_logit(*ALU):.1f}", row.registers, row.stack])
-    headers = ["arch", "logits", "targets, or another loss", "gamma", "flow", "instructions / logit", "budget", "MUFU", "FP32", "ALU", "registers", "spill bytes"]
+        table.append(
+            [
+                row.arch,
+                row.dtype,
+                row.targets,
+                row.gamma,
+                row.flow,
+                f"{row.per_logit():.1f}",
+                row.budget or "",
+                f"{row.mufu:.0f}",
+                f"{row.fp32:.1f}",
+                f"{row.per_logit(*ALU):.1f}",
+                row.registers,
+                row.stack,
+            ]
+        )
+    headers = [
+        "arch",
+        "logits",
+        "targets, or another loss",
+        "gamma",
+        "flow",
+        "instructions / logit",
+        "budget",
+        "MUFU",
+        "FP32",
+        "ALU",
+        "registers",
+        "spill bytes",
+    ]
     return tabulate(table, headers=headers)
 
 
 def model_table(kernels: list[Kernel]) -> str:
-    """Cycles of each unit per logit, as a share of the time the memory needs for the logit's two passes. Above 1 the unit is the limit."""
+    """Cycles of each unit per logit, as a share of the time the memory needs for the logit's two passes. Above 1 the
+    unit is the limit."""
     table = []
     hot = {(r.arch, r.dtype): r for r in rows(kernels) if r.has_budget}
     for chip in CHIPS:
@@ -208,31 +280,64 @@ def model_table(kernels: list[Kernel]) -> str:
                 continue
             memory = 2 * SIZE[dtype] / (chip.memory * 1e12)  # seconds per logit
             lanes = chip.processors * chip.ghz * 1e9
-            units = {"issue": row.per_logit() / chip.issue, "FP32": row.fp32 / chip.fp32, "ALU": row.per_logit(*ALU) / chip.alu, "MUFU": row.mufu / chip.mufu}
+            units = {
+                "issue": row.per_logit() / chip.issue,
+                "FP32": row.fp32 / chip.fp32,
+                "ALU": row.per_logit(*ALU) / chip.alu,
+                "MUFU": row.mufu / chip.mufu,
+            }
             shares = {name: cycles / lanes / memory for name, cycles in units.items()}
             limit = max([("memory", 1.0), *shares.items()], key=lambda item: item[1])
-            table.append([chip.name, dtype, f"{2 * SIZE[dtype]}", f"model {memory * 1e12:.2f}", *(f"model {share:.2f}" for share in shares.values()), f"model: {limit[0]}", f"model {200_000 * 80 * memory * limit[1] * 1e6:.0f}"])
-    headers = ["chip", "logits", "bytes / logit", "memory, ps / logit", "issue / memory", "FP32 / memory", "ALU / memory", "MUFU / memory", "limit", "200,000 x 80, microseconds"]
+            table.append(
+                [
+                    chip.name,
+                    dtype,
+                    f"{2 * SIZE[dtype]}",
+                    f"model {memory * 1e12:.2f}",
+                    *(f"model {share:.2f}" for share in shares.values()),
+                    f"model: {limit[0]}",
+                    f"model {200_000 * 80 * memory * limit[1] * 1e6:.0f}",
+                ]
+            )
+    headers = [
+        "chip",
+        "logits",
+        "bytes / logit",
+        "memory, ps / logit",
+        "issue / memory",
+        "FP32 / memory",
+        "ALU / memory",
+        "MUFU / memory",
+        "limit",
+        "200,000 x 80, microseconds",
+    ]
     return tabulate(table, headers=headers)
 
 
 def document(kernels: list[Kernel], library: Path) -> str:
     archs = sorted({k.arch for k in kernels}, key=lambda a: int(a[3:].rstrip("a")))
-    counts = ", ".join(f"{sum(k.arch == arch for k in kernels)} on {arch}" for arch in archs)
-    peers = tabulate([[name, f"{s}s"] for name, s in PEERS.items()], headers=["implementation", "bytes moved per logit of s bytes"])
+    counts = ", ".join(f"{sum(k.arch == arch for k in kernels)} kernels on {arch}" for arch in archs)
+    peers = tabulate(
+        [[name, f"{s}s"] for name, s in PEERS.items()], headers=["implementation", "bytes moved per logit of s bytes"]
+    )
+    megabytes = library.stat().st_size / 1e6
+    chips = "; ".join(f"{c.name} {c.processors} multiprocessors at {c.ghz} GHz, {c.memory} TB/s" for c in CHIPS)
     return f"""# CUDA kernels, read from machine code
 
-Generated by `python -m bench.kernels --write` from the built library ({library.stat().st_size / 1e6:.1f} MB; kernels: {counts}). No GPU
-took part: instruction counts are read from the code, times are a model.
+Generated by `python -m bench.kernels --write` from the built library ({megabytes:.1f} MB; {counts}).
+No GPU took part: instruction counts are read from the code, times are a model.
 
 ## Hot loops
 
-One pass over the stream of negatives, rare branches left out, per logit. Tiles of ids stream with positives and ignored rows among them:
-a vector that a special row touches takes a rare branch, and after the stream one lane computes a row's positive. A weight that all rows of
-a tile share, as those of an image do, is a part of the stream's factor. Where the losses are summed, kernels of their own take other weights of rows,
-and alphas and weights of classes, from shared memory. The careful path takes weights of logits, factors beside maps of losses or of gradients, dense targets that are not 0, unaligned views, the last logits of a tile, and every gamma above 6; it is told from
-all else by the high product that finds a logit's row. Its row is the cheapest pass that computes and stores all its logits: no weight, no
-alpha per class and, for any gamma, no gamma above 6; of ids, of a negative. Losses whose negatives are the focal loss's share its stream, and one kernel: they differ in its careful path. sm_75 is in the
+One pass over the stream of negatives, rare branches left out, per logit. Tiles of ids stream with positives and
+ignored rows among them: a vector that a special row touches takes a rare branch, and after the stream one lane
+computes a row's positive. A weight that all rows of a tile share, as those of an image do, is a part of the stream's
+factor. Where the losses are summed, kernels of their own take other weights of rows, and alphas and weights of
+classes, from shared memory. The careful path takes weights of logits, factors beside maps of losses or of gradients,
+dense targets that are not 0, unaligned views, the last logits of a tile, and every gamma above 6; it is told from all
+else by the high product that finds a logit's row. Its row is the cheapest pass that computes and stores all its
+logits: no weight, no alpha per class and, for any gamma, no gamma above 6; of ids, of a negative. Losses whose
+negatives are the focal loss's share its stream, and one kernel: they differ in its careful path. sm_75 is in the
 certificate only. The budget is the count below which the kernel is limited by memory on the tightest chip of that
 architecture.
 
@@ -240,8 +345,8 @@ architecture.
 
 ## Roofline model (loss and gradient, class ids, gamma 2)
 
-Each unit's time per logit over the memory's; below 1 the memory is the limit. The model: data-sheet lanes per cycle, every unit
-busy all the time, nothing else. Chips: {"; ".join(f"{c.name} {c.processors} multiprocessors at {c.ghz} GHz, {c.memory} TB/s" for c in CHIPS)}.
+Each unit's time per logit over the memory's; below 1 the memory is the limit. The model: data-sheet lanes per cycle,
+every unit busy all the time, nothing else. Chips: {chips}.
 
 {model_table(kernels)}
 
@@ -252,7 +357,9 @@ busy all the time, nothing else. Chips: {"; ".join(f"{c.name} {c.processors} mul
 
 
 def certificate(kernels: list[Kernel]) -> str:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=ROOT
+    ).stdout.strip()
     table = []
     hot = {(r.arch, r.dtype, r.targets, r.gamma): r for r in rows(kernels) if r.flow == HOT}
     for k in sorted(kernels, key=lambda k: (int(k.arch[3:].rstrip("a")), k.name)):
@@ -260,7 +367,15 @@ def certificate(kernels: list[Kernel]) -> str:
         name = ", ".join(k.identity) if k.identity else k.name
         cells = [f"{row.mufu:.0f}", f"{row.per_logit():.1f}", 2 * SIZE[row.dtype]] if row else ["", "", ""]
         table.append([k.arch, name, k.registers, k.stack + k.local, *cells])
-    headers = ["arch", "kernel (logits, targets or another loss, gamma)", "registers", "spill bytes", "MUFU / logit", "instructions / logit", "bytes / logit"]
+    headers = [
+        "arch",
+        "kernel (logits, targets or another loss, gamma)",
+        "registers",
+        "spill bytes",
+        "MUFU / logit",
+        "instructions / logit",
+        "bytes / logit",
+    ]
     proofs = ROOT / "tests/kernels/proofs.md"
     return f"""# Kernel certificate
 
@@ -279,7 +394,10 @@ def main() -> None:
     kernels = sass.read(options.library)
     if not kernels:
         raise SystemExit(f"{options.library} has no CUDA kernels; build with nvcc on the PATH")
-    pages = {"kernels": document(kernels, options.library), "kernel_certificate": certificate(kernels)}  # both before a write makes the tree dirty
+    pages = {
+        "kernels": document(kernels, options.library),
+        "kernel_certificate": certificate(kernels),
+    }  # both before a write makes the tree dirty
     for name, page in pages.items() if options.write else ():
         (ROOT / f"docs/{name}.md").write_text(page)
     if not options.write:

@@ -48,7 +48,8 @@ class Step:
 
 @dataclass
 class Copy(Step):
-    """The floor of any loss that is not fused into the layer before it: read the logits once, write a tensor of their size once."""
+    """The floor of any loss that is not fused into the layer before it: read the logits once, write a tensor of their
+    size once."""
 
     def ready(self) -> None:
         if self.logits.grad is None:
@@ -72,7 +73,8 @@ class Forward(Step):
 
 @dataclass
 class Read(Step):
-    """The floor of a value alone: the same bytes, read once. Half types are added up as if they were float32, which torch does faster."""
+    """The floor of a value alone: the same bytes, read once. Half types are added up as if they were float32, which
+    torch does faster."""
 
     def run(self) -> None:
         self.logits.detach().flatten().view(torch.float32).sum()
@@ -109,11 +111,13 @@ def seconds_of(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(steps: dict[str, Step], seconds: float, least: int = 5, most: int = 200, in_a_row: int = 1) -> dict[str, Timing]:
+def interleaved(
+    steps: dict[str, Step], seconds: float, least: int = 5, most: int = 200, in_a_row: int = 1
+) -> dict[str, Timing]:
     """Times the steps in turn, round after round, so that a busy machine slows all of them alike.
 
-    Each is warmed twice; then rounds run until `seconds` have passed for all together, at least `least` and at most `most`.
-    A turn is one step, or the mean of `in_a_row` where one is too short for the clock.
+    Each is warmed twice; then rounds run until `seconds` have passed for all together, at least `least` and at most
+    `most`. A turn is one step, or the mean of `in_a_row` where one is too short for the clock.
     """
     for step in steps.values():
         step.once()
@@ -139,13 +143,16 @@ def peak_bytes(step: Step) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         step.run()
     now = peak = 0
-    for event in sorted((e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    for event in sorted(
+        (e for e in trace.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
+    ):
         now += event.nbytes()
         peak = max(peak, now)
     return peak
 
 
 def system_bytes(file: str, which: str) -> int:
-    """What Linux says: of this process in memory now ("self/status", "VmRSS") or at most ("VmHWM"), of the machine free ("meminfo", "MemAvailable")."""
+    """What Linux says: of this process in memory now ("self/status", "VmRSS") or at most ("VmHWM"), of the machine free
+    ("meminfo", "MemAvailable")."""
     line = next(line for line in Path("/proc", file).read_text().splitlines() if line.startswith(which))
     return int(line.split()[1]) * 1024

@@ -1,6 +1,7 @@
 # Owns: the cost of a call that has nothing to compute: 64 logits, forward and backward, and where that time goes.
 # Must not know: kernels. Larger sizes are compare.py.
-"""python -m bench.overhead: microseconds of a step on 64 logits, against the same formula in eager PyTorch, interleaved.
+"""python -m bench.overhead: microseconds of a step on 64 logits, against the same formula in eager PyTorch,
+interleaved.
 
 The breakdown replaces one layer after the other by what lies below it, so each row contains the next.
 """
@@ -68,7 +69,9 @@ def steps(losses: dict[Any, Callable[[Tensor], Tensor]]) -> dict[Any, Step]:
 
 def layers(t: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     """The call with one layer less at a time."""
-    _, checked, *rest = focal_ext.sigmoid_focal_loss.__wrapped__(torch.randn(ROWS, CLASSES, requires_grad=True), t, reduction="sum")
+    _, checked, *rest = focal_ext.sigmoid_focal_loss.__wrapped__(
+        torch.randn(ROWS, CLASSES, requires_grad=True), t, reduction="sum"
+    )
 
     def ops_and_backward(x: Tensor) -> Tensor:
         with _torch_private.below_autograd():
@@ -95,23 +98,49 @@ def main() -> None:
     shares = torch.rand(ROWS, CLASSES).softmax(1)
     # name -> eager and ours on dense targets, eager and ours on class ids
     rows = {
-        "sigmoid_focal_loss": (lambda x: eager_focal(x, t), lambda x: focal_ext.sigmoid_focal_loss(x, t, reduction="sum"),
-                               lambda x: eager_focal(x, one_hot(ids)), lambda x: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum")),
-        "softmax_focal_loss": (lambda x: eager_softmax(x, shares), lambda x: focal_ext.softmax_focal_loss(x, shares, reduction="sum"),
-                               lambda x: eager_softmax(x, labels), lambda x: focal_ext.softmax_focal_loss(x, labels, reduction="sum")),
-        "quality_focal_loss": (lambda x: eager_quality(x, t), lambda x: focal_ext.quality_focal_loss(x, t, reduction="sum"),
-                               lambda x: eager_quality(x, one_hot(*pair)), lambda x: focal_ext.quality_focal_loss(x, pair, reduction="sum")),
-        "varifocal_loss": (lambda x: eager_varifocal(x, t), lambda x: focal_ext.varifocal_loss(x, t, reduction="sum"),
-                           lambda x: eager_varifocal(x, one_hot(*pair)), lambda x: focal_ext.varifocal_loss(x, pair, reduction="sum")),
-        "asymmetric_loss": (lambda x: eager_asymmetric(x, t), lambda x: focal_ext.asymmetric_loss(x, t, reduction="sum"),
-                            lambda x: eager_asymmetric(x, one_hot(ids)), lambda x: focal_ext.asymmetric_loss(x, ids, reduction="sum")),
-    }  # fmt: skip
-    print(f"{'us, forward and backward of 64 logits':38} {'eager':>6} {'ours':>6} {'share':>6} | {'eager':>6} {'ours':>6} {'share':>6}")
+        "sigmoid_focal_loss": (
+            lambda x: eager_focal(x, t),
+            lambda x: focal_ext.sigmoid_focal_loss(x, t, reduction="sum"),
+            lambda x: eager_focal(x, one_hot(ids)),
+            lambda x: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum"),
+        ),
+        "softmax_focal_loss": (
+            lambda x: eager_softmax(x, shares),
+            lambda x: focal_ext.softmax_focal_loss(x, shares, reduction="sum"),
+            lambda x: eager_softmax(x, labels),
+            lambda x: focal_ext.softmax_focal_loss(x, labels, reduction="sum"),
+        ),
+        "quality_focal_loss": (
+            lambda x: eager_quality(x, t),
+            lambda x: focal_ext.quality_focal_loss(x, t, reduction="sum"),
+            lambda x: eager_quality(x, one_hot(*pair)),
+            lambda x: focal_ext.quality_focal_loss(x, pair, reduction="sum"),
+        ),
+        "varifocal_loss": (
+            lambda x: eager_varifocal(x, t),
+            lambda x: focal_ext.varifocal_loss(x, t, reduction="sum"),
+            lambda x: eager_varifocal(x, one_hot(*pair)),
+            lambda x: focal_ext.varifocal_loss(x, pair, reduction="sum"),
+        ),
+        "asymmetric_loss": (
+            lambda x: eager_asymmetric(x, t),
+            lambda x: focal_ext.asymmetric_loss(x, t, reduction="sum"),
+            lambda x: eager_asymmetric(x, one_hot(ids)),
+            lambda x: focal_ext.asymmetric_loss(x, ids, reduction="sum"),
+        ),
+    }
+    print(
+        f"{'us, forward and backward of 64 logits':38} {'eager':>6} {'ours':>6} {'share':>6} | {'eager':>6} "
+        f"{'ours':>6} {'share':>6}"
+    )
     print(f"{'(the quickest fifth of the turns)':38} {'dense targets':^20} | {'class ids':^20}")
     for name, calls in rows.items():
         timings = interleaved(steps(dict(enumerate(calls))), seconds, most=4000, in_a_row=20)
         eager, ours, eager_ids, ours_ids = (timing.p20 * 1e6 for timing in timings.values())
-        print(f"{name:38} {eager:6.1f} {ours:6.1f} {ours / eager:6.0%} | {eager_ids:6.1f} {ours_ids:6.1f} {ours_ids / eager_ids:6.0%}")
+        print(
+            f"{name:38} {eager:6.1f} {ours:6.1f} {ours / eager:6.0%} | {eager_ids:6.1f} {ours_ids:6.1f} "
+            f"{ours_ids / eager_ids:6.0%}"
+        )
     times = interleaved(steps(layers(t)), 2 * seconds, most=4000, in_a_row=20)
     print()
     for name, timing in times.items():

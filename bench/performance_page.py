@@ -1,4 +1,5 @@
-# Owns: what docs/performance.md and a line of the README show of growth, other sizes and the training step: tables and a figure from the CSV files.
+# Owns: what docs/performance.md and a line of the README show of growth, other sizes and the training step: tables and
+# a figure from the CSV files.
 # Must not know: how the figures were measured.
 
 from __future__ import annotations
@@ -24,14 +25,20 @@ def read(name: str) -> list[Row]:
 
 def origin(rows: list[Row]) -> str:
     first = rows[0]
-    return f"{first['machine']}, torch {first['torch']}, commit {first['commit']}, {first['date']}; `{first['command']}`, allocator: `{first['allocator']}`."
+    return (
+        f"{first['machine']}, torch {first['torch']}, commit {first['commit']}, {first['date']}; "
+        f"`{first['command']}`, allocator: `{first['allocator']}`."
+    )
 
 
 def spread(row: Row, key: str) -> str:
     """Median and quantiles, or why there is none."""
     if row.get("why_not"):
         return f"not measured: {row['why_not']}"
-    median, low, high = (f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in (float(row[name]) for name in (key, f"{key}_p20", f"{key}_p80")))
+    median, low, high = (
+        f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+        for value in (float(row[name]) for name in (key, f"{key}_p20", f"{key}_p80"))
+    )
     return f"{median} ({low} - {high})"
 
 
@@ -47,7 +54,11 @@ def ratio(number: str) -> str:
 
 def times(row: Row) -> str:
     """Milliseconds and, in bold, how many times ours."""
-    return spread(row, "ms") if row.get("why_not") else f"{spread(row, 'ms')}, **{ratio(row.get('speedup') or row['times'])}**"
+    return (
+        spread(row, "ms")
+        if row.get("why_not")
+        else f"{spread(row, 'ms')}, **{ratio(row.get('speedup') or row['times'])}**"
+    )
 
 
 def crossed(about: tuple[str, ...], cells: dict[tuple[tuple[str, ...], str], str]) -> str:
@@ -62,46 +73,88 @@ def crossed(about: tuple[str, ...], cells: dict[tuple[tuple[str, ...], str], str
 def growth() -> str:
     """One row for each size; the columns are dtypes and implementations."""
     rows = read("growth")
-    cells = {((f"{int(row['elements']):,}", row["classes"]), f"{row['dtype']}: {row['implementation']}"): spread(row, "ns") for row in rows}
-    return crossed(("logits", "classes"), cells) + f"\n\nns per logit, forward and backward, median (p20 - p80). {origin(rows)}\n"
+    cells = {
+        ((f"{int(row['elements']):,}", row["classes"]), f"{row['dtype']}: {row['implementation']}"): spread(row, "ns")
+        for row in rows
+    }
+    return (
+        crossed(("logits", "classes"), cells)
+        + f"\n\nns per logit, forward and backward, median (p20 - p80). {origin(rows)}\n"
+    )
 
 
 def family_sizes() -> str:
-    """One row for each loss and implementation; the columns are what a case's name ends in. Memory and error are those of the first."""
+    """One row for each loss and implementation; the columns are what a case's name ends in. Memory and error are those
+    of the first."""
     rows = read("family_sizes")
     cells: dict[tuple[tuple[str, ...], str], str] = {}
     for row in rows:
         loss, _, setting = row["case"].split(", ")
-        way = (loss, "the floor: read and, with a gradient, write" if row["implementation"].endswith("the floor)") else row["implementation"])
+        way = (
+            loss,
+            "the floor: read and, with a gradient, write"
+            if row["implementation"].endswith("the floor)")
+            else row["implementation"],
+        )
         cells[way, setting] = times(row)
         if setting == "bf16" and not row["why_not"]:
             cells[way, "bf16: peak extra memory / logits"] = f"{float(row['peak_extra_logits']):.2f}"
             cells[way, "bf16: worst relative error of a gradient"] = rounded(row["worst_relative_error"])
-    return crossed(("loss", "implementation"), cells) + f"\n\nms (p20 - p80), **/ focal_ext's**; forward and backward unless the column says forward alone. {origin(rows)}\n"
+    return (
+        crossed(("loss", "implementation"), cells)
+        + "\n\nms (p20 - p80), **/ focal_ext's**; forward and backward unless the column says forward alone. "
+        f"{origin(rows)}\n"
+    )
 
 
 def pyramid_sizes() -> str:
     rows = read("pyramid_sizes")
     cells = {((row["implementation"],), row["layout"]): times(row) for row in rows}
-    return crossed(("way",), cells) + f"\n\nms (p20 - p80), **/ pyramid op's**; forward and backward unless the column says forward alone. {origin(rows)}\n"
+    return (
+        crossed(("way",), cells)
+        + "\n\nms (p20 - p80), **/ pyramid op's**; forward and backward unless the column says forward alone. "
+        f"{origin(rows)}\n"
+    )
 
 
 def sizes(name: str = "sizes") -> str:
     rows = read(name)
-    lines = ["| logits | implementation | ms (p20 - p80) | / focal_ext's | peak extra memory / logits | relative error |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| logits | implementation | ms (p20 - p80) | / focal_ext's | peak extra memory / logits | relative error |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         bold = "**" if row["implementation"] == OURS else ""
         name = f"{bold}{row['implementation']}{bold}"
-        about = ("", "", "") if row["why_not"] else (ratio(row["speedup"]), f"{float(row['peak_extra_logits']):.2f}", rounded(row["worst_relative_error"]))
+        about = (
+            ("", "", "")
+            if row["why_not"]
+            else (ratio(row["speedup"]), f"{float(row['peak_extra_logits']):.2f}", rounded(row["worst_relative_error"]))
+        )
         lines.append("| " + " | ".join([row["case"], name, spread(row, "ms"), *about]) + " |")
-    return "\n".join(lines) + f"\n\nForward and backward unless the row says forward alone; the error is a gradient's largest, then the value's. {origin(rows)}\n"
+    return (
+        "\n".join(lines)
+        + "\n\nForward and backward unless the row says forward alone; the error is a gradient's largest, then the "
+        f"value's. {origin(rows)}\n"
+    )
 
 
 def step() -> str:
     rows = read("step")
-    lines = ["| network | loss | whole step, ms (p20 - p80) | the loss alone, ms (p20 - p80) | its share | step with eager / this step |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| network | loss | whole step, ms (p20 - p80) | the loss alone, ms (p20 - p80) | its share | step with eager "
+        "/ this step |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
-        cells = [row["case"], row["implementation"], spread(row, "step_ms"), spread(row, "loss_ms"), f"{float(row['share']):.1%}", f"{float(row['gain']):.2f}"]
+        cells = [
+            row["case"],
+            row["implementation"],
+            spread(row, "step_ms"),
+            spread(row, "loss_ms"),
+            f"{float(row['share']):.1%}",
+            f"{float(row['gain']):.2f}",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + f"\n\n{origin(rows)}\n"
 
@@ -109,11 +162,19 @@ def step() -> str:
 def step_sentence() -> str:
     """The first network's."""
     case = read("step")[0]["case"]
-    eager, rows, pyramid = (next(row for row in read("step") if (row["case"], row["implementation"]) == (case, name)) for name in (EAGER, "rows op", "pyramid op"))
-    shares = ", ".join(f"{float(row['share']):.1%} {what}" for row, what in ((eager, "in eager PyTorch"), (rows, "by the rows op"), (pyramid, "by the pyramid op")))
+    eager, rows, pyramid = (
+        next(row for row in read("step") if (row["case"], row["implementation"]) == (case, name))
+        for name in (EAGER, "rows op", "pyramid op")
+    )
+    shares = ", ".join(
+        f"{float(row['share']):.1%} {what}"
+        for row, what in ((eager, "in eager PyTorch"), (rows, "by the rows op"), (pyramid, "by the pyramid op"))
+    )
     return (
-        f"Of a whole training step on the CPU ({case}) the loss is {shares}; the step takes {float(eager['step_ms']) / 1e3:.2f} s, "
-        f"{float(rows['step_ms']) / 1e3:.2f} s and {float(pyramid['step_ms']) / 1e3:.2f} s ([docs/performance.md](docs/performance.md)).\n"
+        f"Of a whole training step on the CPU ({case}) the loss is {shares}; the step takes "
+        f"{float(eager['step_ms']) / 1e3:.2f} s, "
+        f"{float(rows['step_ms']) / 1e3:.2f} s and {float(pyramid['step_ms']) / 1e3:.2f} s "
+        "([docs/performance.md](docs/performance.md)).\n"
     )
 
 
@@ -125,17 +186,32 @@ def draw_growth(to: Path) -> None:
 
     rows = [row for row in read("growth") if row["ns"]]
     figure, axes = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained", sharey=True, width_ratios=(1.4, 1))
-    for axis, sweep, label in zip(axes, ("elements", "classes"), ("logits (80 classes)", "classes (16 million logits)")):
+    for axis, sweep, label in zip(
+        axes, ("elements", "classes"), ("logits (80 classes)", "classes (16 million logits)")
+    ):
         for name, (colour, marker) in LINES.items():
             for dtype, style in (("fp32", "-"), ("bf16", "--")):
-                line = [row for row in rows if (row["sweep"], row["dtype"], row["implementation"]) == (sweep, dtype, name)]
+                line = [
+                    row for row in rows if (row["sweep"], row["dtype"], row["implementation"]) == (sweep, dtype, name)
+                ]
                 places, values = [int(row[sweep]) for row in line], [float(row["ns"]) for row in line]
-                axis.plot(places, values, style, marker=marker, color=colour, markersize=4, linewidth=1.2, label=f"{name.split(' (')[0]}, {dtype}")
+                axis.plot(
+                    places,
+                    values,
+                    style,
+                    marker=marker,
+                    color=colour,
+                    markersize=4,
+                    linewidth=1.2,
+                    label=f"{name.split(' (')[0]}, {dtype}",
+                )
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
-    classes = sorted({int(row["classes"]) for row in rows if row["sweep"] == "classes"} - {90})  # 80 and 90 share a label's place
+    classes = sorted(
+        {int(row["classes"]) for row in rows if row["sweep"] == "classes"} - {90}
+    )  # 80 and 90 share a label's place
     axes[1].set_xticks(classes, [str(c) for c in classes])
     axes[1].minorticks_off()
     axes[0].set_ylabel("ns per logit, forward + backward")

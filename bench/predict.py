@@ -38,9 +38,7 @@ class Code:
     ) -> None:
         names = {(kind, dtype): re.compile(NAMES[kind].format(TYPES[dtype])) for kind in kinds for dtype in dtypes}
         found = list(bodies(library, {arch}, re.compile("|".join(name.pattern for name in names.values()))))
-        self.bodies = {
-            key: next((b for b in found if name.search(b.kernel.name)), None) for key, name in names.items()
-        }
+        self.bodies = {key: next((b for b in found if name.search(b.kernel.name)), None) for key, name in names.items()}
         self.costs: dict[tuple[str, str, str, Chip], Stage] = {}
 
     def cost(self, kind: str, dtype: str, part: str, chip: Chip, trace: Trace) -> Stage:
@@ -133,7 +131,9 @@ class Programs:
 
 def main_kernel(code: Code, chip: Chip, dtype: str, case: Case) -> float:
     """Microseconds, by the model, from the first block to the last byte."""
-    programs = Programs(code, "pyramid" if case.pyramid_images else "weighted" if case.weight else case.loss, dtype, chip)
+    programs = Programs(
+        code, "pyramid" if case.pyramid_images else "weighted" if case.weight else case.loss, dtype, chip
+    )
     known: dict[Tile, Program] = {}
     tiles = workloads.tiles(case, dtype)
     for tile in set(tiles):

@@ -1,6 +1,8 @@
-# Owns: the tables of measurements in README.md, docs/losses.md, docs/integrations.md and docs/performance.md, and their figures, rewritten from the checked-in CSV files.
+# Owns: the tables of measurements in README.md, docs/losses.md, docs/integrations.md and docs/performance.md, and their
+# figures, rewritten from the checked-in CSV files.
 # Must not know: how the figures were measured.
-"""python -m bench.readme [--check]: rewrites these pages and the figures of docs/, or fails when a page differs from the CSV."""
+"""python -m bench.readme [--check]: rewrites these pages and the figures of docs/, or fails when a page differs from
+the CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ FAMILY = ("family", "family_kept_memory")
 def table(default: list[dict[str, str]], kept: list[dict[str, str]]) -> str:
     """One row per implementation: speed under both allocator settings, memory and error together."""
     lines = [
-        "| logits | implementation | forward + backward, ms (p20 - p80) | / focal_ext's | memory kept, ms (p20 - p80) | / focal_ext's | peak extra memory / logits | worst relative error of a gradient |",
+        "| logits | implementation | forward + backward, ms (p20 - p80) | / focal_ext's | memory kept, ms (p20 - p80) "
+        "| / focal_ext's | peak extra memory / logits | worst relative error of a gradient |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row, other in zip(default, kept, strict=True):
@@ -31,14 +34,29 @@ def table(default: list[dict[str, str]], kept: list[dict[str, str]]) -> str:
             continue
         bold = "**" if row["implementation"] == "focal_ext" else ""
         speed = [cell for r in (row, other) for cell in (spread(r, "ms"), ratio(r["speedup"]))]
-        lines.append("| " + " | ".join([row["case"], f"{bold}{row['implementation']}{bold}", *speed, f"{float(row['peak_extra_logits']):.2f}", rounded(row["worst_relative_error"])]) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                [
+                    row["case"],
+                    f"{bold}{row['implementation']}{bold}",
+                    *speed,
+                    f"{float(row['peak_extra_logits']):.2f}",
+                    rounded(row["worst_relative_error"]),
+                ]
+            )
+            + " |"
+        )
     return "\n".join(lines)
 
 
 def section(names: Sequence[str]) -> str:
     default, kept = (read(name) for name in names)
     first = default[0]
-    return f"{table(default, kept)}\n\n{first['machine']}, torch {first['torch']}, commit {first['commit']}, {first['date']}; memory kept: `GLIBC_TUNABLES={kept[0]['allocator']}`.\n"
+    return (
+        f"{table(default, kept)}\n\n{first['machine']}, torch {first['torch']}, commit {first['commit']}, "
+        f"{first['date']}; memory kept: `GLIBC_TUNABLES={kept[0]['allocator']}`.\n"
+    )
 
 
 # page -> what stands between <!-- name --> and <!-- /name --> in it
@@ -47,9 +65,14 @@ PAGES = {
     "docs/losses.md": {"family": lambda: section(FAMILY), "family sizes": performance_page.family_sizes},
     "docs/integrations.md": {"switches": switches_page.section},
     "docs/performance.md": {
-        "apart": apart_page.details, "performance": lambda: section(tuple(RESULTS.values())), "head": head_page.section,
-        "growth": performance_page.growth, "sizes": performance_page.sizes, "largest": lambda: performance_page.sizes("largest"),
-        "pyramid sizes": performance_page.pyramid_sizes, "step": performance_page.step,
+        "apart": apart_page.details,
+        "performance": lambda: section(tuple(RESULTS.values())),
+        "head": head_page.section,
+        "growth": performance_page.growth,
+        "sizes": performance_page.sizes,
+        "largest": lambda: performance_page.sizes("largest"),
+        "pyramid sizes": performance_page.pyramid_sizes,
+        "step": performance_page.step,
     },
 }
 
@@ -58,7 +81,12 @@ def rewritten(page: str) -> str:
     """The page with its tables as the CSV files say."""
     text = (ROOT / page).read_text()
     for name, made in PAGES[page].items():
-        text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, made=made: m.group(1) + made() + m.group(2), text, flags=re.DOTALL)
+        text, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda m, made=made: m.group(1) + made() + m.group(2),
+            text,
+            flags=re.DOTALL,
+        )
         assert count == 1, f"{page} has no place for {name}"
     return text
 
@@ -70,8 +98,17 @@ def draw(to: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    cases = [c for c in dict.fromkeys(row["case"] for row in read(RESULTS["default allocator"])) if c.startswith(f"{ANCHORS:,}")]
-    every = [float(row["ns_per_logit"]) for name in RESULTS.values() for row in read(name) if row["case"] in cases and row["ns_per_logit"]]
+    cases = [
+        c
+        for c in dict.fromkeys(row["case"] for row in read(RESULTS["default allocator"]))
+        if c.startswith(f"{ANCHORS:,}")
+    ]
+    every = [
+        float(row["ns_per_logit"])
+        for name in RESULTS.values()
+        for row in read(name)
+        if row["case"] in cases and row["ns_per_logit"]
+    ]
     limits = (min(every) / 1.5, max(every) * 3)  # the same for all, so that panels compare
     figure, axes = pyplot.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.4), layout="constrained", squeeze=False)
     for axis, case in zip(axes[0], cases):

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# A kernel's mangled name: of rows or of a pyramid, type of the logits, kind of targets, loss, modulator of its negatives.
+# A kernel's mangled name: of rows or of a pyramid, type of the logits, kind of targets, loss, modulator of its
+# negatives.
 NAME = re.compile(
     r"(focal|pyramid)_kernelI(f|d|13__nv_bfloat16|6__half)(?:\w*?(Id|Dense|Either)TargetsI)?\w*?"
     r"\d(SigmoidFocal|SmoothedSigmoidFocal|FocalNegatives|Asymmetric)I\w*?(?:WholeModulatorILi(\d)E|(ZeroOrOne|Any)Modulator)"
@@ -34,7 +35,8 @@ CONTROL = re.compile(r"^\s*/\* (0x[0-9a-f]{16}) \*/\s*$")  # the second word of 
 
 
 def tool(name: str) -> str:
-    """cuobjdump or nvdisasm: from the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or from the PATH."""
+    """cuobjdump or nvdisasm: from the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or from the
+    PATH."""
     packaged = sorted(Path(sysconfig.get_path("purelib")).glob(f"nvidia/*/bin/{name}"))
     found = str(packaged[-1]) if packaged else shutil.which(name)
     if not found:
@@ -43,7 +45,8 @@ def tool(name: str) -> str:
 
 
 class Instruction(str):
-    """An opcode, whether a predicate stands before it and, where the listing has them, the 21 bits by which the compiler schedules it."""
+    """An opcode, whether a predicate stands before it and, where the listing has them, the 21 bits by which the
+    compiler schedules it."""
 
     predicated: bool
     control: int = 0
@@ -92,7 +95,8 @@ class Loop:
 
     @property
     def finds_rows(self) -> int:
-        """How often it multiplies for a high word: once per logit in the careful path, to find the logit's row, and nowhere else."""
+        """How often it multiplies for a high word: once per logit in the careful path, to find the logit's row, and
+        nowhere else."""
         return self.count("IMAD.HI")
 
     @property
@@ -128,14 +132,20 @@ class Kernel:
         if match[1] == "pyramid":
             return TYPES[match[2]], PYRAMID if match[4] == "SigmoidFocal" else f"{PYRAMID}, {SMOOTHED}", gamma
         factors = FACTORS.search(self.name)
-        return TYPES[match[2]], LOSSES.get(match[4], TARGETS[match[3]]) + ({"1": OF_ROWS, "2": OF_CLASSES}[factors[1]] if factors else ""), gamma
+        return (
+            TYPES[match[2]],
+            LOSSES.get(match[4], TARGETS[match[3]]) + ({"1": OF_ROWS, "2": OF_CLASSES}[factors[1]] if factors else ""),
+            gamma,
+        )
 
 
 def resources(library: Path) -> dict[tuple[str, str], Kernel]:
     """Every kernel of the library with its registers, stack (spills live there), local and shared bytes."""
     kernels: dict[tuple[str, str], Kernel] = {}
     arch = name = ""
-    for line in subprocess.run([tool("cuobjdump"), "-res-usage", str(library)], capture_output=True, text=True, check=True).stdout.splitlines():
+    for line in subprocess.run(
+        [tool("cuobjdump"), "-res-usage", str(library)], capture_output=True, text=True, check=True
+    ).stdout.splitlines():
         if found := re.match(r"arch = (sm_\w+)", line):
             arch = found[1]
         elif found := re.match(r"\s*Function (\S+?):$", line):
@@ -148,7 +158,8 @@ def resources(library: Path) -> dict[tuple[str, str], Kernel]:
 
 
 def read(library: Path, archs: set[str] | None = None) -> list[Kernel]:
-    """The library's kernels with their loops; `archs` ("sm_90", ...) limits the disassembly, which takes seconds per architecture."""
+    """The library's kernels with their loops; `archs` ("sm_90", ...) limits the disassembly, which takes seconds per
+    architecture."""
     kernels = resources(library)
     for arch, name, body in listings(library, archs):
         if (arch, name) in kernels:
@@ -156,15 +167,26 @@ def read(library: Path, archs: set[str] | None = None) -> list[Kernel]:
     return list(kernels.values())
 
 
-def listings(library: Path, archs: set[str] | None = None, names: re.Pattern[str] | None = None, *options: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(architecture, name, lines) of each function, of the files that hold a name that `names` finds; `options` are nvdisasm's."""
+def listings(
+    library: Path, archs: set[str] | None = None, names: re.Pattern[str] | None = None, *options: str
+) -> Iterator[tuple[str, str, list[str]]]:
+    """(architecture, name, lines) of each function, of the files that hold a name that `names` finds; `options` are
+    nvdisasm's."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([tool("cuobjdump"), "-xelf", "all", str(library.resolve())], cwd=folder, capture_output=True, check=True)
+        subprocess.run(
+            [tool("cuobjdump"), "-xelf", "all", str(library.resolve())], cwd=folder, capture_output=True, check=True
+        )
         for cubin in sorted(Path(folder).glob("*.cubin")):
             arch = re.search(r"sm_\w+?(?=\.)", cubin.name)
-            if not arch or (archs and arch[0] not in archs) or (names and not names.search(cubin.read_bytes().decode("latin-1"))):
+            if (
+                not arch
+                or (archs and arch[0] not in archs)
+                or (names and not names.search(cubin.read_bytes().decode("latin-1")))
+            ):
                 continue
-            text = subprocess.run([tool("nvdisasm"), "-c", *options, str(cubin)], capture_output=True, text=True, check=True).stdout
+            text = subprocess.run(
+                [tool("nvdisasm"), "-c", *options, str(cubin)], capture_output=True, text=True, check=True
+            ).stdout
             for name, body in functions(re.sub(" {2,}", " ", text)):
                 if not names or names.search(name):
                     yield arch[0], name, body
@@ -201,19 +223,26 @@ def blocks(lines: list[str]) -> tuple[list[list[Instruction]], list[list[int]]]:
                 opcodes.append([]), jumps.append([]), falls.append(True)
         elif word := CONTROL.match(line):
             latest.control = int(word[1], 16) >> 41
-    successors = [[labels[j] for j in jump if j in labels] + ([i + 1] if fall and i + 1 < len(opcodes) else []) for i, (jump, fall) in enumerate(zip(jumps, falls))]
+    successors = [
+        [labels[j] for j in jump if j in labels] + ([i + 1] if fall and i + 1 < len(opcodes) else [])
+        for i, (jump, fall) in enumerate(zip(jumps, falls))
+    ]
     return opcodes, successors
 
 
 def loops(lines: list[str]) -> list[Loop]:
-    """Each loop that loads and computes exponentials, by its cheapest complete pass: rare branches are left out, the work is not."""
+    """Each loop that loads and computes exponentials, by its cheapest complete pass: rare branches are left out, the
+    work is not."""
     opcodes, successors = blocks(lines)
     found = []
     for latch, targets in enumerate(successors):
         for header in targets:
             if header > latch:
                 continue  # not a back edge
-            passes = [Loop(Counter(op for block in path for op in opcodes[block])) for path in cheapest(opcodes, successors, header, latch)]
+            passes = [
+                Loop(Counter(op for block in path for op in opcodes[block]))
+                for path in cheapest(opcodes, successors, header, latch)
+            ]
             working = [loop for loop in passes if loop.count("LDG", "LD.E") and loop.count("MUFU.EX2")]
             if working:
                 found.append(min(working, key=incompleteness))
@@ -221,14 +250,16 @@ def loops(lines: list[str]) -> list[Loop]:
 
 
 def incompleteness(loop: Loop) -> tuple[int, int, int]:
-    """Least for the pass to count. A stream's is whole by its nature; the careful path's computes all its logits and stores each of them."""
+    """Least for the pass to count. A stream's is whole by its nature; the careful path's computes all its logits and
+    stores each of them."""
     if loop.vector_loads or not loop.finds_rows:
         return 0, 0, loop.issued
     return -loop.count("MUFU.EX2"), max(0, loop.finds_rows - loop.stores), loop.issued
 
 
 def cheapest(opcodes: list[list[Instruction]], successors: list[list[int]], header: int, latch: int) -> list[list[int]]:
-    """Paths from header to latch, as blocks, forward edges only: the one that issues least for each number of exponentials, rows and stores."""
+    """Paths from header to latch, as blocks, forward edges only: the one that issues least for each number of
+    exponentials, rows and stores."""
 
     def work(block: int) -> tuple[int, int, int]:
         loop = Loop(Counter(opcodes[block]))

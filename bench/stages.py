@@ -143,7 +143,11 @@ class Body:
         """The loop that reads the weights of a tile's rows."""
         first = self.labels[1] if self.labels else self.tile[0]
         found = [loop for loop in self.loops if first < loop[0] and loop[1] < self.stream[0]]
-        plain = [loop for loop in found if self.has(loop, *MEMORY) and not self.has(loop, "LDG.E.128", "STG", "MUFU", "FLO", "UFLO")]
+        plain = [
+            loop
+            for loop in found
+            if self.has(loop, *MEMORY) and not self.has(loop, "LDG.E.128", "STG", "MUFU", "FLO", "UFLO")
+        ]
         return plain[0] if plain else None
 
     @cached_property

@@ -61,7 +61,9 @@ class Case:
 
     def bytes(self, dtype: str) -> int:
         """That the main kernel must move: logits in, gradient out, targets."""
-        return self.numel * (2 * SIZE[dtype] + self.target_bytes) + (0 if self.dense else (8 + 4 * self.weight) * self.rows)
+        return self.numel * (2 * SIZE[dtype] + self.target_bytes) + (
+            0 if self.dense else (8 + 4 * self.weight) * self.rows
+        )
 
 
 def limits(h100_fp32: float, h100_bf16: float, h200_bf16: float) -> dict[tuple[str, str], float]:

@@ -1,5 +1,7 @@
-// Owns: the step from the tensors and numbers of an op to the plain description of its call, and what of them could corrupt memory.
-// Must not know: formulas, loops, kernels, which op asks. All else is checked in Python, where an error can be a ValueError.
+// Owns: the step from the tensors and numbers of an op to the plain description of its call, and what of them could
+// corrupt memory.
+// Must not know: formulas, loops, kernels, which op asks. All else is checked in Python, where an error can be a
+// ValueError.
 #pragma once
 #include "tensors.h"
 
@@ -42,7 +44,8 @@ struct Arguments {
     p.divisor_per_group = normalizer && normalizer->dim() > 0;
     p.divisor_tensor = checked_data(normalizer, like, p.divisor_per_group ? p.groups : 1, "normalizer");
     STD_TORCH_CHECK(
-        divisor >= 0 && divisor <= int64_t(Divisor::positives) && (p.divisor != Divisor::tensor || normalizer), "divisor: does not fit the other arguments");
+        divisor >= 0 && divisor <= int64_t(Divisor::positives) && (p.divisor != Divisor::tensor || normalizer),
+        "divisor: does not fit the other arguments");
     return p;
   }
 
@@ -51,7 +54,9 @@ struct Arguments {
     for (int64_t d = 0; d < batch_dims; ++d) numel *= like.size(d);
     return numel;
   }
-  Tensor new_loss(const Tensor& like) const { return empty(like, batch_dims, like.sizes().data(), accumulation_type(like)); }
+  Tensor new_loss(const Tensor& like) const {
+    return empty(like, batch_dims, like.sizes().data(), accumulation_type(like));
+  }
 
   // An upstream factor, or one for each group: of the accumulation dtype.
   void set_factor(Problem& p, const Tensor& like, const Tensor& grad_output) const {
@@ -85,7 +90,8 @@ class Rows {
     STD_TORCH_CHECK(targets.numel() == (is_dense(plain.target) ? numel(plain) : rows) && on_device_of(targets, inputs_),
         "targets: must be on the device of inputs and hold one id a row or one value a logit");
     plain.targets = targets.const_data_ptr();
-    STD_TORCH_CHECK(plain.divisor < Divisor::positives || has_row_losses(plain) || !is_dense(plain.target), "divisor: does not fit the other arguments");
+    STD_TORCH_CHECK(plain.divisor < Divisor::positives || has_row_losses(plain) || !is_dense(plain.target),
+        "divisor: does not fit the other arguments");
     if (given_.weight) set_weight(*given_.weight);
   }
 
@@ -96,7 +102,9 @@ class Rows {
   Tensor new_loss() const { return given_.new_loss(inputs_); }
 
   Tensor new_loss_map() {
-    Tensor result = has_row_losses(plain) ? empty(inputs_, inputs_.dim() - 1, inputs_.sizes().data(), inputs_.scalar_type()) : empty_logits(inputs_);
+    Tensor result = has_row_losses(plain)
+                        ? empty(inputs_, inputs_.dim() - 1, inputs_.sizes().data(), inputs_.scalar_type())
+                        : empty_logits(inputs_);
     plain.loss_map = result.mutable_data_ptr();
     return result;
   }
@@ -105,14 +113,17 @@ class Rows {
   void set_upstream(const Tensor& grad_output) {
     upstream_ = as_contiguous(grad_output, "grad_output");
     if (given_.batch_dims > 0 || grad_output.dim() == 0) return given_.set_factor(plain, inputs_, *upstream_);
-    STD_TORCH_CHECK(on_device_of(*upstream_, inputs_) && upstream_->numel() == (has_row_losses(plain) ? plain.rows : numel(plain)) &&
+    STD_TORCH_CHECK(on_device_of(*upstream_, inputs_) &&
+                        upstream_->numel() == (has_row_losses(plain) ? plain.rows : numel(plain)) &&
                         upstream_->scalar_type() == inputs_.scalar_type(),
-        "grad_output: must be 0-d of the accumulation dtype, or of the shape of the unreduced loss and the dtype of inputs, and on their device");
+        "grad_output: must be 0-d of the accumulation dtype, or of the shape of the unreduced loss and the dtype of "
+        "inputs, and on their device");
     plain.grad_output = upstream_->const_data_ptr();
     plain.grad_output_per_element = true;
   }
 
-  static void check_written(const Tensor& inputs, const Arguments& given, const Tensor& grad_output, const OptionalTensor& loss) {
+  static void check_written(
+      const Tensor& inputs, const Arguments& given, const Tensor& grad_output, const OptionalTensor& loss) {
     STD_TORCH_CHECK(inputs.is_contiguous(), "inputs: must be contiguous to be overwritten");
     check_allocated(inputs, "inputs");
     given.check_written(bytes_of(inputs), grad_output, loss);
@@ -124,7 +135,8 @@ class Rows {
   void set_weight(const Tensor& weight) {
     STD_TORCH_CHECK(weight.dim() == 2, "weight: must be [rows or 1, classes or 1]");
     const int64_t rows = weight.size(0), classes = weight.size(1);
-    STD_TORCH_CHECK((rows == 1 || rows == plain.rows) && (classes == 1 || classes == plain.classes), "weight: must be [rows or 1, classes or 1]");
+    STD_TORCH_CHECK((rows == 1 || rows == plain.rows) && (classes == 1 || classes == plain.classes),
+        "weight: must be [rows or 1, classes or 1]");
     plain.weight = checked_data(weight, inputs_, rows * classes, "weight");
     plain.weight_row_stride = rows == 1 ? 0 : classes;
     plain.weight_class_stride = classes == 1 ? 0 : 1;
@@ -142,8 +154,8 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// Logits [images, anchors * classes, height, width] of the levels of a feature pyramid, in planes or with channels last; planes may have any number
-// of spatial dimensions.
+// Logits [images, anchors * classes, height, width] of the levels of a feature pyramid, in planes or with channels
+// last; planes may have any number of spatial dimensions.
 class Levels {
  public:
   Levels(Tensors levels, Arguments given) : given_(std::move(given)), levels_(std::move(levels)) {
@@ -155,11 +167,13 @@ class Levels {
     plain.anchors = first.size(1) / classes;
     int64_t anchors = 0;
     for (const Tensor& level : levels_) {
-      STD_TORCH_CHECK(level.dim() == first.dim() && level.size(0) == plain.images && level.size(1) == plain.anchors * classes &&
-                          level.scalar_type() == first.scalar_type() && on_device_of(level, first),
+      STD_TORCH_CHECK(level.dim() == first.dim() && level.size(0) == plain.images &&
+                          level.size(1) == plain.anchors * classes && level.scalar_type() == first.scalar_type() &&
+                          on_device_of(level, first),
           "levels: must be [images, anchors * classes, height, width] of one dtype on one device");
       const bool planes = level.is_contiguous();
-      STD_TORCH_CHECK(planes || (level.dim() == 4 && is_channels_last(level)), "levels: must be contiguous or channels_last");
+      STD_TORCH_CHECK(
+          planes || (level.dim() == 4 && is_channels_last(level)), "levels: must be contiguous or channels_last");
       check_allocated(level, "levels");
       int64_t positions = 1;
       for (int64_t d = 2; d < level.dim(); ++d) positions *= level.size(d);
@@ -172,8 +186,13 @@ class Levels {
     STD_TORCH_CHECK(given_.batch_dims <= 1, "batch_dims: must be 0 or 1 for levels");
     set_targets(first);
     p.weight_class_stride = given_.weight && given_.weight->dim() == 1;
-    plain.weight_per_image = given_.weight && !p.weight_class_stride && given_.weight->numel() == plain.images && plain.images != p.rows;
-    p.weight = checked_data(given_.weight, first, p.weight_class_stride ? classes : plain.weight_per_image ? plain.images : p.rows, "weight");
+    plain.weight_per_image =
+        given_.weight && !p.weight_class_stride && given_.weight->numel() == plain.images && plain.images != p.rows;
+    p.weight = checked_data(given_.weight, first,
+        p.weight_class_stride    ? classes
+        : plain.weight_per_image ? plain.images
+                                 : p.rows,
+        "weight");
   }
 
   const Tensor& like() const { return levels_[0]; }
@@ -187,7 +206,8 @@ class Levels {
   Tensors new_gradient() const {
     Tensors result;
     for (const Tensor& level : levels_)
-      result.push_back(with_huge_pages(empty_strided(level, level.dim(), level.sizes().data(), level.strides().data(), level.scalar_type())));
+      result.push_back(with_huge_pages(
+          empty_strided(level, level.dim(), level.sizes().data(), level.strides().data(), level.scalar_type())));
     return result;
   }
 
@@ -197,7 +217,8 @@ class Levels {
   Tensor new_loss_map() {
     const int64_t sizes[2] = {plain.images, plain.images ? plain.problem.rows / plain.images : 0};
     if (!has_row_losses(plain.problem)) check_one_of_planes();
-    Tensor result = has_row_losses(plain.problem) ? empty(like(), 2, sizes, like().scalar_type()) : empty_logits(like());
+    Tensor result =
+        has_row_losses(plain.problem) ? empty(like(), 2, sizes, like().scalar_type()) : empty_logits(like());
     plain.problem.loss_map = result.mutable_data_ptr();
     return result;
   }
@@ -208,21 +229,24 @@ class Levels {
     if (given_.batch_dims > 0 || grad_output.dim() == 0) return given_.set_factor(p, like(), grad_output);
     if (!has_row_losses(p)) check_one_of_planes();
     upstream_ = as_contiguous(grad_output, "grad_output");
-    STD_TORCH_CHECK(
-        upstream_->numel() == (has_row_losses(p) ? p.rows : numel(p)) && upstream_->scalar_type() == like().scalar_type() && on_device_of(*upstream_, like()),
-        "grad_output: must be a factor, or of the shape of the unreduced loss and the dtype of the levels, on their device");
+    STD_TORCH_CHECK(upstream_->numel() == (has_row_losses(p) ? p.rows : numel(p)) &&
+                        upstream_->scalar_type() == like().scalar_type() && on_device_of(*upstream_, like()),
+        "grad_output: must be a factor, or of the shape of the unreduced loss and the dtype of the levels, on their "
+        "device");
     p.grad_output = upstream_->const_data_ptr();
     p.grad_output_per_element = true;
   }
 
   // Nor may a level be another's memory.
-  static void check_written(const Tensors& levels, const Arguments& given, const Tensor& grad_output, const OptionalTensor& loss) {
+  static void check_written(
+      const Tensors& levels, const Arguments& given, const Tensor& grad_output, const OptionalTensor& loss) {
     for (size_t i = 0; i < levels.size(); ++i) {
       check_allocated(levels[i], "levels");
       const Bytes written = bytes_of(levels[i]);
       for (size_t j = 0; j < i; ++j) {
         const Bytes other = bytes_of(levels[j]);
-        STD_TORCH_CHECK(other.end <= written.begin || written.end <= other.begin, "levels: two share memory; clone one of them");
+        STD_TORCH_CHECK(
+            other.end <= written.begin || written.end <= other.begin, "levels: two share memory; clone one of them");
       }
       given.check_written(written, grad_output, loss);
     }
@@ -232,7 +256,8 @@ class Levels {
 
  private:
   void check_one_of_planes() const {
-    STD_TORCH_CHECK(levels_.size() == 1 && !each_[0].channels_last, "levels: an unreduced loss of logits is that of one level in planes");
+    STD_TORCH_CHECK(levels_.size() == 1 && !each_[0].channels_last,
+        "levels: an unreduced loss of logits is that of one level in planes");
   }
 
   // Class ids, or of a softmax loss over one level dense targets in its own memory format.
@@ -245,7 +270,8 @@ class Levels {
     p.target = dense ? dense_target(first, targets) : id_target(targets);
     STD_TORCH_CHECK(targets.numel() == (dense ? numel(p) : p.rows) && on_device_of(targets, first),
         "targets: must hold one class id an anchor, on the device of the levels");
-    STD_TORCH_CHECK(!dense || (has_row_losses(p) && levels_.size() == 1 && (each_[0].channels_last ? is_channels_last(targets) : targets.is_contiguous())),
+    STD_TORCH_CHECK(!dense || (has_row_losses(p) && levels_.size() == 1 &&
+                                  (each_[0].channels_last ? is_channels_last(targets) : targets.is_contiguous())),
         "targets: dense ones must lie as the only level does, of a loss of rows");
     p.targets = targets.const_data_ptr();
   }

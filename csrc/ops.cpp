@@ -13,13 +13,15 @@ namespace focal_ext {
 namespace {
 
 // As every op is given them behind the logits.
-#define FOCAL_EXT_ARGUMENTS                                                                                                                                 \
-  Tensor targets, OptionalTensor scores, OptionalTensor weight, OptionalTensor alpha, OptionalTensor normalizer, int64_t loss, std::vector<double> numbers, \
-      std::optional<int64_t> ignore_index, int64_t divisor, int64_t classes, int64_t batch_dims
+#define FOCAL_EXT_ARGUMENTS                                                                                      \
+  Tensor targets, OptionalTensor scores, OptionalTensor weight, OptionalTensor alpha, OptionalTensor normalizer, \
+      int64_t loss, std::vector<double> numbers, std::optional<int64_t> ignore_index, int64_t divisor,           \
+      int64_t classes, int64_t batch_dims
 #define FOCAL_EXT_PASS                                                                                                \
   Arguments { targets, scores, weight, alpha, normalizer, loss, numbers, ignore_index, divisor, classes, batch_dims }
-#define FOCAL_EXT_SCHEMA                                                                                                                \
-  ", Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, Tensor? normalizer, int loss, float[] numbers, int? ignore_index, " \
+#define FOCAL_EXT_SCHEMA                                                                                             \
+  ", Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, Tensor? normalizer, int loss, float[] numbers, " \
+  "int? ignore_index, "                                                                                              \
   "int divisor, int classes, int batch_dims"
 
 template <class Layout>
@@ -82,7 +84,8 @@ void gradient_(Logits logits, FOCAL_EXT_ARGUMENTS, Tensor grad_output, OptionalT
   Layout::check_written(logits, FOCAL_EXT_PASS, grad_output, loss_result);
   Layout layout(logits, FOCAL_EXT_PASS);
   layout.set_upstream(grad_output);
-  if (checked_data(loss_result, layout.like(), layout.problem().groups, "loss")) layout.problem().loss = loss_result->mutable_data_ptr();
+  if (checked_data(loss_result, layout.like(), layout.problem().groups, "loss"))
+    layout.problem().loss = loss_result->mutable_data_ptr();
   layout.write_gradient(logits);
   run(layout);
 }
@@ -96,20 +99,22 @@ bool leads(const Tensor& factor, const Tensor& gradient) {
 }
 
 void scale_(Tensor gradient, Tensor factor) {
-  STD_TORCH_CHECK(gradient.is_contiguous() && factor.is_contiguous() && leads(factor, gradient) && factor.scalar_type() == accumulation_type(gradient) &&
-                      on_device_of(factor, gradient),
-      "factor: must be one number, or one for each index of leading dimensions, of the accumulation dtype, for a contiguous gradient on the same device");
+  STD_TORCH_CHECK(gradient.is_contiguous() && factor.is_contiguous() && leads(factor, gradient) &&
+                      factor.scalar_type() == accumulation_type(gradient) && on_device_of(factor, gradient),
+      "factor: must be one number, or one for each index of leading dimensions, of the accumulation dtype, for a "
+      "contiguous gradient on the same device");
   check_allocated(gradient, "gradient");
   check_allocated(factor, "factor");
   check_apart(bytes_of(gradient), factor, "factor");
 #ifdef FOCAL_EXT_WITH_CUDA
   if (gradient.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(gradient.get_device_index());
-    return check_launch(
-        cuda::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), factor.const_data_ptr(), factor.numel(), current_stream(gradient)));
+    return check_launch(cuda::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(),
+        factor.const_data_ptr(), factor.numel(), current_stream(gradient)));
   }
 #endif
-  cpu::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), factor.const_data_ptr(), factor.numel(), on_torch_threads);
+  cpu::scale(gradient.mutable_data_ptr(), scalar_of(gradient), gradient.numel(), factor.const_data_ptr(),
+      factor.numel(), on_torch_threads);
 }
 
 // A 0-d int64, not an int: a graph can hold it.
@@ -140,12 +145,14 @@ STABLE_TORCH_LIBRARY(focal_ext, m) {
   m.def("pyramid_loss_and_gradient(Tensor[] levels" FOCAL_EXT_SCHEMA ") -> (Tensor, Tensor[])");
   m.def("pyramid_loss_map(Tensor[] levels" FOCAL_EXT_SCHEMA ") -> Tensor");
   m.def("pyramid_gradient(Tensor[] levels" FOCAL_EXT_SCHEMA ", Tensor grad_output) -> Tensor[]");
-  m.def("pyramid_gradient_(Tensor(a!)[] levels" FOCAL_EXT_SCHEMA ", Tensor grad_output, Tensor(b!)? loss_result=None) -> ()");
+  m.def("pyramid_gradient_(Tensor(a!)[] levels" FOCAL_EXT_SCHEMA
+        ", Tensor grad_output, Tensor(b!)? loss_result=None) -> ()");
   m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
   m.def("first_bad_id(Tensor targets, int classes, int? ignore_index, bool background=True) -> Tensor");
 }
 
-// Each op of both layouts by a name of its own: GCC 12 instantiates no template whose address a macro's template argument takes.
+// Each op of both layouts by a name of its own: GCC 12 instantiates no template whose address a macro's template
+// argument takes.
 constexpr auto rows_loss = &loss_only<Rows, Tensor>;
 constexpr auto rows_loss_and_gradient = &loss_and_gradient<Rows, Tensor>;
 constexpr auto rows_loss_map = &loss_map<Rows, Tensor>;

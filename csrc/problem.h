@@ -1,4 +1,5 @@
-// Owns: the plain description of one call, the only thing that passes between the op registration and the CPU and CUDA kernels.
+// Owns: the plain description of one call, the only thing that passes between the op registration and the CPU and CUDA
+// kernels.
 // Must not know: torch, formulas. Everything is checked before it gets here; kernels do not validate.
 #pragma once
 #include <stdint.h>
@@ -14,9 +15,26 @@ inline bool is_half(Scalar scalar) { return size_of(scalar) == 2; }
 
 // How targets are stored. Class ids: one integer a row. Dense: one number a logit.
 // Dense integers but bytes are known to the CPU alone.
-enum class Target : int { u8, i8, u16, i16, u32, i32, u64, i64, dense_u8, dense_scalar, dense_acc, dense_i8, dense_i16, dense_i32, dense_i64 };
+enum class Target : int {
+  u8,
+  i8,
+  u16,
+  i16,
+  u32,
+  i32,
+  u64,
+  i64,
+  dense_u8,
+  dense_scalar,
+  dense_acc,
+  dense_i8,
+  dense_i16,
+  dense_i32,
+  dense_i64
+};
 
-inline int64_t size_of(Target ids) { return int64_t(1) << int(ids) / 2; }  // of class ids: u8 and i8 1, up to u64 and i64 8
+// of class ids: u8 and i8 1, up to u64 and i64 8
+inline int64_t size_of(Target ids) { return int64_t(1) << int(ids) / 2; }
 
 inline bool is_dense(Target target) { return target >= Target::dense_u8; }
 
@@ -47,21 +65,24 @@ struct Problem {
   const void* inputs;
   Scalar scalar;
   int64_t rows, classes;
-  int64_t groups = 1;  // of equally many neighbouring rows, each with a reduced loss and a divisor of its own; no rows may be no groups
+  // of equally many neighbouring rows, each with a reduced loss and a divisor of its own; no rows may be no groups
+  int64_t groups = 1;
 
   const void* targets;  // [rows] ids or [rows, classes] dense, contiguous
   Target target;
   bool has_ignore_index;
-  // Tested first; then an id in [0, classes) is positive, -1 or other_background, below, background, anything else gives NaN. Softmax losses know no
-  // background. Of dense targets an element that equals it is ignored, of softmax losses its whole row; then an integer
-  // other than 0 and 1 gives NaN.
+  // Tested first; then an id in [0, classes) is positive, -1 or other_background, below, background, anything else
+  // gives NaN. Softmax losses know no background. Of dense targets an element that equals it is ignored, of softmax
+  // losses its whole row; then an integer other than 0 and 1 gives NaN.
   int64_t ignore_index;
 
   const void* scores;  // class ids: acc_t[rows], the target of a positive row's class; null means 1
 
   LossParameters loss_parameters;
-  double alpha_positive, alpha_negative;  // factors of a target of 1 and of 0, (1, 1) when alpha is off; unused with `alpha`
-  const void* alpha;                      // acc_t[classes] or null: alpha_c for positives of class c, 1 - alpha_c for negatives
+  // factors of a target of 1 and of 0, (1, 1) when alpha is off; unused with `alpha`
+  double alpha_positive, alpha_negative;
+  // acc_t[classes] or null: alpha_c for positives of class c, 1 - alpha_c for negatives
+  const void* alpha;
   const void* weight;                     // acc_t or null; element (row, c) at row * row_stride + c * class_stride
   int64_t weight_row_stride, weight_class_stride;
 
@@ -70,8 +91,8 @@ struct Problem {
   const void* divisor_tensor;
   bool divisor_per_group;  // acc_t[groups], else one acc_t
 
-  // Upstream factor of the gradient: null means 1; one acc_t, with grad_output_per_group acc_t[groups], with grad_output_per_element a scalar_t per
-  // element of the loss map.
+  // Upstream factor of the gradient: null means 1; one acc_t, with grad_output_per_group acc_t[groups], with
+  // grad_output_per_element a scalar_t per element of the loss map.
   const void* grad_output;
   bool grad_output_per_group, grad_output_per_element;
 
@@ -84,7 +105,8 @@ struct Problem {
 inline const void* advanced(const void* p, int64_t bytes) { return p ? static_cast<const char*>(p) + bytes : nullptr; }
 inline void* advanced(void* p, int64_t bytes) { return p ? static_cast<char*>(p) + bytes : nullptr; }
 
-// One level of a feature pyramid, logits [images, anchors * classes, height, width] with channel anchor * classes + class.
+// One level of a feature pyramid, logits [images, anchors * classes, height, width] with channel anchor * classes +
+// class.
 struct Level {
   const void* inputs;
   void* gradient;      // null: not wanted; may be `inputs` itself
@@ -92,12 +114,13 @@ struct Level {
   bool channels_last;  // [images, positions, anchors, classes] in memory, else [images, anchors, classes, positions]
 };
 
-// A pyramid: `problem` has the targets and weights of all anchors, [images, sum of positions * anchors], an image's levels one after
-// the other, in each position by position, anchor fastest; its own inputs and gradient are not used. Dense targets, and what a loss of logits has
-// one of for each logit, lie as the logits of the only level do.
+// A pyramid: `problem` has the targets and weights of all anchors, [images, sum of positions * anchors], an image's
+// levels one after the other, in each position by position, anchor fastest; its own inputs and gradient are not used.
+// Dense targets, and what a loss of logits has one of for each logit, lie as the logits of the only level do.
 struct Pyramid {
   Problem problem;  // its groups are 1, or the images
-  bool weight_per_image;  // weight is acc_t[images], else null, acc_t[rows], or acc_t[classes] if it has a stride of classes
+  // weight is acc_t[images], else null, acc_t[rows], or acc_t[classes] if it has a stride of classes
+  bool weight_per_image;
   int64_t images, anchors;
   const Level* levels;
   int64_t level_count;
@@ -109,7 +132,9 @@ inline int64_t other_background(int64_t classes) { return classes == 1 ? -1 : cl
 inline int64_t numel(const Problem& p) { return p.rows * p.classes; }
 
 // The dense target that is ignored; NaN, which equals none, without one.
-inline double ignored_target(const Problem& p) { return p.has_ignore_index ? double(p.ignore_index) : double(__builtin_nan("")); }
+inline double ignored_target(const Problem& p) {
+  return p.has_ignore_index ? double(p.ignore_index) : double(__builtin_nan(""));
+}
 
 // Group `g` as a problem of its own.
 inline Problem group_of(const Problem& whole, int64_t g) {
@@ -120,7 +145,8 @@ inline Problem group_of(const Problem& whole, int64_t g) {
   const int64_t row = g * p.rows, element = row * p.classes, loss = g * acc_size;
   p.inputs = advanced(p.inputs, element * size_of(p.scalar));
   p.gradient = advanced(p.gradient, element * size_of(p.scalar));
-  p.targets = advanced(p.targets, is_dense(p.target) ? element * size_of_dense(p.target, p.scalar) : row * size_of(p.target));
+  p.targets =
+      advanced(p.targets, is_dense(p.target) ? element * size_of_dense(p.target, p.scalar) : row * size_of(p.target));
   p.scores = advanced(p.scores, row * acc_size);
   p.weight = advanced(p.weight, row * p.weight_row_stride * acc_size);
   if (p.divisor_per_group) p.divisor_tensor = advanced(p.divisor_tensor, loss);

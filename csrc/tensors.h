@@ -19,7 +19,8 @@
 
 #ifdef FOCAL_EXT_WITH_CUDA
 // Present in a CUDA build of torch only; weak, so that one library loads into both.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
+    int32_t device_index, void** ret_stream);
 #endif
 
 namespace focal_ext {
@@ -37,7 +38,9 @@ inline Scalar scalar_of(const Tensor& t) {
   }
 }
 
-inline ScalarType accumulation_type(const Tensor& t) { return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
+inline ScalarType accumulation_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 
 inline Target id_target(const Tensor& ids) {
   switch (ids.scalar_type()) {
@@ -48,7 +51,9 @@ inline Target id_target(const Tensor& ids) {
     case ScalarType::UInt32: return Target::u32;
     case ScalarType::Int: return Target::i32;
     case ScalarType::UInt64: return Target::u64;
-    default: STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Long, "targets: class ids must be integers"); return Target::i64;
+    default:
+      STD_TORCH_CHECK(ids.scalar_type() == ScalarType::Long, "targets: class ids must be integers");
+      return Target::i64;
   }
 }
 
@@ -69,12 +74,13 @@ inline Target dense_target(const Tensor& inputs, const Tensor& targets) {
 // Of two tensors on other devices one would be read with a pointer that is none there.
 inline bool on_device_of(const Tensor& t, const Tensor& like) {
   int32_t device = 0, wanted = 0;
-  const bool known =
-      aoti_torch_get_device_type(t.get(), &device) == AOTI_TORCH_SUCCESS && aoti_torch_get_device_type(like.get(), &wanted) == AOTI_TORCH_SUCCESS;
+  const bool known = aoti_torch_get_device_type(t.get(), &device) == AOTI_TORCH_SUCCESS &&
+                     aoti_torch_get_device_type(like.get(), &wanted) == AOTI_TORCH_SUCCESS;
   return known && device == wanted && t.get_device_index() == like.get_device_index();
 }
 
-// Whether the storage holds every element: torch lets a storage be freed or shortened under its tensors, and reads of those end the process.
+// Whether the storage holds every element: torch lets a storage be freed or shortened under its tensors, and reads of
+// those end the process.
 inline void check_allocated(const Tensor& t, const char* name) {
   const int64_t numel = t.numel();
   if (numel == 0) return;
@@ -82,8 +88,10 @@ inline void check_allocated(const Tensor& t, const char* name) {
   if (t.is_contiguous()) last += numel - 1;
   else
     for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
-  STD_TORCH_CHECK(aoti_torch_get_storage_size(t.get(), &bytes) == AOTI_TORCH_SUCCESS && bytes / int64_t(t.element_size()) > last, name,
-      ": its data is not allocated; a storage of ", bytes, " bytes does not hold its ", numel, " elements (was it freed by untyped_storage().resize_()?)");
+  STD_TORCH_CHECK(
+      aoti_torch_get_storage_size(t.get(), &bytes) == AOTI_TORCH_SUCCESS && bytes / int64_t(t.element_size()) > last,
+      name, ": its data is not allocated; a storage of ", bytes, " bytes does not hold its ", numel,
+      " elements (was it freed by untyped_storage().resize_()?)");
 }
 
 inline Tensor as_contiguous(const Tensor& t, const char* name) {
@@ -101,12 +109,14 @@ inline Bytes bytes_of(const Tensor& t) {
   return {begin, begin + t.numel() * int64_t(t.element_size())};
 }
 
-// What is written must be read nowhere else; in the same place, element by element, it may be. Of another layout `t` is copied before.
+// What is written must be read nowhere else; in the same place, element by element, it may be. Of another layout `t` is
+// copied before.
 inline void check_apart(const Bytes& written, const Tensor& t, const char* name) {
   if (!t.is_contiguous() || t.numel() == 0) return;
   const Bytes read = bytes_of(t);
-  STD_TORCH_CHECK(read.end <= written.begin || written.end <= read.begin || (read.begin == written.begin && read.end == written.end), name,
-      ": shares memory, at another place, with what the op writes; clone it");
+  STD_TORCH_CHECK(read.end <= written.begin || written.end <= read.begin ||
+                      (read.begin == written.begin && read.end == written.end),
+      name, ": shares memory, at another place, with what the op writes; clone it");
 }
 
 inline void check_apart(const Bytes& written, const OptionalTensor& t, const char* name) {
@@ -116,17 +126,20 @@ inline void check_apart(const Bytes& written, const OptionalTensor& t, const cha
 // Memory of a tensor of the accumulation dtype and the given number of elements, or null. `name` leads the error.
 inline const void* checked_data(const OptionalTensor& t, const Tensor& inputs, int64_t numel, const char* name) {
   if (!t) return nullptr;
-  STD_TORCH_CHECK(t->is_contiguous() && t->numel() == numel && t->scalar_type() == accumulation_type(inputs) && on_device_of(*t, inputs), name,
-      ": must be contiguous, of the accumulation dtype and on the device of inputs, and hold ", numel, " elements");
+  STD_TORCH_CHECK(t->is_contiguous() && t->numel() == numel && t->scalar_type() == accumulation_type(inputs) &&
+                      on_device_of(*t, inputs),
+      name, ": must be contiguous, of the accumulation dtype and on the device of inputs, and hold ", numel,
+      " elements");
   check_allocated(*t, name);
   return t->const_data_ptr();
 }
 
 // The numbers that multiply losses; a NaN would pass as some branch of the formulas, not as NaN.
 inline void check_numbers(const LossParameters& p, double alpha_positive, double alpha_negative, double divisor_value) {
-  for (const double number : p.numbers) STD_TORCH_CHECK(0 <= number && std::isfinite(number), "numbers: must be finite and >= 0, got ", number);
-  STD_TORCH_CHECK(std::isfinite(alpha_positive) && std::isfinite(alpha_negative), "alpha_positive, alpha_negative: must be finite, got ", alpha_positive, ", ",
-      alpha_negative);
+  for (const double number : p.numbers)
+    STD_TORCH_CHECK(0 <= number && std::isfinite(number), "numbers: must be finite and >= 0, got ", number);
+  STD_TORCH_CHECK(std::isfinite(alpha_positive) && std::isfinite(alpha_negative),
+      "alpha_positive, alpha_negative: must be finite, got ", alpha_positive, ", ", alpha_negative);
   STD_TORCH_CHECK(std::isfinite(divisor_value), "divisor_value: must be finite, got ", divisor_value);
 }
 
@@ -140,24 +153,31 @@ inline void on_torch_threads(int64_t n, void (*body)(void*, int64_t), void* cont
 inline void* current_stream(const Tensor& t) {
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "focal_ext: this torch has no CUDA");
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == AOTI_TORCH_SUCCESS, "focal_ext: no CUDA stream");
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == AOTI_TORCH_SUCCESS,
+      "focal_ext: no CUDA stream");
   return stream;
 }
 
-inline void check_launch(const char* error) { STD_TORCH_CHECK(error == nullptr, "focal_ext: a CUDA launch failed: ", error ? error : ""); }
+inline void check_launch(const char* error) {
+  STD_TORCH_CHECK(error == nullptr, "focal_ext: a CUDA launch failed: ", error ? error : "");
+}
 #endif
 
 // Straight to the allocator: through the dispatcher each of a call's outputs would cost a microsecond more.
-inline Tensor empty_strided(const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType type) {
+inline Tensor empty_strided(
+    const Tensor& like, int64_t dim, const int64_t* sizes, const int64_t* strides, ScalarType type) {
   int32_t device_type = 0;
   AtenTensorHandle result = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_device_type(like.get(), &device_type) == AOTI_TORCH_SUCCESS, "focal_ext: a tensor without a device");
-  const AOTITorchError error = aoti_torch_empty_strided(
-      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type, like.get_device_index(), &result);
+  STD_TORCH_CHECK(aoti_torch_get_device_type(like.get(), &device_type) == AOTI_TORCH_SUCCESS,
+      "focal_ext: a tensor without a device");
+  const AOTITorchError error = aoti_torch_empty_strided(dim, sizes, strides,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type, like.get_device_index(),
+      &result);
   if (error != AOTI_TORCH_SUCCESS) {  // whose own words the stable ABI keeps to itself
     int64_t numel = 1;
     for (int64_t d = 0; d < dim; ++d) numel *= sizes[d];
-    STD_TORCH_CHECK(false, "focal_ext: not enough memory for a result of ", numel, " numbers; overwrite_inputs=True needs none for the gradient");
+    STD_TORCH_CHECK(false, "focal_ext: not enough memory for a result of ", numel,
+        " numbers; overwrite_inputs=True needs none for the gradient");
   }
   return Tensor(result);
 }
@@ -171,11 +191,12 @@ inline Tensor empty(const Tensor& like, int64_t dim, const int64_t* sizes, Scala
   return empty_strided(like, dim, sizes, strides, type);
 }
 
-// Of a result that is as large as the logits. glibc maps such a block anew for every call, and a fault for each of its pages costs more
-// than the arithmetic: 22 -> 13 ms for 201,600 x 80 fp32. Advice about this memory alone, which the system may refuse. A virtual machine
-// that gave its free memory back to the host waits for it at first touch, 4.4 ms for a large page instead of 0.2: so they are asked for here, as
-// the kernel's threads would do. A page waited for is quick from then on, so a few are borne (giving up after the first left steps at 25 to
-// 31 ms that take 11); where many were slow, other work gives large pages back between the calls, and those of the next seconds are small: 27 ms
+// Of a result that is as large as the logits. glibc maps such a block anew for every call, and a fault for each of its
+// pages costs more than the arithmetic: 22 -> 13 ms for 201,600 x 80 fp32. Advice about this memory alone, which the
+// system may refuse. A virtual machine that gave its free memory back to the host waits for it at first touch, 4.4 ms
+// for a large page instead of 0.2: so they are asked for here, as the kernel's threads would do. A page waited for is
+// quick from then on, so a few are borne (giving up after the first left steps at 25 to 31 ms that take 11); where many
+// were slow, other work gives large pages back between the calls, and those of the next seconds are small: 27 ms
 // instead of 47.
 inline Tensor with_huge_pages(Tensor made) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -187,8 +208,11 @@ inline Tensor with_huge_pages(Tensor made) {
   static std::atomic<Clock::time_point> next{Clock::time_point::min()};
   if (!made.is_cpu()) return made;
   const int64_t data = reinterpret_cast<intptr_t>(made.mutable_data_ptr());
-  const int64_t first = (data + kHugePage - 1) / kHugePage, end = (data + made.numel() * size_of(scalar_of(made))) / kHugePage;
-  const auto advise = [=](int advice) { return madvise(reinterpret_cast<void*>(first * kHugePage), size_t(end - first) * kHugePage, advice); };
+  const int64_t first = (data + kHugePage - 1) / kHugePage,
+                end = (data + made.numel() * size_of(scalar_of(made))) / kHugePage;
+  const auto advise = [=](int advice) {
+    return madvise(reinterpret_cast<void*>(first * kHugePage), size_t(end - first) * kHugePage, advice);
+  };
   if (end <= first || Clock::now() < next.load(std::memory_order_relaxed) || advise(MADV_HUGEPAGE) != 0) return made;
   std::atomic<int> slow = 0;
   torch::stable::parallel_for(first, end, 1, [&](int64_t begin, int64_t last) {
@@ -203,6 +227,8 @@ inline Tensor with_huge_pages(Tensor made) {
   return made;
 }
 
-inline Tensor empty_logits(const Tensor& like) { return with_huge_pages(empty(like, like.dim(), like.sizes().data(), like.scalar_type())); }
+inline Tensor empty_logits(const Tensor& like) {
+  return with_huge_pages(empty(like, like.dim(), like.sizes().data(), like.scalar_type()));
+}
 
 }  // namespace focal_ext

@@ -1,2 +1,2 @@
-# Makes `examples` a regular package: a stray top-level package of the same name in site-packages would win over a namespace.
-# Knows no example.
+# Makes `examples` a regular package: a stray top-level package of the same name in site-packages would win over a
+# namespace. Knows no example.

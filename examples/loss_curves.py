@@ -1,6 +1,7 @@
 # Owns docs/loss_curves.png: loss and gradient of cross entropy and focal loss against p_t.
 # Must not know the formula: the curves are focal_ext's own values and gradients.
-"""python -m examples.loss_curves [--out docs/loss_curves.png]: figure 1 of Lin et al. 2017, and the gradients beside it."""
+"""python -m examples.loss_curves [--out docs/loss_curves.png]: figure 1 of Lin et al. 2017, and the gradients beside
+it."""
 
 import argparse
 from pathlib import Path
@@ -16,8 +17,10 @@ COLOURS = ("#1b3a5c", "#56b4e9", "#009e73", "#e69f00", "#d55e00")  # Okabe and I
 def curve(gamma, p_t):
     """(loss, d loss / d logit) of a positive that the network gives the probability p_t."""
     logits = torch.logit(p_t).requires_grad_()
-    loss = focal_ext.sigmoid_focal_loss(logits[:, None], torch.zeros(len(p_t), dtype=torch.int64), alpha=None, gamma=gamma)[:, 0]
-    gradient, = torch.autograd.grad(loss.sum(), logits)
+    loss = focal_ext.sigmoid_focal_loss(
+        logits[:, None], torch.zeros(len(p_t), dtype=torch.int64), alpha=None, gamma=gamma
+    )[:, 0]
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
     return loss.detach(), gradient
 
 
@@ -41,7 +44,9 @@ def draw(path):
     for axis in axes:
         axis.set_xlabel("p_t, the probability of the truth")
         axis.grid(alpha=0.25)
-    figure.savefig(path, dpi=110, metadata={"Software": None})  # without a version in it the same curves are the same file
+    figure.savefig(
+        path, dpi=110, metadata={"Software": None}
+    )  # without a version in it the same curves are the same file
     pyplot.close(figure)
 
 

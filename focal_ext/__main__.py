@@ -1,6 +1,7 @@
 # Owns: `python -m focal_ext`: its options, what it prints, its exit code.
 # Must not know: how anything is checked, timed or found out.
-"""python -m focal_ext: what is installed, whether its values are right and how fast it is; exit code 1 if one is wrong."""
+"""python -m focal_ext: what is installed, whether its values are right and how fast it is; exit code 1 if one is
+wrong."""
 
 from __future__ import annotations
 

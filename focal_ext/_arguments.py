@@ -1,4 +1,5 @@
-# Owns: what each argument of a loss may be, and every error about it; those that multiply or divide losses are in _factors.py.
+# Owns: what each argument of a loss may be, and every error about it; those that multiply or divide losses are in
+# _factors.py.
 # Must not know: formulas, autograd, the native library, which loss takes which argument.
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def is_traced() -> bool:
 
 
 def is_watched() -> bool:
-    """Whether anything runs the call that would see or ask for more than its result: what traces it, or forward-mode AD."""
+    """Whether anything runs the call that would see or ask for more than its result: what traces it, or forward-mode
+    AD."""
     return is_compiling() or is_jit_traced() or is_differentiated_forward()
 
 
@@ -47,7 +49,8 @@ R = TypeVar("R")
 
 
 def quiet_under_jit_trace(function: Callable[P, R]) -> Callable[P, R]:
-    """Without torch.jit.trace's warning for each size that Python looks at: what is decided by sizes here holds for any number of rows."""
+    """Without torch.jit.trace's warning for each size that Python looks at: what is decided by sizes here holds for any
+    number of rows."""
 
     @functools.wraps(function)
     def quiet(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -67,7 +70,8 @@ def is_fx_traced() -> bool:
 
 
 def is_nan(loss: Tensor) -> bool:
-    """Of a loss on the CPU, whether any; one that make_fx records is taken for none. Every call asks: an exception costs nothing where there is none."""
+    """Of a loss on the CPU, whether any; one that make_fx records is taken for none. Every call asks: an exception
+    costs nothing where there is none."""
     try:
         return math.isnan(loss.item()) if not loss.dim() else bool(loss.isnan().any())  # on the CPU
     except RuntimeError:
@@ -77,7 +81,8 @@ def is_nan(loss: Tensor) -> bool:
 
 
 def values_are_readable(*tensors: Tensor | None) -> bool:
-    """Whether looking at values is possible and free: not on a device, in a traced graph, under a transform or for a subclass."""
+    """Whether looking at values is possible and free: not on a device, in a traced graph, under a transform or for a
+    subclass."""
     if is_traced() or is_fx_traced():
         return False
     return all(t is None or (t.device.type == "cpu" and is_plain(t)) for t in tensors)
@@ -112,19 +117,24 @@ def is_distributed(tensor: object) -> bool:
 def check_distributed(name: str, tensor: Tensor, inputs: Tensor) -> None:
     if is_distributed(tensor) != is_distributed(inputs):
         raise TypeError(
-            f"{name}: must be a {'DTensor' if is_distributed(inputs) else 'plain tensor'} as inputs is, got {type(tensor).__name__};"
+            f"{name}: must be a {'DTensor' if is_distributed(inputs) else 'plain tensor'} as inputs is, got "
+            f"{type(tensor).__name__};"
             " bring both to one form with torch.distributed.tensor.distribute_tensor() or .full_tensor()"
         )
 
 
 def check_layout(name: str, tensor: Tensor) -> None:
     if tensor.layout is not torch.strided or tensor.is_nested:
-        raise TypeError(f"{name}: must be a dense strided tensor, got {'a nested tensor' if tensor.is_nested else tensor.layout}; use {name}.to_dense()")
+        raise TypeError(
+            f"{name}: must be a dense strided tensor, got {'a nested tensor' if tensor.is_nested else tensor.layout}; "
+            f"use {name}.to_dense()"
+        )
     check_allocated(name, tensor)
 
 
 def check_allocated(name: str, tensor: Tensor) -> None:
-    """Whether the storage holds every element: torch lets it be freed or shortened under its tensors, and a read of those ends the process."""
+    """Whether the storage holds every element: torch lets it be freed or shortened under its tensors, and a read of
+    those ends the process."""
     if (type(tensor) is not Tensor and not is_plain(tensor)) or is_traced():
         return
     try:
@@ -134,16 +144,22 @@ def check_allocated(name: str, tensor: Tensor) -> None:
     if tensor.is_contiguous() and tensor.storage_offset() * tensor.itemsize + tensor.nbytes <= bytes_held:
         return
     numel = tensor.numel()
-    reach = numel if numel == 0 or tensor.is_contiguous() else 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
+    reach = (
+        numel
+        if numel == 0 or tensor.is_contiguous()
+        else 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride()))
+    )
     if (tensor.storage_offset() + reach) * tensor.element_size() > bytes_held and numel:
         raise RuntimeError(
-            f"{name}: its data is not allocated; a storage of {bytes_held} bytes does not hold its {tensor.numel()} elements"
+            f"{name}: its data is not allocated; a storage of {bytes_held} bytes does not hold its {tensor.numel()} "
+            "elements"
             " (was it freed by untyped_storage().resize_()?)"
         )
 
 
 def is_in_memory(tensor: Tensor) -> bool:
-    """Whether it is contiguous memory and of no subclass: what nearly every call brings, of which nothing else need be asked in Python."""
+    """Whether it is contiguous memory and of no subclass: what nearly every call brings, of which nothing else need be
+    asked in Python."""
     return type(tensor) is Tensor and tensor.layout is STRIDED and not tensor.is_nested and tensor.is_contiguous()
 
 
@@ -154,7 +170,9 @@ def check_inputs(inputs: Tensor, name: str = "inputs") -> None:
         raise TypeError(f"{name}: must be a torch.Tensor, got {type(inputs).__name__}")
     check_layout(name, inputs)
     if inputs.dtype not in LOGIT_DTYPES:
-        raise TypeError(f"{name}: must be float32, bfloat16, float16 or float64, got {inputs.dtype}; convert with {name}.float()")
+        raise TypeError(
+            f"{name}: must be float32, bfloat16, float16 or float64, got {inputs.dtype}; convert with {name}.float()"
+        )
     if inputs.dim() == 0:
         raise ValueError(f"{name}: logits need shape (..., classes), got a 0-d tensor; use {name}[None]")
 
@@ -166,7 +184,10 @@ def is_dense(inputs: Tensor, targets: Targets) -> bool:
     check_layout("targets", targets)
     check_distributed("targets", targets, inputs)
     if targets.device != inputs.device:
-        raise ValueError(f"targets: must be on the device of inputs, {inputs.device}, got {targets.device}; use targets.to(inputs.device)")
+        raise ValueError(
+            f"targets: must be on the device of inputs, {inputs.device}, got {targets.device}; use "
+            "targets.to(inputs.device)"
+        )
     if targets.shape == inputs.shape:
         if targets.is_complex() or targets.is_quantized:
             raise TypeError(f"targets: dense targets must be float, bool or 0/1 integers, got {targets.dtype}")
@@ -174,7 +195,10 @@ def is_dense(inputs: Tensor, targets: Targets) -> bool:
     if targets.shape == inputs.shape[:-1]:
         if targets.dtype not in ID_DTYPES:
             way_out = "targets[..., None], dense labels of the one class" if inputs.shape[-1] == 1 else "targets.long()"
-            raise TypeError(f"targets: of shape inputs.shape[:-1] they are class ids and must be integers, got {targets.dtype}; use {way_out}")
+            raise TypeError(
+                f"targets: of shape inputs.shape[:-1] they are class ids and must be integers, got {targets.dtype}; "
+                f"use {way_out}"
+            )
         return False
     raise ValueError(
         f"targets: shape must be {tuple(inputs.shape[:-1])} for class ids or {tuple(inputs.shape)} for dense targets,"
@@ -183,30 +207,40 @@ def is_dense(inputs: Tensor, targets: Targets) -> bool:
 
 
 def _class_axis_hint(inputs: Tensor, ids: Tensor) -> str:
-    """Of ids that fit logits whose classes are dimension 1, as torch's cross_entropy has them. Where all dimensions are equal nothing can be seen."""
+    """Of ids that fit logits whose classes are dimension 1, as torch's cross_entropy has them. Where all dimensions are
+    equal nothing can be seen."""
     fits = inputs.dim() > 2 and ids.shape == inputs.shape[:1] + inputs.shape[2:]
     return "; the classes are taken from the last dimension: pass class_dim=1" if fits else ""
 
 
 def check_has_scores(inputs: Tensor, targets: Tensor) -> None:
     if targets.shape == inputs.shape[:-1] and targets.shape != inputs.shape:
-        raise ValueError("targets: class ids need a score each, got ids alone; pass the pair (ids, scores), or dense scores of shape inputs.shape")
+        raise ValueError(
+            "targets: class ids need a score each, got ids alone; pass the pair (ids, scores), or dense scores of "
+            "shape inputs.shape"
+        )
 
 
 def check_scored(inputs: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
     """Takes a pair (class ids, scores) apart. Returns the ids, and the scores as [rows]."""
     if not isinstance(targets, (tuple, list)) or len(targets) != 2 or not all(isinstance(t, Tensor) for t in targets):
-        raise TypeError(f"targets: must be a torch.Tensor, or a pair (ids, scores) of them, got {type(targets).__name__}")
+        raise TypeError(
+            f"targets: must be a torch.Tensor, or a pair (ids, scores) of them, got {type(targets).__name__}"
+        )
     ids, scores = targets
     if ids.shape != inputs.shape[:-1] or scores.shape != ids.shape:
         raise ValueError(
-            f"targets: of a pair (ids, scores) both must have shape {tuple(inputs.shape[:-1])}, got {tuple(ids.shape)} and {tuple(scores.shape)}"
+            f"targets: of a pair (ids, scores) both must have shape {tuple(inputs.shape[:-1])}, got "
+            f"{tuple(ids.shape)} and {tuple(scores.shape)}"
             f"{_class_axis_hint(inputs, ids)}"
         )
     check_layout("targets", scores)
     check_distributed("targets", scores, inputs)
     if not scores.is_floating_point():
-        raise TypeError(f"targets: the scores of a pair (ids, scores) must be floating point, got {scores.dtype}; use scores.float()")
+        raise TypeError(
+            f"targets: the scores of a pair (ids, scores) must be floating point, got {scores.dtype}; use "
+            "scores.float()"
+        )
     if scores.device != inputs.device:
         raise ValueError(f"targets: scores must be on the device of inputs, {inputs.device}, got {scores.device}")
     scores = in_dtype(scores, accumulation_dtype(inputs.dtype))
@@ -217,12 +251,15 @@ def check_ids(first_bad: int, targets: Tensor, classes: int, ignore_index: int |
     """Raises for the class id at flat position first_bad unless that is -1."""
     if first_bad < 0:
         return
-    skip = "" if ignore_index is None else f"ignore_index={ignore_index} to skip {'an anchor' if background else 'a row'}"
+    skip = (
+        "" if ignore_index is None else f"ignore_index={ignore_index} to skip {'an anchor' if background else 'a row'}"
+    )
     bad = targets.flatten()[first_bad].item()  # on the CPU; int() refuses uint64 beyond int64
     names = f"{classes} or -1" if classes != 1 else "-1" if ignore_index != -1 else "-1, with another ignore_index,"
     if background and classes == 1 == bad:
         raise ValueError(
-            f"targets: class id 1 at anchor {first_bad} is ambiguous with one class, whose id is 0; use {names} for background;"
+            f"targets: class id 1 at anchor {first_bad} is ambiguous with one class, whose id is 0; use {names} for "
+            "background;"
             " labels of 0 and 1 are dense targets, targets[..., None]"
         )
     if background:
@@ -276,7 +313,8 @@ def check_dense(first_bad: int, targets: Tensor, ignore_index: int | None) -> No
     value = targets.flatten()[first_bad].item()  # on the CPU
     at = tuple(int(i) for i in torch.unravel_index(torch.tensor(first_bad), targets.shape))
     raise ValueError(
-        f"targets: dense integers must be 0 or 1{'' if ignore_index is None else f', or ignore_index={ignore_index}'}, got {value} at {at};"
+        f"targets: dense integers must be 0 or 1"
+        f"{'' if ignore_index is None else f', or ignore_index={ignore_index}'}, got {value} at {at};"
         f" use ignore_index={value} to skip it, or float targets for probabilities"
     )
 
@@ -298,7 +336,9 @@ def as_float(value: Any) -> float:
         return math.inf
 
 
-def check_exponent(name: str, value: float, least: int = 0, hint: str = "0 is cross entropy, 2 the paper's choice") -> float:
+def check_exponent(
+    name: str, value: float, least: int = 0, hint: str = "0 is cross entropy, 2 the paper's choice"
+) -> float:
     if not is_number(value):
         raise TypeError(f"{name}: must be a number, got {type(value).__name__}; a learnable {name} is not supported")
     number = as_float(value)
@@ -339,13 +379,19 @@ def check_batch_dims(batch_dims: object, reduction: str) -> None:
     if isinstance(batch_dims, bool) or not isinstance(batch_dims, int):
         raise TypeError(f"batch_dims: must be an integer, got {type(batch_dims).__name__}")
     if batch_dims and reduction == "none":
-        raise ValueError(f"batch_dims: goes with reduction='sum' or 'mean', got reduction='none' and {batch_dims}; unreduced losses have every dimension")
+        raise ValueError(
+            f"batch_dims: goes with reduction='sum' or 'mean', got reduction='none' and {batch_dims}; unreduced "
+            "losses have every dimension"
+        )
 
 
 def check_batch_end(batch_dims: int, most: int, shape: Sequence[int]) -> None:
     """`most`: the dimension of the classes, before which those of a batch end."""
     if not 0 <= batch_dims <= most:
-        raise ValueError(f"batch_dims: must be in [0, {most}] for inputs of shape {tuple(shape)}, whose classes are dimension {most}, got {batch_dims}")
+        raise ValueError(
+            f"batch_dims: must be in [0, {most}] for inputs of shape {tuple(shape)}, whose classes are dimension "
+            f"{most}, got {batch_dims}"
+        )
 
 
 def is_overlapping(inputs: Tensor) -> bool:
@@ -362,16 +408,34 @@ def is_overlapping(inputs: Tensor) -> bool:
 
 def check_overwrite(inputs: Tensor, *others: Tensor | None, name: str = "inputs") -> None:
     if inputs.is_inference():
-        raise ValueError("overwrite_inputs: an inference tensor cannot take a gradient; compute the logits outside torch.inference_mode()")
+        raise ValueError(
+            "overwrite_inputs: an inference tensor cannot take a gradient; compute the logits outside "
+            "torch.inference_mode()"
+        )
     owner = owner_of(inputs)
     if inputs.requires_grad and owner.requires_grad and owner.is_leaf:
-        raise ValueError(f"overwrite_inputs: {name} is a leaf that requires grad, or a view of one; its values must survive backward; pass logits that a layer computed")
+        raise ValueError(
+            f"overwrite_inputs: {name} is a leaf that requires grad, or a view of one; its values must survive "
+            "backward; pass logits that a layer computed"
+        )
     if is_overlapping(inputs):
-        raise ValueError(f"overwrite_inputs: elements of {name} share memory (strides {inputs.stride()}); use {name}.contiguous()")
+        raise ValueError(
+            f"overwrite_inputs: elements of {name} share memory (strides {inputs.stride()}); use {name}.contiguous()"
+        )
     if inputs.is_neg():
         raise ValueError(f"overwrite_inputs: {name} is a view that negates on reading; use {name}.resolve_neg()")
     for other in others:
-        if other is None or not (is_plain(inputs) and is_plain(other)) or inputs.untyped_storage().data_ptr() != other.untyped_storage().data_ptr():
+        if (
+            other is None
+            or not (is_plain(inputs) and is_plain(other))
+            or inputs.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()
+        ):
             continue
-        if inputs.numel() and (other.data_ptr(), other.shape, other.stride()) != (inputs.data_ptr(), inputs.shape, inputs.stride()):
-            raise ValueError(f"overwrite_inputs: targets or weight share memory with {name} at another place; clone them")
+        if inputs.numel() and (other.data_ptr(), other.shape, other.stride()) != (
+            inputs.data_ptr(),
+            inputs.shape,
+            inputs.stride(),
+        ):
+            raise ValueError(
+                f"overwrite_inputs: targets or weight share memory with {name} at another place; clone them"
+            )

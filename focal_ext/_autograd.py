@@ -49,8 +49,11 @@ def _reference_gradients(ctx: Any, logits: Sequence[Tensor], call: Call, grad_ou
 
 
 def _save(ctx: Any, call: Call, reduction: str, logits: Sequence[Tensor], gradients: Sequence[Tensor] = ()) -> None:
-    """Saves tensors through autograd, so that hooks see them and a change in place is an error, never a wrong gradient."""
-    tensors = [t.clone() if t is not None and t.is_inference() else t for t in tensors_of(call)]  # autograd refuses to save those
+    """Saves tensors through autograd, so that hooks see them and a change in place is an error, never a wrong
+    gradient."""
+    tensors = [
+        t.clone() if t is not None and t.is_inference() else t for t in tensors_of(call)
+    ]  # autograd refuses to save those
     ctx.save_for_backward(*tensors, *logits, *gradients)
     ctx.scalars, ctx.reduction, ctx.count = call[TENSORS:], reduction, len(logits)
 
@@ -92,7 +95,8 @@ def _without_repetition(factor: Tensor) -> Tensor:
 
 
 def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> Sequence[Tensor | None]:
-    """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor is known to be 1."""
+    """Saved gradients times grad_output: in place and handed over unless the graph is kept, untouched where the factor
+    is known to be 1."""
     # Compiled autograd cannot trace whether the graph is kept; is_grads_batched=True brings many factors at once.
     if is_compiling() or is_batched(factor) or not arguments.is_plain(factor) or not native.runs_on(factor.device):
         return [None if gradient is None else product(gradient, factor) for gradient in gradients]
@@ -101,10 +105,14 @@ def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> Sequence[Tenso
         if not factor.dim():
             return [None if gradient is None else gradient * factor for gradient in gradients]
         gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
-    elif factor.is_cpu and not factor.dim() and is_one(factor):  # on the CPU, where reading the factor costs less than the op
+    elif (
+        factor.is_cpu and not factor.dim() and is_one(factor)
+    ):  # on the CPU, where reading the factor costs less than the op
         return gradients
     for gradient in gradients:
-        if gradient is not None:  # in the order of its memory; decided on the device: no read, no write when the factor is 1
+        if (
+            gradient is not None
+        ):  # in the order of its memory; decided on the device: no read, no write when the factor is 1
             rows = gradient if gradient.is_contiguous() else gradient.permute(0, 2, 3, 1)
             with below_in_place():
                 ops.scale_(rows, factor)
@@ -112,7 +120,8 @@ def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> Sequence[Tenso
 
 
 class _Recompute(torch.autograd.Function):
-    """Unreduced losses, and fp16: an easy negative's unscaled fp16 gradient underflows before a GradScaler's factor reaches it."""
+    """Unreduced losses, and fp16: an easy negative's unscaled fp16 gradient underflows before a GradScaler's factor
+    reaches it."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, call: Call, reduction: str, *logits: Tensor) -> Tensor:
@@ -125,12 +134,15 @@ class _Recompute(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *_reference_gradients(ctx, logits, call, grad_output)
         upstream = _upstream(logits[0], grad_output)
-        gradients = ops.pyramid_gradient(logits, *call, upstream) if call.classes else [ops.gradient(*logits, *call, upstream)]
+        gradients = (
+            ops.pyramid_gradient(logits, *call, upstream) if call.classes else [ops.gradient(*logits, *call, upstream)]
+        )
         return None, None, *gradients
 
 
 class _OverwriteInForward(torch.autograd.Function):
-    """Sum or mean whose gradient replaces the logits in the pass that computes the loss: nothing is computed twice, no memory beside them."""
+    """Sum or mean whose gradient replaces the logits in the pass that computes the loss: nothing is computed twice, no
+    memory beside them."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, reduction: str, *logits: Tensor) -> Tensor:
@@ -161,11 +173,14 @@ class _OverwriteInForward(torch.autograd.Function):
         return None, None, *scaled(gradients, grad_output)
 
 
-ONCE_DIFFERENTIABLE = "overwrite_inputs=True is once differentiable: the gradient replaces the logits; use overwrite_inputs=False"
+ONCE_DIFFERENTIABLE = (
+    "overwrite_inputs=True is once differentiable: the gradient replaces the logits; use overwrite_inputs=False"
+)
 
 
 class _Overwrite(torch.autograd.Function):
-    """Of unreduced losses and fp16 backward writes the gradient over the logits, as it needs grad_output: no memory beside them."""
+    """Of unreduced losses and fp16 backward writes the gradient over the logits, as it needs grad_output: no memory
+    beside them."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, call: Call, reduction: str, *logits: Tensor) -> Tensor:
@@ -204,12 +219,16 @@ def _claim_overwrite(ctx: Any) -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(ONCE_DIFFERENTIABLE)
     if getattr(ctx, "overwritten", False):
-        raise RuntimeError("overwrite_inputs=True: the logits were replaced by the first backward; a second needs overwrite_inputs=False")
+        raise RuntimeError(
+            "overwrite_inputs=True: the logits were replaced by the first backward; a second needs "
+            "overwrite_inputs=False"
+        )
     ctx.overwritten = True
 
 
 def _upstream(inputs: Tensor, grad_output: Tensor) -> Tensor:
-    """grad_output as the ops take it: of the accumulation dtype one number, or one for each index of the batch; of the inputs' dtype one per loss."""
+    """grad_output as the ops take it: of the accumulation dtype one number, or one for each index of the batch; of the
+    inputs' dtype one per loss."""
     grad_output = _without_repetition(grad_output)
     return grad_output if grad_output.dim() else grad_output.to(arguments.accumulation_dtype(inputs.dtype))
 
@@ -222,8 +241,8 @@ def loss_only(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:
 
 
 def is_watched_by_autograd() -> bool:
-    """Whether a transform, forward-mode AD, torch.jit.trace or torch.onnx.export runs the call: they take it apart, or ask for derivatives that no
-    kernel has."""
+    """Whether a transform, forward-mode AD, torch.jit.trace or torch.onnx.export runs the call: they take it apart, or
+    ask for derivatives that no kernel has."""
     return is_differentiated_forward() or (torch.onnx.is_in_onnx_export() if is_compiling() else is_jit_traced())
 
 
@@ -243,7 +262,9 @@ def has_kernel_for_levels(logits: Sequence[Tensor], call: Call) -> bool:
         return True
     if not spec.has_cuda_levels or call.scores is not None or (call.weight is not None and call.weight.dim() == 1):
         return False
-    return not spec.is_per_row or (first.dtype is not torch.float64 and has_ids(logits, call) and all(level.is_contiguous() for level in logits))
+    return not spec.is_per_row or (
+        first.dtype is not torch.float64 and has_ids(logits, call) and all(level.is_contiguous() for level in logits)
+    )
 
 
 def _compiled(logits: tuple[Tensor, ...], call: Call, reduction: str, wants_gradient: bool) -> Tensor:
@@ -258,7 +279,8 @@ def _compiled(logits: tuple[Tensor, ...], call: Call, reduction: str, wants_grad
 
 
 def _by_falling_stride(strides: tuple[int, ...]) -> list[int]:
-    """Dimensions in the order of memory. An insertion sort: torch.compile cannot trace sorted() over the strides of dynamic shapes."""
+    """Dimensions in the order of memory. An insertion sort: torch.compile cannot trace sorted() over the strides of
+    dynamic shapes."""
     order: list[int] = []
     for d, stride in enumerate(strides):
         at = len(order)
@@ -269,7 +291,8 @@ def _by_falling_stride(strides: tuple[int, ...]) -> list[int]:
 
 
 def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None]:
-    """Contiguous logits without a copy where the memory holds rows in another order (a permuted batch), else with one copy.
+    """Contiguous logits without a copy where the memory holds rows in another order (a permuted batch), else with one
+    copy.
 
     Returns the permutation that was applied, to be undone on an unreduced loss.
     """
@@ -283,19 +306,25 @@ def _as_rows(inputs: Tensor, call: Call) -> tuple[Tensor, Call, list[int] | None
     return rows, call._replace(targets=targets, scores=scores), order
 
 
-def dispatch(logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_inputs: bool, plain: bool = False) -> Tensor:
+def dispatch(
+    logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_inputs: bool, plain: bool = False
+) -> Tensor:
     """The loss of checked arguments by the fastest implementation that is right for them; `plain` as in Request."""
     first = logits[0]
     compiling = not plain and is_compiling()
     if overwritten.happened and not arguments.is_traced():
         overwritten.check([unwrap_if_dead(t) for t in logits])
-    can_fuse = plain or (not is_watched_by_autograd() and (compiling or arguments.are_plain((*logits, *tensors_of(call)))))
+    can_fuse = plain or (
+        not is_watched_by_autograd() and (compiling or arguments.are_plain((*logits, *tensors_of(call))))
+    )
     if not can_fuse or wants_more(call) or not native.runs_on(first.device):
         return reference.compute(logits, call, reduction)
     if call.classes and not has_kernel_for_levels(logits, call):
         rows, call = reference.in_rows(logits, call)
         return dispatch((rows,), call, reduction, False)
-    wants_gradient = torch.is_grad_enabled() and (any(t.requires_grad for t in logits) if call.classes else first.requires_grad)
+    wants_gradient = torch.is_grad_enabled() and (
+        any(t.requires_grad for t in logits) if call.classes else first.requires_grad
+    )
     overwrite, order = overwrite_inputs and wants_gradient and not compiling, None
     if call.classes:
         logits = tuple(level if is_native_layout(level) else level.contiguous() for level in logits)

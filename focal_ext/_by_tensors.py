@@ -1,4 +1,5 @@
-# Owns: the ops for numbers that change from call to call of a compiled graph, which come as tensors: an op's own floats are constants of it.
+# Owns: the ops for numbers that change from call to call of a compiled graph, which come as tensors: an op's own floats
+# are constants of it.
 # Must not know: which number is which, autograd, kernels.
 from __future__ import annotations
 
@@ -28,9 +29,11 @@ _defined = {"loss"} if hasattr(ops, f"loss{SUFFIX}") else set()  # the package m
 
 
 def define(name: str, registrations: torch.library.Library) -> bool:
-    """Defines the op `name` again with numbers by tensors behind its arguments, if torch tells the schema; returns whether it did.
+    """Defines the op `name` again with numbers by tensors behind its arguments, if torch tells the schema; returns
+    whether it did.
 
-    It reads their values on the host. They are on the CPU, unless the graph itself read a number from a device, and would have waited then.
+    It reads their values on the host. They are on the CPU, unless the graph itself read a number from a device, and
+    would have waited then.
     """
     op, schema = getattr(ops, name), schema_of(getattr(ops, name))
     if schema is None:
@@ -65,7 +68,9 @@ def apart(call: Call) -> tuple[Any, Numbers]:
     if not places or not _defined:
         return call, NONE
     tensors = [as_tensor(given[place], torch.ones(()), torch.float64) for place in places]
-    constants = tuple(0.5 if place in places else number for place, number in enumerate(given))  # of which those are never read
+    constants = tuple(
+        0.5 if place in places else number for place, number in enumerate(given)
+    )  # of which those are never read
     return (*call[:NUMBERS], constants, *call[NUMBERS + 1 :]), Numbers(tensors, places)
 
 

@@ -20,12 +20,18 @@ from ._spec import LOSSES, LossSpec
 class Call(NamedTuple):
     """The checked arguments of one call in the order of the native ops, tensors first, behind the logits.
 
-    What torch.compile traces takes slices and functions: the compiler of torch 2.10 does not know a NamedTuple's properties.
+    What torch.compile traces takes slices and functions: the compiler of torch 2.10 does not know a NamedTuple's
+    properties.
     """
 
-    targets: Tensor  # contiguous; class ids, one a row, or dense of the shape of the logits, of levels of that of the only one
+    # contiguous; class ids, one a row, or dense of the shape of the logits, of levels of that of the only one
+    targets: Tensor
     scores: Tensor | None  # [rows] in the accumulation dtype: the target of each positive id's class; None: 1
-    weight: Tensor | None  # of rows [rows or 1, classes or 1], of levels [images, 1], [images, anchors] or [classes]; in the accumulation dtype
+    weight: (
+        Tensor | None
+        # of rows [rows or 1, classes or 1], of levels [images, 1], [images, anchors] or [classes]; in the accumulation
+        # dtype
+    )
     alpha: Tensor | None  # [classes] in the accumulation dtype
     normalizer: Tensor | None  # 0-d, or of the shape of the loss, in the accumulation dtype
     loss: int  # its place in LOSSES
@@ -69,8 +75,8 @@ class Request(NamedTuple):
     call: Call
     reduction: str
     overwrite_inputs: bool
-    # Whether nothing traces or transforms the call, and all tensors are contiguous memory and of no subclass: what nearly every call is, of which
-    # nothing more need be asked.
+    # Whether nothing traces or transforms the call, and all tensors are contiguous memory and of no subclass: what
+    # nearly every call is, of which nothing more need be asked.
     plain: bool
     unreduced: Unreduced = None
 
@@ -91,14 +97,20 @@ def check(
 ) -> Request:
     """Checks every argument before anything is computed."""
     watched = is_watched()
-    number, class_alpha = (alpha, None) if type(alpha) is float or alpha is None or not spec.has_class_alpha or is_number(alpha) else (None, alpha)
+    number, class_alpha = (
+        (alpha, None)
+        if type(alpha) is float or alpha is None or not spec.has_class_alpha or is_number(alpha)
+        else (None, alpha)
+    )
     value, tensor = (OF_TENSOR, normalizer) if isinstance(normalizer, Tensor) else (normalizer, None)
     options_of = check_options if watched else options_once
     unreduced: Unreduced = None
     if isinstance(inputs, Levels):
         of_levels.check_words(spec, "", 0, class_dim)
     elif class_dim != -1:
-        inputs, targets, weight, unreduced = laid(spec, inputs, targets, weight, class_dim, class_alpha is not None, reduction, batch_dims)
+        inputs, targets, weight, unreduced = laid(
+            spec, inputs, targets, weight, class_dim, class_alpha is not None, reduction, batch_dims
+        )
     options = options_of(spec, number, reduction, value, ignore_index, overwrite_inputs, batch_dims, *parameters)
     if isinstance(inputs, Levels):
         bind: Any = of_levels.bind_quietly if watched else of_levels.bind

@@ -1,4 +1,5 @@
-# Owns: how a convolution and its loss are cut into chunks that fit a memory budget, and which rows of the input each chunk reads.
+# Owns: how a convolution and its loss are cut into chunks that fit a memory budget, and which rows of the input each
+# chunk reads.
 # Must not know: tensors, losses.
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Chunk(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The rows of the input that make some rows of the output, and how many rows of padding lie above and below them."""
+    """The rows of the input that make some rows of the output, and how many rows of padding lie above and below
+    them."""
 
     rows: slice
     above: int
@@ -46,8 +48,8 @@ def parts(count: int, most: int) -> Iterator[slice]:
 def chunks(images: int, anchors: int, rows: int, row_bytes: int, budget: int) -> Iterator[Chunk]:
     """The chunks of a level whose one anchor of one image makes `rows` rows of `row_bytes` bytes of logits.
 
-    Several anchors, then several images, share a chunk while their logits fit the budget; only an anchor that exceeds it alone is
-    cut into strips of rows.
+    Several anchors, then several images, share a chunk while their logits fit the budget; only an anchor that exceeds
+    it alone is cut into strips of rows.
     """
     if not (images and anchors and rows and row_bytes):
         return

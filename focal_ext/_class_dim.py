@@ -23,7 +23,8 @@ class Laid(NamedTuple):
     unreduced: Unreduced
 
 
-# What is to be done to an unreduced loss: the dimension that its classes are moved back to from the last, or its shape; None: nothing.
+# What is to be done to an unreduced loss: the dimension that its classes are moved back to from the last, or its shape;
+# None: nothing.
 Unreduced = int | tuple[int, ...] | None
 
 
@@ -42,8 +43,18 @@ def check_class_dim(class_dim: Any, inputs: Tensor) -> int:
     return class_dim % inputs.dim()
 
 
-def laid(spec: LossSpec, inputs: Tensor, targets: Any, weight: Any, class_dim: Any, has_class_alpha: bool, reduction: Any, batch_dims: Any) -> Laid:
-    """Dense targets of losses of single logits are a flat array whatever the layout; else planes are read in place, or rows; else rows are copied."""
+def laid(
+    spec: LossSpec,
+    inputs: Tensor,
+    targets: Any,
+    weight: Any,
+    class_dim: Any,
+    has_class_alpha: bool,
+    reduction: Any,
+    batch_dims: Any,
+) -> Laid:
+    """Dense targets of losses of single logits are a flat array whatever the layout; else planes are read in place, or
+    rows; else rows are copied."""
     dim = check_class_dim(class_dim, inputs)
     arguments.check_batch_dims(batch_dims, reduction)
     arguments.check_batch_end(batch_dims, dim, inputs.shape)
@@ -53,7 +64,9 @@ def laid(spec: LossSpec, inputs: Tensor, targets: Any, weight: Any, class_dim: A
     _check_weight(spec, inputs, weight, dim)
     if dense and not (spec.is_per_row or has_class_alpha or rows.is_contiguous()):
         return _flat(inputs, targets, weight, dim)
-    if (not batch_dims or batch_dims == dim == 1) and _are_planes(spec, inputs, rows, dense, reduction):  # a loss for each image, or for all
+    if (not batch_dims or batch_dims == dim == 1) and _are_planes(
+        spec, inputs, rows, dense, reduction
+    ):  # a loss for each image, or for all
         fits, plane_weight = _weight_of_planes(spec, inputs, weight, dim)
         if fits:
             return _in_planes(spec, inputs, targets, plane_weight, dim, dense)
@@ -86,7 +99,9 @@ def _in_planes(spec: LossSpec, inputs: Tensor, targets: Any, weight: Any, dim: i
         targets = targets.reshape(images, positions)
     else:
         targets = tuple(t.reshape(images, positions) for t in targets)
-    return Laid(Levels([inputs], shape[dim], [positions], True), targets, weight, of_ids if spec.is_per_row else tuple(shape))
+    return Laid(
+        Levels([inputs], shape[dim], [positions], True), targets, weight, of_ids if spec.is_per_row else tuple(shape)
+    )
 
 
 def _flat(inputs: Tensor, targets: Any, weight: Any, dim: int) -> Laid:
@@ -105,10 +120,13 @@ def _is_dense(inputs: Tensor, targets: Any, dim: int) -> bool:
     given = targets if isinstance(targets, (tuple, list)) else [targets]
     for t in given:
         if not isinstance(t, Tensor):
-            raise TypeError(f"targets: must be a torch.Tensor, or of some losses a pair of them, got {type(t).__name__}")
+            raise TypeError(
+                f"targets: must be a torch.Tensor, or of some losses a pair of them, got {type(t).__name__}"
+            )
         if tuple(t.shape) != of_ids and (len(given) > 1 or t.shape != inputs.shape):
             raise ValueError(
-                f"targets: with class_dim={dim} shape must be {of_ids} for class ids or {tuple(inputs.shape)} for dense targets, got {tuple(t.shape)}"
+                f"targets: with class_dim={dim} shape must be {of_ids} for class ids or {tuple(inputs.shape)} for "
+                f"dense targets, got {tuple(t.shape)}"
             )
     return len(given) == 1 and given[0].shape == inputs.shape
 
@@ -116,9 +134,14 @@ def _is_dense(inputs: Tensor, targets: Any, dim: int) -> bool:
 def _check_weight(spec: LossSpec, inputs: Tensor, weight: Any, dim: int) -> None:
     """What is wrong beside the shape is said where all weights are checked."""
     wanted = (*inputs.shape[:dim], *inputs.shape[dim + 1 :]) if spec.is_per_row else tuple(inputs.shape)
-    if isinstance(weight, Tensor) and (weight.dim() > len(wanted) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(wanted)))):
+    if isinstance(weight, Tensor) and (
+        weight.dim() > len(wanted) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(wanted)))
+    ):
         hint = "; a factor for each class is alpha" if spec.is_per_row and weight.numel() == inputs.shape[dim] else ""
-        raise ValueError(f"weight: with class_dim={dim} must broadcast to {'the rows of inputs' if spec.is_per_row else 'inputs'}, {wanted}, got {tuple(weight.shape)}{hint}")
+        raise ValueError(
+            f"weight: with class_dim={dim} must broadcast to {'the rows of inputs' if spec.is_per_row else 'inputs'}, "
+            f"{wanted}, got {tuple(weight.shape)}{hint}"
+        )
 
 
 def _as_wide_as(shape: Sequence[int], weight: Tensor) -> Tensor:
@@ -126,7 +149,8 @@ def _as_wide_as(shape: Sequence[int], weight: Tensor) -> Tensor:
 
 
 def _weight_of_planes(spec: LossSpec, inputs: Tensor, weight: Any, dim: int) -> tuple[bool, Any]:
-    """Whether planes can have the weight, one number an image, a position or a class, and the weight as they have it."""
+    """Whether planes can have the weight, one number an image, a position or a class, and the weight as they have
+    it."""
     if not isinstance(weight, Tensor):
         return True, weight
     shape = inputs.shape

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 OLDEST_NVCC = "12.4"
-# These share no binary image with other chips of their major version (CUDA C++ programming guide, binary compatibility).
+# These share no binary image with other chips of their major version (CUDA C++ programming guide, binary
+# compatibility).
 TEGRA = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1)}
 
 
 def runs(arch: str, capability: tuple[int, int], with_ptx: bool) -> bool:
     """Whether an image, "80", "90a" or "100+PTX", runs on devices of a compute capability.
 
-    A binary runs within its major version from its own minor version on; PTX is compiled for every later device. With the
-    suffix "a" both are for the one architecture, with "f" for its major version.
+    A binary runs within its major version from its own minor version on; PTX is compiled for every later device. With
+    the suffix "a" both are for the one architecture, with "f" for its major version.
     """
     number = arch.removesuffix("+PTX")
     suffix = number.lstrip("0123456789")
@@ -38,14 +39,16 @@ def why_not(facts: Mapping[str, Any], driver: int, capability: tuple[int, int] |
     built, archs = facts["cuda"], facts["archs"]
     if not built:
         return (
-            f"focal_ext was built without CUDA kernels ({facts['reason_no_cuda'] or 'the build does not say why'}). Build it"
+            f"focal_ext was built without CUDA kernels ({facts['reason_no_cuda'] or 'the build does not say why'}). "
+            "Build it"
             f" again with nvcc {OLDEST_NVCC} or later on the PATH; with FOCAL_EXT_CUDA=ON the build says what is wrong"
         )
     major, minor = map(int, built.split("."))
     supported = f"{driver // 1000}.{driver % 1000 // 10}"
     if 0 < driver < 1000 * major:
         return (
-            f"focal_ext was built with CUDA {built}, the driver supports CUDA {supported}. Update the driver, or build focal_ext"
+            f"focal_ext was built with CUDA {built}, the driver supports CUDA {supported}. Update the driver, or "
+            "build focal_ext"
             f" again with an older nvcc, {OLDEST_NVCC} or later"
         )
     jit = driver >= 1000 * major + 10 * minor  # a driver compiles the PTX of its own toolkit and of earlier ones

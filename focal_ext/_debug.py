@@ -18,17 +18,20 @@ enabled = False
 
 
 class debug:  # a function by name, and a context, as torch.autograd.set_detect_anomaly
-    """Bad targets raise everywhere: on CUDA and in compiled graphs too, where they make loss and gradient NaN otherwise.
+    """Bad targets raise everywhere: on CUDA and in compiled graphs too, where they make loss and gradient NaN
+    otherwise.
 
-    ``focal_ext.debug()`` switches it on for the process, ``focal_ext.debug(False)`` off, and ``with focal_ext.debug():`` on for a while. Each
-    call then reads its targets once more and, on CUDA, waits for the device; CUDA graphs cannot capture that. A compiled function is compiled
-    anew when the switch changes. Under torch.func, torch.jit.trace and torch.export nothing is looked at.
+    ``focal_ext.debug()`` switches it on for the process, ``focal_ext.debug(False)`` off, and ``with
+    focal_ext.debug():`` on for a while. Each call then reads its targets once more and, on CUDA, waits for the device;
+    CUDA graphs cannot capture that. A compiled function is compiled anew when the switch changes. Under torch.func,
+    torch.jit.trace and torch.export nothing is looked at.
 
     Args:
         mode: True for on, False for off.
 
     Raises:
-        ValueError: from then on, a class id out of range, or a dense integer other than 0, 1 and ignore_index: the first of them, by name.
+        ValueError: from then on, a class id out of range, or a dense integer other than 0, 1 and ignore_index: the
+            first of them, by name.
 
     Example:
         >>> logits, labels = torch.randn(2, 80), torch.tensor([3, -1])
@@ -56,7 +59,9 @@ class debug:  # a function by name, and a context, as torch.autograd.set_detect_
 def _define() -> None:
     """An op, which a graph keeps as it is. Made when somebody debugs: import is not to pay for it."""
 
-    def checked_targets(targets: Tensor, classes: int, ignore_index: int | None, background: bool, dense: bool) -> Tensor:
+    def checked_targets(
+        targets: Tensor, classes: int, ignore_index: int | None, background: bool, dense: bool
+    ) -> Tensor:
         reference.check_values(targets, classes, ignore_index, background, dense)
         return targets.clone()
 
@@ -71,7 +76,9 @@ def with_checked_targets(logits: Sequence[Tensor], call: Call) -> Call:
     if rule is None:
         return call
     if is_compiling():
-        return call if torch.onnx.is_in_onnx_export() else call._replace(targets=ops.checked_targets(call.targets, *rule))
+        return (
+            call if torch.onnx.is_in_onnx_export() else call._replace(targets=ops.checked_targets(call.targets, *rule))
+        )
     if not (arguments.is_traced() or arguments.is_fx_traced()) and arguments.is_plain(call.targets):
         reference.check_values(call.targets, *rule)
     return call

@@ -19,8 +19,11 @@ def are_dense(targets: Any) -> bool:
     return isinstance(targets, (tuple, list)) and any(isinstance(t, Tensor) and t.dim() == 4 for t in targets)
 
 
-def loss_over(spec: LossSpec, loss_of_rows: Callable[..., Tensor], levels: Levels, targets: Sequence[Any], options: dict[str, Any]) -> Tensor:
-    """The losses of the levels, added in their order. `options`: all arguments of the function over rows but the first two."""
+def loss_over(
+    spec: LossSpec, loss_of_rows: Callable[..., Tensor], levels: Levels, targets: Sequence[Any], options: dict[str, Any]
+) -> Tensor:
+    """The losses of the levels, added in their order. `options`: all arguments of the function over rows but the first
+    two."""
     maps, classes = levels.maps, levels.classes
     check_levels(maps, classes)
     check_words(spec, options["reduction"], options["batch_dims"], options["class_dim"])
@@ -29,8 +32,18 @@ def loss_over(spec: LossSpec, loss_of_rows: Callable[..., Tensor], levels: Level
         check_overwrite(maps)
     counts = anchors_of(maps, classes)
     weight = check_weight(options["weight"], (maps[0].shape[0], sum(counts)), maps[0], None)
-    in_rows = spec.is_per_row or (weight is not None and weight.shape[1] > 1) or not (options.get("alpha") is None or arguments.is_number(options["alpha"]))
-    parts = [None] * len(maps) if weight is None else weight.split(counts, 1) if weight.shape[1] == sum(counts) else [weight] * len(maps)
+    in_rows = (
+        spec.is_per_row
+        or (weight is not None and weight.shape[1] > 1)
+        or not (options.get("alpha") is None or arguments.is_number(options["alpha"]))
+    )
+    parts = (
+        [None] * len(maps)
+        if weight is None
+        else weight.split(counts, 1)
+        if weight.shape[1] == sum(counts)
+        else [weight] * len(maps)
+    )
     options = {**options, **_divided(spec, levels, targets, options)}
     losses = []
     for i, (level, target, part) in enumerate(zip(maps, targets, parts)):
@@ -53,9 +66,15 @@ def _check_targets(maps: Sequence[Tensor], targets: Sequence[Any]) -> None:
         raise ValueError(f"targets: must hold a dense map for each of the {len(maps)} levels, got {len(targets)}")
     for i, (level, target) in enumerate(zip(maps, targets)):
         if not isinstance(target, Tensor):
-            raise TypeError(f"targets[{i}]: must be a torch.Tensor, a dense map as the other levels have, got {type(target).__name__}")
+            raise TypeError(
+                f"targets[{i}]: must be a torch.Tensor, a dense map as the other levels have, got "
+                f"{type(target).__name__}"
+            )
         if target.shape != level.shape:
-            raise ValueError(f"targets[{i}]: dense maps must have the shape of levels[{i}], {tuple(level.shape)}, got {tuple(target.shape)}")
+            raise ValueError(
+                f"targets[{i}]: dense maps must have the shape of levels[{i}], {tuple(level.shape)}, got "
+                f"{tuple(target.shape)}"
+            )
         if target.dtype != targets[0].dtype:
             raise TypeError(f"targets: all levels must have one dtype, got {targets[0].dtype} and {target.dtype}")
 
@@ -83,7 +102,9 @@ def _divided(spec: LossSpec, levels: Levels, targets: Sequence[Tensor], options:
     return {"reduction": "sum", "normalizer": count.clamp(min=1).to(arguments.accumulation_dtype(levels.maps[0].dtype))}
 
 
-def _of_level(i: int, loss_of_rows: Callable[..., Tensor], inputs: Tensor, targets: Tensor, options: dict[str, Any]) -> Tensor:
+def _of_level(
+    i: int, loss_of_rows: Callable[..., Tensor], inputs: Tensor, targets: Tensor, options: dict[str, Any]
+) -> Tensor:
     if is_compiling():
         return loss_of_rows(inputs, targets, **options)
     try:

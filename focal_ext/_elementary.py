@@ -1,8 +1,8 @@
 # Owns: what the reference formulas are made of: functions that are right to any order of derivative, at every logit.
 # Must not know: any one loss, arguments, the native library.
 #
-# Written for exactness: no 1 - p of a p near 1, no x - x t, no F.softplus (its threshold of 20 costs 9e-11 in float64), no
-# second derivative by a power of what underflows.
+# Written for exactness: no 1 - p of a p near 1, no x - x t, no F.softplus (its threshold of 20 costs 9e-11 in float64),
+# no second derivative by a power of what underflows.
 from __future__ import annotations
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ._symbols import at_most, holds, is_constant
 
-# Beyond it sigmoid(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
+# Beyond it sigmoid(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 *
+# inf.
 LIMIT = 800.0
 
 
@@ -20,7 +21,8 @@ def bounded(x: Tensor, limit: float) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), also known as -log sigmoid(-x). F.logsigmoid's second derivative takes 1 - y of a y near 1 and is 0 from 37 on."""
+    """log(1 + exp(x)), also known as -log sigmoid(-x). F.logsigmoid's second derivative takes 1 - y of a y near 1 and
+    is 0 from 37 on."""
     above = x > 0
     return torch.where(above, x, 0.0) + torch.log1p(torch.exp(torch.where(above, -x, x)))
 
@@ -34,9 +36,10 @@ def powered(value: Tensor, log_u: Tensor, gamma: float | Tensor) -> Tensor:
 
 
 def power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
-    """u ** gamma for u = 1 - p_t. Of a hard target log u is at hand, and is the value's base where u is not: below gamma 1, where u
-    underflows long before its power, and at a large gamma, where u near 1 is rounded; and of a gamma that changes from step to step of a
-    graph, which a question about it would compile anew for each answer. It errs by roundings of gamma log u."""
+    """u ** gamma for u = 1 - p_t. Of a hard target log u is at hand, and is the value's base where u is not: below
+    gamma 1, where u underflows long before its power, and at a large gamma, where u near 1 is rounded; and of a gamma
+    that changes from step to step of a graph, which a question about it would compile anew for each answer. It errs by
+    roundings of gamma log u."""
     exponent = at_most(gamma, 1e36, u)
     if t.requires_grad:
         return u.pow(exponent)
@@ -47,19 +50,22 @@ def power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
 
 
 def sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
-    """p and q = 1 - p, constant beyond the limit. Autograd differentiates sigmoid as y (1-y), which is 0 where y rounds to 1: so the
-    larger of the two is 1 minus the smaller, whose derivative is exact."""
+    """p and q = 1 - p, constant beyond the limit. Autograd differentiates sigmoid as y (1-y), which is 0 where y rounds
+    to 1: so the larger of the two is 1 minus the smaller, whose derivative is exact."""
     near = bounded(x, LIMIT)
     p, q = torch.sigmoid(near), torch.sigmoid(-near)
     return torch.where(x > 0, 1 - q, p), torch.where(x > 0, q, 1 - p)
 
 
 def cross_entropy(x: Tensor, t: Tensor, rest: Tensor | None = None) -> Tensor:
-    """-t log p - rest log q, linear beyond the limit; rest is 1 - t, given where the difference would lose its digits."""
+    """-t log p - rest log q, linear beyond the limit; rest is 1 - t, given where the difference would lose its
+    digits."""
     rest = 1 - t if rest is None else rest
     near = bounded(x, LIMIT)
     ce = softplus(near) * rest + softplus(-near) * t
-    above = torch.where((x > LIMIT) & (rest != 0), (x - LIMIT) * rest, 0.0)  # strictly: at the limit itself `near` has the gradient
+    above = torch.where(
+        (x > LIMIT) & (rest != 0), (x - LIMIT) * rest, 0.0
+    )  # strictly: at the limit itself `near` has the gradient
     below = torch.where((x < -LIMIT) & (t != 0), (-x - LIMIT) * t, 0.0)
     return ce + above + below
 
@@ -70,7 +76,8 @@ def negative_modulator(x: Tensor, gamma: float, live: float = 1.0) -> Tensor:
 
 
 def power_of_score(score: Tensor, gamma: float | Tensor) -> Tensor:
-    """score ** gamma, of which NaN ** 0 is NaN: what is not known shows. 0 ** gamma is 0 also of a gamma that float32 rounds to 0."""
+    """score ** gamma, of which NaN ** 0 is NaN: what is not known shows. 0 ** gamma is 0 also of a gamma that float32
+    rounds to 0."""
     power = score.pow(gamma)
     if not isinstance(gamma, Tensor) and 0 < gamma < 1e-30:
         power = torch.where(score == 0, 0.0, power)
@@ -88,8 +95,8 @@ def modulated(modulator: Tensor, live: float) -> Tensor:
 
 
 def focal(x: Tensor, t: Tensor, gamma: float, smoothing: float = 0.0, live: float = 1.0) -> Tensor:
-    """u^gamma ce with u = p (1-t) + q t = 1 - p_t, of logits x and targets t in [0, 1] (Lin et al. 2017, eq. 5, without alpha_t). `live`: whether u^gamma
-    has a gradient."""
+    """u^gamma ce with u = p (1-t) + q t = 1 - p_t, of logits x and targets t in [0, 1] (Lin et al. 2017, eq. 5, without
+    alpha_t). `live`: whether u^gamma has a gradient."""
     ce = cross_entropy(x, t * (1 - smoothing) + smoothing / 2, (1 - t) * (1 - smoothing) + smoothing / 2)
     if holds(gamma == 0, unknown=False):
         return ce
@@ -97,6 +104,9 @@ def focal(x: Tensor, t: Tensor, gamma: float, smoothing: float = 0.0, live: floa
     u = p * (1 - t) + q * t
     # A smoothed label's cross entropy grows on the winning side too, so there p^gamma is needed beyond the limit.
     modulator = modulated(power(u, gamma, bounded(x, 1e30 if holds(smoothing != 0) else LIMIT), t), live)
-    # An infinite cross entropy stays infinite where u^gamma underflows, but not where u is 0: smoothing on the winning side.
+    # An infinite cross entropy stays infinite where u^gamma underflows, but not where u is 0: smoothing on the winning
+    # side.
     won = ce.isinf() & (u == 0)
-    return torch.where(ce.isinf() & ~won, modulator.clamp(min=torch.finfo(x.dtype).tiny), modulator) * torch.where(won, 0.0, ce)
+    return torch.where(ce.isinf() & ~won, modulator.clamp(min=torch.finfo(x.dtype).tiny), modulator) * torch.where(
+        won, 0.0, ce
+    )

@@ -1,4 +1,5 @@
-# Owns: what may multiply and divide a loss: alpha, weight, reduction and normalizer; every error about them, and the form the ops take them in.
+# Owns: what may multiply and divide a loss: alpha, weight, reduction and normalizer; every error about them, and the
+# form the ops take them in.
 # Must not know: formulas, autograd, the native library, which loss takes which argument.
 from __future__ import annotations
 
@@ -9,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arguments import accumulation_dtype, as_float, check_layout, in_dtype, is_in_memory, is_number, is_plain, is_traced, values_are_readable
+from ._arguments import (
+    accumulation_dtype,
+    as_float,
+    check_layout,
+    in_dtype,
+    is_in_memory,
+    is_number,
+    is_plain,
+    is_traced,
+    values_are_readable,
+)
 from ._symbols import as_tensor, holds, is_constant, quoted
 
 # What the reduced loss is divided by; the numbers are those of csrc/problem.h.
@@ -28,7 +39,8 @@ _captured: dict[int, Tensor] = {}  # by address, which is all that a CUDA graph 
 
 
 def tensor_of(values: tuple[float, ...], dtype: torch.dtype, inputs: Tensor) -> Tensor:
-    """Copied to the device of inputs once: a copy at each call would wait for the device, and no CUDA graph could capture it."""
+    """Copied to the device of inputs once: a copy at each call would wait for the device, and no CUDA graph could
+    capture it."""
     if not all(map(is_constant, values)):
         return torch.stack([as_tensor(value, inputs, dtype) for value in values])
     if is_traced() or not is_plain(inputs):
@@ -52,7 +64,9 @@ def check_alpha(alpha: Any, most: float = 1.0) -> tuple[float, float]:
     if alpha is None or (is_number(alpha) and holds(alpha == -1, unknown=False)):
         return 1.0, 1.0
     if not is_number(alpha):
-        raise TypeError(f"alpha: must be None, a float, or a tensor or sequence of one float a class, got {type(alpha).__name__}")
+        raise TypeError(
+            f"alpha: must be None, a float, or a tensor or sequence of one float a class, got {type(alpha).__name__}"
+        )
     factor = as_float(alpha)
     if not holds(factor >= 0, factor <= most, factor < math.inf):
         raise ValueError(f"alpha: must be {_rule_of_alpha(most)}, or None or -1 to switch it off, got {quoted(alpha)}")
@@ -69,7 +83,9 @@ def check_class_alpha(alpha: Any, like: Tensor, classes: int, most: float) -> Te
     if not isinstance(alpha, Tensor):
         alpha = alpha.tolist() if hasattr(alpha, "tolist") else alpha
         if isinstance(alpha, (str, bytes, bool)) or not isinstance(alpha, Sequence) or not all(map(is_number, alpha)):
-            raise TypeError(f"alpha: must be None, a float, or a tensor or sequence of {classes} floats, got {type(alpha).__name__}")
+            raise TypeError(
+                f"alpha: must be None, a float, or a tensor or sequence of {classes} floats, got {type(alpha).__name__}"
+            )
         values = tuple(as_float(a) for a in alpha)
         if not all(holds(a >= 0, a <= most, a < math.inf) for a in values):
             raise ValueError(f"alpha: every value must be {rule}, got {[quoted(a) for a in values]}")
@@ -78,7 +94,9 @@ def check_class_alpha(alpha: Any, like: Tensor, classes: int, most: float) -> Te
     if alpha.is_complex() or alpha.is_quantized or alpha.dtype is torch.bool:
         raise TypeError(f"alpha: must be real numbers, got {alpha.dtype}")
     if alpha.shape != (classes,):
-        raise ValueError(f"alpha: a tensor or sequence must hold one value per class, shape ({classes},), got {tuple(alpha.shape)}")
+        raise ValueError(
+            f"alpha: a tensor or sequence must hold one value per class, shape ({classes},), got {tuple(alpha.shape)}"
+        )
     if alpha.device != like.device:
         raise ValueError(f"alpha: must be on the device of inputs, {like.device}, got {alpha.device}")
     if values_are_readable(alpha) and not bool(((alpha >= 0) & (alpha <= most) & (alpha < math.inf)).all()):
@@ -87,7 +105,8 @@ def check_class_alpha(alpha: Any, like: Tensor, classes: int, most: float) -> Te
 
 
 def check_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
-    """Brings a weight that broadcasts to inputs to [rows or 1, classes or 1], copying only where its layout is neither."""
+    """Brings a weight that broadcasts to inputs to [rows or 1, classes or 1], copying only where its layout is
+    neither."""
     if weight is None:
         return None
     if not isinstance(weight, Tensor):
@@ -116,15 +135,24 @@ def check_row_weight(weight: Tensor | None, inputs: Tensor) -> Tensor | None:
     if isinstance(weight, Tensor):
         rows = inputs.shape[:-1]
         if weight.dim() > len(rows) or any(w not in (1, s) for w, s in zip(reversed(weight.shape), reversed(rows))):
-            hint = "; a column is weight.squeeze(-1)" if weight.shape == (*rows, 1) else "; a factor for each class is alpha" if weight.shape == inputs.shape[-1:] else ""
-            raise ValueError(f"weight: must broadcast to the rows of inputs, {tuple(rows)}, got {tuple(weight.shape)}{hint}")
+            hint = (
+                "; a column is weight.squeeze(-1)"
+                if weight.shape == (*rows, 1)
+                else "; a factor for each class is alpha"
+                if weight.shape == inputs.shape[-1:]
+                else ""
+            )
+            raise ValueError(
+                f"weight: must broadcast to the rows of inputs, {tuple(rows)}, got {tuple(weight.shape)}{hint}"
+            )
         check_layout("weight", weight)
         weight = weight.unsqueeze(-1)
     return check_weight(weight, inputs)
 
 
 def check_normalizer(normalizer: Any, reduction: Any, per_row: bool) -> tuple[int, float]:
-    """The kind of the divisor and its value; the mean is that of all losses that are not ignored, one a row or one a logit."""
+    """The kind of the divisor and its value; the mean is that of all losses that are not ignored, one a row or one a
+    logit."""
     if not isinstance(reduction, str) or reduction not in ("none", "mean", "sum"):
         raise ValueError(f"reduction: must be 'none', 'mean' or 'sum', got {reduction!r}")
     if normalizer is None:
@@ -141,7 +169,9 @@ def check_normalizer(normalizer: Any, reduction: Any, per_row: bool) -> tuple[in
         raise TypeError(f"normalizer: must be a float, a 0-d tensor or 'positives', got {type(normalizer).__name__}")
     divisor = as_float(normalizer)
     if not holds(divisor > 0, divisor < math.inf):
-        raise ValueError(f"normalizer: must be finite and > 0, got {quoted(normalizer)}; clamp a count of positives with max(n, 1)")
+        raise ValueError(
+            f"normalizer: must be finite and > 0, got {quoted(normalizer)}; clamp a count of positives with max(n, 1)"
+        )
     return BY_VALUE, divisor
 
 
@@ -152,7 +182,8 @@ def divisor_of(
     if divisor == BY_TENSOR:
         return divisor, numbers, _check_normalizer_tensor(normalizer, like, batch_dims)
     if divisor == BY_VALUE and not is_constant(numbers[2]):
-        # By tensor what changes from call to call of a graph; one that no rule could be asked of and that is broken is NaN there.
+        # By tensor what changes from call to call of a graph; one that no rule could be asked of and that is broken is
+        # NaN there.
         tensor = as_tensor(numbers[2], like, accumulation_dtype(like.dtype))
         return BY_TENSOR, (*numbers[:2], 1.0, *numbers[3:]), tensor.where((tensor > 0) & (tensor < math.inf), torch.nan)
     return divisor, numbers, None
@@ -161,7 +192,12 @@ def divisor_of(
 def _check_normalizer_tensor(normalizer: Tensor | None, like: Tensor, batch_dims: int) -> Tensor:
     assert normalizer is not None
     dtype = accumulation_dtype(like.dtype)
-    if normalizer.dtype is dtype and normalizer.dim() == 0 and normalizer.device == like.device and is_in_memory(normalizer):
+    if (
+        normalizer.dtype is dtype
+        and normalizer.dim() == 0
+        and normalizer.device == like.device
+        and is_in_memory(normalizer)
+    ):
         return normalizer
     check_layout("normalizer", normalizer)
     if normalizer.dim() != 0 and (not batch_dims or normalizer.shape != like.shape[:batch_dims]):

@@ -11,13 +11,15 @@ from torch import Tensor
 def refuse_create_graph() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "focal_ext: a compiled or exported loss is once differentiable; for create_graph=True call it outside the compiled"
+            "focal_ext: a compiled or exported loss is once differentiable; for create_graph=True call it outside the "
+            "compiled"
             " function, or use focal_ext.reference in it"
         )
 
 
 def no_gradients(arguments: tuple[Any, ...]) -> list[Any]:
-    """What backward returns for arguments without a gradient: None, for a list of nothing but tensors a list; torch asks for it."""
+    """What backward returns for arguments without a gradient: None, for a list of nothing but tensors a list; torch
+    asks for it."""
     lists = (isinstance(a, (list, tuple)) and all(isinstance(t, Tensor) for t in a) for a in arguments)
     return [[None] * len(a) if is_list else None for a, is_list in zip(arguments, lists)]
 

@@ -1,6 +1,7 @@
-# Owns: what torch needs to know of the ops: shapes of results for compiled graphs, autograd formulas, what is written in place. Importing it
-# registers them.
-# Must not know: arguments, kernels; eager calls, which go through focal_ext._autograd, where it can be seen whether a graph is kept.
+# Owns: what torch needs to know of the ops: shapes of results for compiled graphs, autograd formulas, what is written
+# in place. Importing it registers them.
+# Must not know: arguments, kernels; eager calls, which go through focal_ext._autograd, where it can be seen whether a
+# graph is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ def fake_of(name: str) -> Callable[[F], F]:
 
 
 def _check_devices(like: Tensor, others: Sequence[Any]) -> None:
-    """Tensors on meta beside real ones come here, not to the kernels: a result on the CPU would be memory that nothing has written."""
+    """Tensors on meta beside real ones come here, not to the kernels: a result on the CPU would be memory that nothing
+    has written."""
     for t in others:
         if isinstance(t, Tensor) and t.device != like.device:
             raise ValueError(f"focal_ext: all tensors of an op must be on one device, got {like.device} and {t.device}")
@@ -46,7 +48,7 @@ def _like_logits(logits: Any) -> Any:
     return [torch.empty_like(level) for level in logits]
 
 
-# ---- each op over both layouts: logits, the fields of a Call, and what else it takes --------------------------------------------------
+# ---- each op over both layouts: logits, the fields of a Call, and what else it takes ---------------------
 
 
 def _fake_loss(logits: Any, *call: Any) -> Tensor:
@@ -139,7 +141,10 @@ def save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def refuse(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError("focal_ext: a gradient has no derivative of its own; for second derivatives use focal_ext.reference with create_graph=True")
+    raise RuntimeError(
+        "focal_ext: a gradient has no derivative of its own; for second derivatives use focal_ext.reference with "
+        "create_graph=True"
+    )
 
 
 FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -158,19 +163,31 @@ for name, formula in FORMULAS.items():
         register_autograd(getattr(ops, name + by_tensors.SUFFIX).default, *formula, registrations)
 
 
-# ---- what torch's own ops in place do before they write ------------------------------------------------------------------------------
+# ---- what torch's own ops in place do before they write --------------------------------------------------
 
 
 def _in_place(op: Callable[..., None]) -> Callable[..., None]:
-    written = [i for i, argument in enumerate(op._schema.arguments) if argument.alias_info is not None and argument.alias_info.is_write]  # type: ignore[attr-defined]
+    aliases = [argument.alias_info for argument in op._schema.arguments]  # type: ignore[attr-defined]
+    written = [i for i, alias in enumerate(aliases) if alias is not None and alias.is_write]
 
     def announce(keys: Any, *given: Any) -> None:
-        tensors = [t for i in written if i < len(given) for t in (given[i] if isinstance(given[i], (list, tuple)) else [given[i]]) if t is not None]
+        tensors = [
+            t
+            for i in written
+            if i < len(given)
+            for t in (given[i] if isinstance(given[i], (list, tuple)) else [given[i]])
+            if t is not None
+        ]
         for t in tensors:
             if t.requires_grad and torch.is_grad_enabled():
-                raise RuntimeError(f"{op}: writes over a tensor that requires grad, and has no derivative; pass t.detach(), or call it under torch.no_grad()")
+                raise RuntimeError(
+                    f"{op}: writes over a tensor that requires grad, and has no derivative; pass t.detach(), or call "
+                    "it under torch.no_grad()"
+                )
             if t.is_inference():
-                raise RuntimeError(f"{op}: writes over an inference tensor outside torch.inference_mode(); pass t.clone()")
+                raise RuntimeError(
+                    f"{op}: writes over an inference tensor outside torch.inference_mode(); pass t.clone()"
+                )
             torch.autograd.graph.increment_version(t)  # whoever saved it gets autograd's error
         with below_in_place():
             op.redispatch(keys & in_place_keys, *given)  # type: ignore[attr-defined]

@@ -11,14 +11,17 @@ from ._chunks import Geometry
 from ._levels import check_classes, check_maps
 
 
-def in_autocast_dtype(features: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
+def in_autocast_dtype(
+    features: Sequence[Tensor], weight: Tensor, bias: Tensor | None
+) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
     """As autocast casts the arguments of a convolution: all but float64, differentiably."""
     if not isinstance(weight, Tensor) or isinstance(features, Tensor) or not isinstance(features, Sequence):
         return features, weight, bias  # errors that are named later
     device = weight.device.type
     try:
         enabled = torch.is_autocast_enabled(device)
-    except RuntimeError:  # there is none on this device; is_autocast_available() says so too, but torch.compile of torch 2.10 cannot trace it
+    # there is none on this device; is_autocast_available() says so too, but torch.compile of torch 2.10 cannot trace it
+    except RuntimeError:
         enabled = False
     if not enabled:
         return features, weight, bias
@@ -57,13 +60,22 @@ def check_convolution(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: must be a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dtype != first.dtype or tensor.device != first.device:
-            raise ValueError(f"{name}: must be {first.dtype} on {first.device} as features are, got {tensor.dtype} on {tensor.device}")
+            raise ValueError(
+                f"{name}: must be {first.dtype} on {first.device} as features are, got {tensor.dtype} on "
+                f"{tensor.device}"
+            )
     if weight.dim() != 4 or weight.shape[1] != first.shape[1] or not weight.numel() or weight.shape[0] % num_classes:
-        raise ValueError(f"conv_weight: must have shape [anchors * {num_classes}, {first.shape[1]}, height, width] without groups, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"conv_weight: must have shape [anchors * {num_classes}, {first.shape[1]}, height, width] without groups, "
+            f"got {tuple(weight.shape)}"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"conv_bias: must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if isinstance(memory_budget, bool) or not isinstance(memory_budget, int):
-        raise TypeError(f"memory_budget: must be an integer, the bytes that a chunk's logits may take, got {type(memory_budget).__name__}")
+        raise TypeError(
+            "memory_budget: must be an integer, the bytes that a chunk's logits may take, got "
+            f"{type(memory_budget).__name__}"
+        )
     if memory_budget < 1:
         raise ValueError(f"memory_budget: must be at least 1 byte, got {memory_budget}")
     height, width = weight.shape[2:]

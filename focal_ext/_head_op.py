@@ -1,4 +1,5 @@
-# Owns: the convolution fused with its loss as one op, which compiled graphs hold: its chunks would lie in their memory side by side.
+# Owns: the convolution fused with its loss as one op, which compiled graphs hold: its chunks would lie in their memory
+# side by side.
 # Must not know: formulas, kernels, how chunks are cut, eager calls.
 from __future__ import annotations
 
@@ -20,16 +21,20 @@ from ._torch_private import register_autograd, register_fake
 NAME = "conv_loss_and_gradients"
 FIELDS = len(Call._fields)
 
-# Features, weight and bias of the convolution, the fields of a Call, the convolution, which gradients are wanted (of weight, bias
-# and each level), and the numbers that come as tensors. A gradient that is not wanted is empty.
+# Features, weight and bias of the convolution, the fields of a Call, the convolution, which gradients are wanted (of
+# weight, bias and each level), and the numbers that come as tensors. A gradient that is not wanted is empty.
 SCHEMA = (
-    "(Tensor[] features, Tensor conv_weight, Tensor? conv_bias, Tensor targets, Tensor? scores, Tensor? weight, Tensor? alpha, "
-    "Tensor? normalizer, int loss, float[] numbers, int? ignore_index, int divisor, int classes, int batch_dims, int[] geometry, int memory_budget, bool[] wanted, "
+    "(Tensor[] features, Tensor conv_weight, Tensor? conv_bias, Tensor targets, Tensor? scores, Tensor? weight, "
+    "Tensor? alpha, "
+    "Tensor? normalizer, int loss, float[] numbers, int? ignore_index, int divisor, int classes, int batch_dims, "
+    "int[] geometry, int memory_budget, bool[] wanted, "
     "Tensor[] by_tensors, int[] places) -> (Tensor, Tensor[])"
 )
 
 
-def _run(features: list[Tensor], conv_weight: Tensor, conv_bias: Tensor | None, *rest: Any) -> tuple[Tensor, list[Tensor]]:
+def _run(
+    features: list[Tensor], conv_weight: Tensor, conv_bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, list[Tensor]]:
     *fields, geometry, memory_budget, wanted, numbers, places = rest
     call = by_tensors.filled(Call(*fields), numbers, places)
     head = Head(Geometry(*(tuple(geometry[i : i + 2]) for i in (0, 2, 4))), memory_budget)
@@ -38,9 +43,14 @@ def _run(features: list[Tensor], conv_weight: Tensor, conv_bias: Tensor | None, 
     return loss, [conv_weight.new_empty(0) if gradient is None else gradient for gradient in sweep.gradients()]
 
 
-def _fake(features: list[Tensor], conv_weight: Tensor, conv_bias: Tensor | None, *rest: Any) -> tuple[Tensor, list[Tensor]]:
+def _fake(
+    features: list[Tensor], conv_weight: Tensor, conv_bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, list[Tensor]]:
     given = (conv_weight, conv_bias, *features)
-    gradients = [torch.empty_like(t) if t is not None and want else conv_weight.new_empty(0) for t, want in zip(given, rest[FIELDS + 2])]
+    gradients = [
+        torch.empty_like(t) if t is not None and want else conv_weight.new_empty(0)
+        for t, want in zip(given, rest[FIELDS + 2])
+    ]
     return conv_weight.new_empty((), dtype=accumulation_dtype(conv_weight.dtype)), gradients
 
 
@@ -52,7 +62,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]
 
 def _scale(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
     refuse_create_graph()
-    of_weight, of_bias, *of_features = [g * grad_loss if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted)]
+    of_weight, of_bias, *of_features = [
+        g * grad_loss if want else None for g, want in zip(ctx.saved_tensors, ctx.wanted)
+    ]
     return of_features, of_weight, of_bias, *ctx.rest
 
 
@@ -69,4 +81,6 @@ def loss_of(head: Head, call: Call, weight: Tensor, bias: Tensor | None, feature
     wanted = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in given]
     constants, numbers = by_tensors.apart(call)
     geometry = [size for pair in head.geometry for size in pair]
-    return ops.conv_loss_and_gradients(list(features), weight, bias, *constants, geometry, head.memory_budget, wanted, *numbers)[0]
+    return ops.conv_loss_and_gradients(
+        list(features), weight, bias, *constants, geometry, head.memory_budget, wanted, *numbers
+    )[0]

@@ -24,9 +24,11 @@ class Levels(NamedTuple):
 
     maps: Sequence[Tensor]
     classes: int
-    counts: Sequence[int] | None = None  # anchors of an image in each level, where maps[0] only shows images, dtype and device
-    # Whether they are the inputs [N, classes, *spatial] of a function with class_dim: the unreduced loss is one map, weight may be of classes,
-    # targets of losses of rows may be dense.
+    counts: Sequence[int] | None = (
+        None  # anchors of an image in each level, where maps[0] only shows images, dtype and device
+    )
+    # Whether they are the inputs [N, classes, *spatial] of a function with class_dim: the unreduced loss is one map,
+    # weight may be of classes, targets of losses of rows may be dense.
     are_inputs: bool = False
 
 
@@ -47,17 +49,28 @@ def in_order(maps: Any) -> Any:
 def check_words(spec: LossSpec, reduction: str, batch_dims: Any, class_dim: Any = -1) -> None:
     """What the function over rows has and a pyramid has not."""
     if class_dim != -1:
-        raise ValueError(f"class_dim: levels have their classes in dimension 1, got class_dim={class_dim!r}; leave it out")
+        raise ValueError(
+            f"class_dim: levels have their classes in dimension 1, got class_dim={class_dim!r}; leave it out"
+        )
     if reduction == "none":
-        raise ValueError(f"reduction: must be 'sum' or 'mean' for a pyramid, got 'none'; for 'none' flatten the levels and call focal_ext.{FUNCTIONS[spec.number].__name__}")
+        raise ValueError(
+            "reduction: must be 'sum' or 'mean' for a pyramid, got 'none'; for 'none' flatten the levels and call "
+            f"focal_ext.{FUNCTIONS[spec.number].__name__}"
+        )
     if batch_dims not in (0, 1):
-        raise ValueError(f"batch_dims: must be 0 or 1 for a pyramid, whose images are the one dimension before the classes, got {batch_dims}")
+        raise ValueError(
+            "batch_dims: must be 0 or 1 for a pyramid, whose images are the one dimension before the classes, got "
+            f"{batch_dims}"
+        )
 
 
 def check_maps(name: str, maps: Any, channels: str) -> None:
     """A list with a map [B, channels, H, W] for each level, alike in all but height and width."""
     if isinstance(maps, Tensor) or not isinstance(maps, Sequence):
-        raise TypeError(f"{name}: must be a list of tensors, one for each level, or a dict of them, got {type(maps).__name__}; use [{name}]")
+        raise TypeError(
+            f"{name}: must be a list of tensors, one for each level, or a dict of them, got {type(maps).__name__}; "
+            f"use [{name}]"
+        )
     if not maps:
         raise ValueError(f"{name}: must hold at least one level, got an empty list")
     for i, level in enumerate(maps):
@@ -66,9 +79,15 @@ def check_maps(name: str, maps: Any, channels: str) -> None:
         if level.dim() != 4 or level.shape[1] == 0:
             raise ValueError(f"{name}[{i}]: must have shape [B, {channels}, H, W], got {tuple(level.shape)}")
         if level.shape[:2] != first.shape[:2]:
-            raise ValueError(f"{name}[{i}]: must have the images and channels of {name}[0], {tuple(first.shape[:2])}, got {tuple(level.shape[:2])}")
+            raise ValueError(
+                f"{name}[{i}]: must have the images and channels of {name}[0], {tuple(first.shape[:2])}, got "
+                f"{tuple(level.shape[:2])}"
+            )
         if level.dtype != first.dtype or level.device != first.device:
-            raise ValueError(f"{name}[{i}]: must be {first.dtype} on {first.device} as {name}[0] is, got {level.dtype} on {level.device}")
+            raise ValueError(
+                f"{name}[{i}]: must be {first.dtype} on {first.device} as {name}[0] is, got {level.dtype} on "
+                f"{level.device}"
+            )
 
 
 def check_levels(levels: Sequence[Tensor], num_classes: int) -> None:
@@ -96,7 +115,9 @@ def check_overwrite(levels: Sequence[Tensor], *others: Tensor | None, are_inputs
         raise ValueError("overwrite_inputs: two of levels share memory; clone one of them")
 
 
-def bind(options: Options, levels: Levels, targets: Any, weight: Tensor | None, alpha: Alpha, normalizer: Tensor | None) -> Bound:
+def bind(
+    options: Options, levels: Levels, targets: Any, weight: Tensor | None, alpha: Alpha, normalizer: Tensor | None
+) -> Bound:
     maps, classes, counts, are_inputs = levels
     if counts is None:
         check_levels(maps, classes)
@@ -116,10 +137,21 @@ def bind(options: Options, levels: Levels, targets: Any, weight: Tensor | None, 
     class_alpha = None if alpha is None else factors.check_class_alpha(alpha, like, classes, spec.most_alpha)
     divisor, numbers, normalizer = factors.divisor_of(divisor, numbers, normalizer, like, batch_dims)
     weight = check_weight(weight, (like.shape[0], sum(counts)), like, classes if are_inputs else None)
-    if options.overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
+    if (
+        options.overwrite_inputs
+        and torch.is_grad_enabled()
+        and not (arguments.is_traced() or torch.is_inference_mode_enabled())
+    ):
         check_overwrite(maps, ids, weight, scores, are_inputs=are_inputs)
     logits = tuple(maps)
-    return logits, (ids, scores, weight, class_alpha, normalizer), numbers, ignore_index, divisor, arguments.are_plain((*logits, ids, scores, weight, class_alpha, normalizer))
+    return (
+        logits,
+        (ids, scores, weight, class_alpha, normalizer),
+        numbers,
+        ignore_index,
+        divisor,
+        arguments.are_plain((*logits, ids, scores, weight, class_alpha, normalizer)),
+    )
 
 
 bind_quietly = arguments.quiet_under_jit_trace(bind)
@@ -137,7 +169,10 @@ def _is_pair(targets: Any) -> bool:
 def _take_apart(targets: Any, like: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """A pair (ids, scores), each one tensor or one a level."""
     if not isinstance(targets, (tuple, list)) or len(targets) != 2:
-        raise TypeError(f"targets: must be a pair (ids, scores), each a tensor or a list of one for each level, got {type(targets).__name__}")
+        raise TypeError(
+            "targets: must be a pair (ids, scores), each a tensor or a list of one for each level, got "
+            f"{type(targets).__name__}"
+        )
     ids, scores = _joined(targets[0], like, counts), _joined(targets[1], like, counts, "scores")
     return ids, arguments.in_dtype(scores, arguments.accumulation_dtype(like.dtype)).reshape(-1)
 
@@ -147,24 +182,37 @@ def _joined(targets: Any, like: Tensor, counts: Sequence[int], what: str = "clas
     images = like.shape[0]
     parts = [targets] if isinstance(targets, Tensor) else targets
     if not isinstance(parts, Sequence) or not all(isinstance(part, Tensor) for part in parts):
-        raise TypeError(f"targets: must be a tensor of {what} or a list of them, one for each level, got {type(targets).__name__}")
+        raise TypeError(
+            f"targets: must be a tensor of {what} or a list of them, one for each level, got {type(targets).__name__}"
+        )
     wanted = [(images, sum(counts))] if isinstance(targets, Tensor) else [(images, count) for count in counts]
     if [tuple(part.shape) for part in parts] != wanted:
-        raise ValueError(f"targets: {what} must have shape {wanted[0] if len(wanted) == 1 else wanted}, got {[tuple(part.shape) for part in parts]}")
+        raise ValueError(
+            f"targets: {what} must have shape {wanted[0] if len(wanted) == 1 else wanted}, got "
+            f"{[tuple(part.shape) for part in parts]}"
+        )
     for part in parts:
         arguments.check_layout("targets", part)
         if what == "scores" and not part.is_floating_point():
-            raise TypeError(f"targets: the scores of a pair (ids, scores) must be floating point, got {part.dtype}; use scores.float()")
+            raise TypeError(
+                f"targets: the scores of a pair (ids, scores) must be floating point, got {part.dtype}; use "
+                "scores.float()"
+            )
         if what != "scores" and part.dtype not in arguments.ID_DTYPES:
             raise TypeError(f"targets: class ids must be integers, got {part.dtype}; use targets.long()")
         if part.dtype != parts[0].dtype:
             raise TypeError(f"targets: all levels must have one dtype, got {parts[0].dtype} and {part.dtype}")
         if part.device != like.device:
-            raise ValueError(f"targets: must be on the device of the levels, {like.device}, got {part.device}; use targets.to({str(like.device)!r})")
+            raise ValueError(
+                f"targets: must be on the device of the levels, {like.device}, got {part.device}; use "
+                f"targets.to({str(like.device)!r})"
+            )
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
-def check_weight(weight: Tensor | None, of_anchors: tuple[int, int], like: Tensor, classes: int | None) -> Tensor | None:
+def check_weight(
+    weight: Tensor | None, of_anchors: tuple[int, int], like: Tensor, classes: int | None
+) -> Tensor | None:
     if weight is None:
         return None
     if not isinstance(weight, Tensor):
@@ -175,5 +223,8 @@ def check_weight(weight: Tensor | None, of_anchors: tuple[int, int], like: Tenso
     if weight.device != like.device:
         raise ValueError(f"weight: must be on the device of the levels, {like.device}, got {weight.device}")
     if tuple(weight.shape) not in (of_anchors, (of_anchors[0], 1), (classes,)):
-        raise ValueError(f"weight: must have shape {(of_anchors[0], 1)}, one factor an image, or {of_anchors}, one an anchor, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight: must have shape {(of_anchors[0], 1)}, one factor an image, or {of_anchors}, one an anchor, got "
+            f"{tuple(weight.shape)}"
+        )
     return weight.to(arguments.accumulation_dtype(like.dtype)).contiguous()

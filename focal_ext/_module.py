@@ -23,8 +23,11 @@ class LossModule(nn.Module):
         given = inspect.signature(type(self)).bind(*args, **kwargs)
         given.apply_defaults()
         options = given.arguments
-        # Wrong numbers and words are errors here already; tensors and lists have to wait for logits to be compared with.
-        self._ask_for_nothing({name: value for name, value in options.items() if value is None or isinstance(value, (int, float, str))})
+        # Wrong numbers and words are errors here already; tensors and lists have to wait for logits to be compared
+        # with.
+        self._ask_for_nothing(
+            {name: value for name, value in options.items() if value is None or isinstance(value, (int, float, str))}
+        )
         self._options = tuple(options)
         for name, value in options.items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -41,7 +44,9 @@ class LossModule(nn.Module):
         ids = torch.empty(shape, dtype=torch.int64)
         return (ids, torch.empty(shape)) if type(self).function.spec.needs_scores else ids  # type: ignore[attr-defined]
 
-    def forward(self, inputs: Tensor, targets: Targets, weight: Tensor | None = None, normalizer: Normalizer = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, targets: Targets, weight: Tensor | None = None, normalizer: Normalizer = None
+    ) -> Tensor:
         return self._loss(inputs, targets, weight, normalizer)
 
     def _loss(self, inputs: Any, targets: Any, weight: Tensor | None, normalizer: Normalizer) -> Tensor:
@@ -61,13 +66,17 @@ class PyramidLossModule(LossModule):
         check_classes(plain.get("num_classes"))
         type(self).function([torch.empty(0, plain["num_classes"], 0, 0)], self._no_targets((0, 0)), **plain)
 
-    def forward(self, levels: Maps, targets: Any, weight: Tensor | None = None, normalizer: Normalizer = None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, levels: Maps, targets: Any, weight: Tensor | None = None, normalizer: Normalizer = None
+    ) -> Tensor:
         return self._loss(levels, targets, weight, normalizer)
 
 
 def _dimensions(options: Mapping[str, Any]) -> int:
     """Of logits that the options go with, as far as they go together."""
-    class_dim, batch_dims = (value if isinstance(value, int) else 0 for value in (options["class_dim"], options["batch_dims"]))
+    class_dim, batch_dims = (
+        value if isinstance(value, int) else 0 for value in (options["class_dim"], options["batch_dims"])
+    )
     return max(2, class_dim + 1, -class_dim, min(batch_dims, 60) + 1)
 
 
@@ -76,13 +85,19 @@ def module_of(function: Callable[..., Tensor], base: type[LossModule] = LossModu
     path = "focal_ext.pyramid" if base is PyramidLossModule else "focal_ext"
     name = "".join(part.capitalize() for part in function.__name__.split("_"))
     signature = inspect.signature(function)
-    return type(name, (base,), {
-        "__doc__": f""":func:`{path}.{function.__name__}` as a module, with the same arguments and defaults.
+    return type(
+        name,
+        (base,),
+        {
+            "__doc__": f""":func:`{path}.{function.__name__}` as a module, with the same arguments and defaults.
 
-    Tensors among them move with the module, a Parameter is trained with it. What changes from step to step, ``weight`` and
-    ``normalizer``, may be given to forward instead.
+    Tensors among them move with the module, a Parameter is trained with it. What changes from step to step,
+    ``weight`` and ``normalizer``, may be given to forward instead.
     """,
-        "__module__": function.__module__,
-        "__signature__": signature.replace(parameters=list(signature.parameters.values())[2:], return_annotation=signature.empty),
-        "function": staticmethod(function),
-    })  # fmt: skip
+            "__module__": function.__module__,
+            "__signature__": signature.replace(
+                parameters=list(signature.parameters.values())[2:], return_annotation=signature.empty
+            ),
+            "function": staticmethod(function),
+        },
+    )

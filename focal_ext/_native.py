@@ -24,14 +24,17 @@ REINSTALL = (
 OLDEST_TORCH = (2, 10)  # for the library; the package works through the reference with torch >= 2.6
 
 ops = torch.ops.focal_ext  # resolves names lazily: empty until the library is loaded
-convolution_backward = torch.ops.aten.convolution_backward  # both derivatives of a convolution without an autograd graph
+convolution_backward = (
+    torch.ops.aten.convolution_backward
+)  # both derivatives of a convolution without an autograd graph
 OPS = ("loss", "loss_and_gradient", "loss_map", "gradient", "gradient_", "scale_", "first_bad_id")
 PYRAMID_OPS = ("pyramid_loss", "pyramid_loss_and_gradient", "pyramid_loss_map", "pyramid_gradient", "pyramid_gradient_")
 IN_PLACE_OPS = ("gradient_", "scale_", "pyramid_gradient_")
 
 
 def _fact(name: str) -> str | None:
-    """What the library says of itself (csrc/build_facts.cpp); None if it does not know the name. Loads nothing twice."""
+    """What the library says of itself (csrc/build_facts.cpp); None if it does not know the name. Loads nothing
+    twice."""
     function = getattr(ctypes.CDLL(str(LIBRARY)), "focal_ext_fact", None)
     if function is None:
         return None
@@ -43,7 +46,11 @@ def _fact(name: str) -> str | None:
 # What the environment may say, "" being nothing.
 SWITCHES = {
     "FOCAL_EXT_NATIVE": ("0", "1"),  # 0: the reference; 1: a build without kernels fails (setup.py)
-    "FOCAL_EXT_CPU_LEVEL": ("baseline", "x86-64-v3", "x86-64-v4"),  # the highest instruction set to use (csrc/cpu/level.h)
+    "FOCAL_EXT_CPU_LEVEL": (
+        "baseline",
+        "x86-64-v3",
+        "x86-64-v4",
+    ),  # the highest instruction set to use (csrc/cpu/level.h)
 }
 
 
@@ -55,13 +62,18 @@ def _check_environment() -> None:
 
 
 def _other_copy() -> str | None:
-    """The library of another copy of this package that the process has loaded. torch allows one definition of an op, and ends the process at a second."""
+    """The library of another copy of this package that the process has loaded. torch allows one definition of an op,
+    and ends the process at a second."""
     if not hasattr(ops, OPS[0]):
         return None
     loaded = {str(path) for path in torch.ops.loaded_libraries if Path(path).name == LIBRARY.name}
     try:  # the libraries that were not loaded through torch, or that an installation has replaced since
         maps = Path("/proc/self/maps").read_text(errors="replace").splitlines()
-        loaded |= {fields[5] for fields in (line.split(maxsplit=5) for line in maps) if len(fields) == 6 and LIBRARY.name in fields[5]}
+        loaded |= {
+            fields[5]
+            for fields in (line.split(maxsplit=5) for line in maps)
+            if len(fields) == 6 and LIBRARY.name in fields[5]
+        }
     except OSError:
         pass
     if any(os.path.exists(path) and os.path.samefile(path, LIBRARY) for path in loaded):
@@ -74,34 +86,54 @@ def _load() -> str | None:
     _check_environment()
     if os.environ.get("FOCAL_EXT_NATIVE") == "0":
         return "FOCAL_EXT_NATIVE=0 in the environment asks for the reference"
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:  # 2.10.0a0 of a vendor's build is new enough
-        return f"the fused kernels need torch >= 2.10, this is torch {torch.__version__}; {'update torch' if LIBRARY.exists() else REINSTALL}"
+    if (
+        tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH
+    ):  # 2.10.0a0 of a vendor's build is new enough
+        return (
+            f"the fused kernels need torch >= 2.10, this is torch {torch.__version__}; "
+            f"{'update torch' if LIBRARY.exists() else REINSTALL}"
+        )
     if not LIBRARY.exists():
-        return f"this installation has no {LIBRARY.name}: it was built without a C++ compiler, not on Linux, or with FOCAL_EXT_NATIVE=0; {REINSTALL}"
+        return (
+            f"this installation has no {LIBRARY.name}: it was built without a C++ compiler, not on Linux, or with "
+            f"FOCAL_EXT_NATIVE=0; {REINSTALL}"
+        )
     other = _other_copy()
     if other is not None:
         raise ImportError(
-            f"focal_ext: this process has loaded {other} and cannot load {LIBRARY} too; keep one copy of the package on sys.path, and restart Python"
+            f"focal_ext: this process has loaded {other} and cannot load {LIBRARY} too; keep one copy of the package "
+            "on sys.path, and restart Python"
             " after an installation. FOCAL_EXT_NATIVE=0 gives the plain PyTorch reference without loading anything"
         )
     try:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:
-        cause = str(error.__cause__ or error)  # torch hides the linker's words, and the linker says this of a library for another processor
+        cause = str(
+            error.__cause__ or error
+        )  # torch hides the linker's words, and the linker says this of a library for another processor
         if "No such file" in cause:
-            cause = f"it is not for this processor ({platform.machine()}), or another library that it needs is missing: {cause}"
-        return f"{LIBRARY.name} does not load into torch {torch.__version__} (needs torch >= 2.10): {cause}; {REINSTALL}"
+            cause = (
+                f"it is not for this processor ({platform.machine()}), or another library that it needs is "
+                f"missing: {cause}"
+            )
+        return (
+            f"{LIBRARY.name} does not load into torch {torch.__version__} (needs torch >= 2.10): {cause}; {REINSTALL}"
+        )
     version = _fact("version")
     if version != __version__:
         return f"{LIBRARY.name} is of version {version or 'unknown'}, the package of {__version__}; {REINSTALL}"
     missing = [name for name in OPS + PYRAMID_OPS if not hasattr(ops, name)]
-    return f"{LIBRARY.name} has no op {missing[0]}: it is not of version {__version__}; {REINSTALL}" if missing else None
+    return (
+        f"{LIBRARY.name} has no op {missing[0]}: it is not of version {__version__}; {REINSTALL}" if missing else None
+    )
 
 
 reason = _load()
 available = reason is None
 if available:  # the package may be imported anew, the ops stay; what was registered through the object goes with it
-    registrations: torch.library.Library = getattr(ops, "registrations", None) or torch.library.Library("focal_ext", "FRAGMENT")
+    registrations: torch.library.Library = getattr(ops, "registrations", None) or torch.library.Library(
+        "focal_ext", "FRAGMENT"
+    )
     setattr(ops, "registrations", registrations)  # noqa: B010  a namespace of ops declares no attributes
 if reason is not None and os.environ.get("FOCAL_EXT_NATIVE") != "0":
     warnings.warn(f"focal_ext falls back to plain PyTorch, right but slow: {reason}", RuntimeWarning, stacklevel=3)
@@ -118,8 +150,9 @@ def _facts() -> dict[str, Any]:
 
 
 def build_info() -> dict[str, Any]:
-    """What is in use: version, backend ("native" or "reference"), reason (why not native, else None), cuda (the toolkit's version
-    or None), archs, reason_no_cuda (why the build has no CUDA kernels, else None), cpu_level (the instruction set in use) and torch."""
+    """What is in use: version, backend ("native" or "reference"), reason (why not native, else None), cuda (the
+    toolkit's version or None), archs, reason_no_cuda (why the build has no CUDA kernels, else None), cpu_level (the
+    instruction set in use) and torch."""
     facts = _facts() if available else {"cuda": None, "archs": [], "reason_no_cuda": reason, "cpu_level": None}
     return {
         "version": __version__,
@@ -138,8 +171,8 @@ _said: set[str] = set()
 def _runs_on_cuda(index: int | None) -> bool:
     """Whether the library has CUDA kernels that this driver and device can run; warns once and says why, if not.
 
-    Never initialises CUDA, which a process that forks later must not have done: as long as it is not initialised, tensors on
-    cuda are fake ones.
+    Never initialises CUDA, which a process that forks later must not have done: as long as it is not initialised,
+    tensors on cuda are fake ones.
     """
     if index in _on_cuda:
         return _on_cuda[index]

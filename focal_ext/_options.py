@@ -26,9 +26,17 @@ FIRST_PARAMETER = 3  # of numbers
 
 
 def check_options(
-    spec: LossSpec, alpha: Any, reduction: Any, normalizer: Any, ignore_index: Any, overwrite_inputs: Any, batch_dims: Any, *parameters: Any
+    spec: LossSpec,
+    alpha: Any,
+    reduction: Any,
+    normalizer: Any,
+    ignore_index: Any,
+    overwrite_inputs: Any,
+    batch_dims: Any,
+    *parameters: Any,
 ) -> Options:
-    """Raises for the first that breaks its rule. An alpha by class is None here, a normalizer by tensor factors.OF_TENSOR."""
+    """Raises for the first that breaks its rule. An alpha by class is None here, a normalizer by tensor
+    factors.OF_TENSOR."""
     own = spec.parameters(*parameters)
     of_one, of_zero = (1.0, 1.0) if spec.alpha is None else spec.alpha(alpha)
     divisor, value = factors.check_normalizer(normalizer, reduction, spec.is_per_row)
@@ -56,4 +64,6 @@ def check_again(spec: LossSpec, numbers: tuple[float, ...]) -> None:
         broken = [factor for factor in numbers[:2] if not 0 <= factor <= spec.most_alpha]
         if broken and not (spec.is_per_row and numbers[0] not in broken):
             rule = "in [0, 1]" if spec.most_alpha == 1 else "finite and >= 0"
-            raise ValueError(f"alpha: must be {rule}, got {numbers[0] if not 0 <= numbers[0] <= spec.most_alpha else numbers[1]}")
+            raise ValueError(
+                f"alpha: must be {rule}, got {numbers[0] if not 0 <= numbers[0] <= spec.most_alpha else numbers[1]}"
+            )

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ._torch_private import owner_of
 
-MARK = "_focal_ext_gradient"  # an attribute of the tensor that owns the memory: its version since, and the views that were overwritten
+# an attribute of the tensor that owns the memory: its version since, and the views that were overwritten
+MARK = "_focal_ext_gradient"
 happened = False  # as long as nobody overwrites, nobody is asked
 
 
@@ -30,6 +31,7 @@ def check(logits: Sequence[Tensor]) -> None:
         mark = None if t.is_inference() else getattr(owner_of(t), MARK, None)
         if mark is not None and mark[0] == t._version and _place(t) in mark[1]:
             raise RuntimeError(
-                "inputs: hold their gradient since an earlier call with overwrite_inputs=True, no logits; let that call be the last that reads them,"
+                "inputs: hold their gradient since an earlier call with overwrite_inputs=True, no logits; let that "
+                "call be the last that reads them,"
                 " or give it overwrite_inputs=False"
             )

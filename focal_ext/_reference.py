@@ -1,5 +1,5 @@
-# Owns: the reference: every loss in plain PyTorch by its textbook formula, the oracle of every test, and the fallback wherever the fused kernels
-# do not go.
+# Owns: the reference: every loss in plain PyTorch by its textbook formula, the oracle of every test, and the fallback
+# wherever the fused kernels do not go.
 # Must not know: the native library, signatures, any one formula.
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def widened(ids: Tensor) -> Tensor:
 
 
 def bad_ids(ids: Tensor, classes: int, ignore_index: int | None, background: bool = True) -> Tensor:
-    """Where a widened class id is neither ignored, nor in [0, classes), nor background (-1 or classes, but 1 is no background of one class) where there is
-    such a thing."""
+    """Where a widened class id is neither ignored, nor in [0, classes), nor background (-1 or classes, but 1 is no
+    background of one class) where there is such a thing."""
     highest = classes if holds(classes != 1) else 0
     bad = (ids < -1) | (ids > highest) if background else (ids < 0) | (ids >= classes)
     return bad if ignore_index is None else bad & (ids != ignore_index)
@@ -44,7 +44,9 @@ def _element_losses(x: Tensor, t: Tensor, named: Tensor | None, call: Call) -> T
         return spec.formula(x, t, *positives, *parameters_of(call))
     of_one, of_zero = call.numbers[:2] if call.alpha is None else (call.alpha, 1 - call.alpha)
     if positives:
-        factor = torch.where(*positives, torch.ones_like(t), unless_constant(of_zero, t))  # whose factor of a target of 1 is 1
+        factor = torch.where(
+            *positives, torch.ones_like(t), unless_constant(of_zero, t)
+        )  # whose factor of a target of 1 is 1
     else:
         factor = of_one * t + of_zero * (1 - t)
     x = torch.where(factor == 0, bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
@@ -75,7 +77,8 @@ def in_rows(logits: Sequence[Tensor], call: Call) -> tuple[Tensor, Call]:
 
 @arguments.quiet_under_jit_trace
 def compute(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:
-    """The loss of checked arguments; class ids outside the range give NaN. Plain tensors beside DTensors are the same on all processes."""
+    """The loss of checked arguments; class ids outside the range give NaN. Plain tensors beside DTensors are the same
+    on all processes."""
     if call.classes and reduction == "none" and not spec_of(call).is_per_row:  # that of the only level, in planes
         (level,), (rows, call) = logits, in_rows(logits, call)
         return compute([rows], call, reduction).movedim(-1, 1).reshape(level.shape)
@@ -86,7 +89,10 @@ def compute(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:
         from torch.distributed.tensor.experimental import implicit_replication
 
         if spec_of(call).is_per_row and any(placement.is_shard(inputs.dim() - 1) for placement in inputs.placements):  # type: ignore[attr-defined]
-            raise ValueError("inputs: the softmax of a row needs all its classes, got a DTensor sharded by classes; use inputs.redistribute() to shard it by rows")
+            raise ValueError(
+                "inputs: the softmax of a row needs all its classes, got a DTensor sharded by classes; use "
+                "inputs.redistribute() to shard it by rows"
+            )
         with implicit_replication():
             return _compute(inputs, call, reduction)
     return _compute(inputs, call, reduction)
@@ -101,7 +107,9 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     if call.targets.shape == inputs.shape:
         dense = call.targets.reshape(x.shape)
         t = dense.to(dtype)
-        ignored = torch.zeros_like(t, dtype=torch.bool) if call.ignore_index is None else dense.detach() == call.ignore_index
+        ignored = (
+            torch.zeros_like(t, dtype=torch.bool) if call.ignore_index is None else dense.detach() == call.ignore_index
+        )
         bad = ((t > 1) | (t < 0)) & ~ignored if arguments.are_integers(dense) else None
         if spec.is_per_row:
             ignored = ignored.any(-1, keepdim=True)  # without one of its probabilities a row has no cross entropy
@@ -135,16 +143,23 @@ def _compute(inputs: Tensor, call: Call, reduction: str) -> Tensor:
     return _reduced(loss, inputs, call, reduction, kept, losses_of_kept, positives)
 
 
-def _reduced(loss: Tensor, inputs: Tensor, call: Call, reduction: str, kept: Tensor, losses_of_kept: int, positives: Tensor) -> Tensor:
-    """The sum divided, one for each index of the batch. `kept`, `positives`: where a row or a logit counts for a divisor."""
+def _reduced(
+    loss: Tensor, inputs: Tensor, call: Call, reduction: str, kept: Tensor, losses_of_kept: int, positives: Tensor
+) -> Tensor:
+    """The sum divided, one for each index of the batch. `kept`, `positives`: where a row or a logit counts for a
+    divisor."""
 
     def total(t: Tensor) -> Tensor:
-        return t.reshape(*inputs.shape[:-1], t.shape[-1]).flatten(call.batch_dims).sum(-1) if call.batch_dims else t.sum()
+        return (
+            t.reshape(*inputs.shape[:-1], t.shape[-1]).flatten(call.batch_dims).sum(-1) if call.batch_dims else t.sum()
+        )
 
     if loss.numel() == 0:
         return total(loss)
     if call.divisor == factors.BY_VALUE and reduction == "mean" and not is_compiling() and is_jit_traced():
-        return total(loss) / total(torch.ones_like(loss))  # the divisor's value is the number of losses of the example that is traced
+        return total(loss) / total(
+            torch.ones_like(loss)
+        )  # the divisor's value is the number of losses of the example that is traced
     if call.divisor == factors.BY_KEPT:
         return total(loss) / (total(kept) * losses_of_kept).clamp(min=1)
     if call.divisor == factors.BY_POSITIVES:
@@ -166,7 +181,12 @@ def rule_of_targets(logits: Sequence[Tensor], call: Call) -> tuple[int, int | No
 
 
 def check_values(
-    targets: Tensor, classes: int, ignore_index: int | None, background: bool, dense: bool, first_bad: Callable[..., Any] = first_bad_target
+    targets: Tensor,
+    classes: int,
+    ignore_index: int | None,
+    background: bool,
+    dense: bool,
+    first_bad: Callable[..., Any] = first_bad_target,
 ) -> None:
     """Raises for the first bad class id, or dense integer. `first_bad` finds its flat position."""
     position = int(first_bad(targets, classes, ignore_index, background))

@@ -16,13 +16,21 @@ from ._arguments import Alpha
 from ._options import FIRST_PARAMETER, Options
 
 
-# What tensors decide of a call: the logits, the first fields of a Call, its numbers, ignore_index and divisor, and whether all tensors are plain (Request).
+# What tensors decide of a call: the logits, the first fields of a Call, its numbers, ignore_index and divisor, and
+# whether all tensors are plain (Request).
 Bound = tuple[
-    tuple[Tensor, ...], tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None], tuple[float, ...], int | None, int, bool
+    tuple[Tensor, ...],
+    tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    tuple[float, ...],
+    int | None,
+    int,
+    bool,
 ]
 
 
-def bind(options: Options, inputs: Tensor, targets: Any, weight: Tensor | None, alpha: Alpha, normalizer: Tensor | None) -> Bound:
+def bind(
+    options: Options, inputs: Tensor, targets: Any, weight: Tensor | None, alpha: Alpha, normalizer: Tensor | None
+) -> Bound:
     spec, _, numbers, divisor, ignore_index, overwrite_inputs, batch_dims = options
     scores = class_alpha = None
     plain = arguments.is_in_memory(inputs)
@@ -53,9 +61,20 @@ def bind(options: Options, inputs: Tensor, targets: Any, weight: Tensor | None, 
     if weight is not None:
         weight = factors.check_row_weight(weight, inputs) if spec.is_per_row else factors.check_weight(weight, inputs)
         plain = plain and type(weight) is Tensor
-    if overwrite_inputs and torch.is_grad_enabled() and not (arguments.is_traced() or torch.is_inference_mode_enabled()):
+    if (
+        overwrite_inputs
+        and torch.is_grad_enabled()
+        and not (arguments.is_traced() or torch.is_inference_mode_enabled())
+    ):
         arguments.check_overwrite(inputs, targets, weight, scores)
-    return (inputs,), (targets if plain else targets.contiguous(), scores, weight, class_alpha, normalizer), numbers, ignore_index, divisor, plain
+    return (
+        (inputs,),
+        (targets if plain else targets.contiguous(), scores, weight, class_alpha, normalizer),
+        numbers,
+        ignore_index,
+        divisor,
+        plain,
+    )
 
 
 bind_quietly = arguments.quiet_under_jit_trace(bind)
@@ -68,15 +87,20 @@ def kind_of(inputs: Tensor, targets: Tensor) -> bool | None:
     return True if targets.shape == inputs.shape and not targets.is_complex() and not targets.is_quantized else None
 
 
-def bind_dense(options: Options, inputs: Tensor, targets: Tensor, rows: Sequence[int]) -> tuple[int, tuple[float, ...], Tensor, int | None]:
-    """The kind of the divisor, the numbers, the targets as the ops read them and what is ignored among them; `rows` is the shape of a loss of rows."""
+def bind_dense(
+    options: Options, inputs: Tensor, targets: Tensor, rows: Sequence[int]
+) -> tuple[int, tuple[float, ...], Tensor, int | None]:
+    """The kind of the divisor, the numbers, the targets as the ops read them and what is ignored among them; `rows` is
+    the shape of a loss of rows."""
     divisor, numbers = _divisor_of_dense(options, inputs, targets, rows)
     if targets.dtype is inputs.dtype or targets.dtype in (torch.bool, torch.uint8):
         return divisor, numbers, targets, options.ignore_index
     return divisor, numbers, *_as_read(targets, inputs, options.ignore_index)
 
 
-def _divisor_of_dense(options: Options, inputs: Tensor, targets: Tensor, rows: Sequence[int]) -> tuple[int, tuple[float, ...]]:
+def _divisor_of_dense(
+    options: Options, inputs: Tensor, targets: Tensor, rows: Sequence[int]
+) -> tuple[int, tuple[float, ...]]:
     """The kind of the divisor, and the numbers with its value where all targets count."""
     spec, numbers = options.spec, options.numbers
     if spec.check_dense is not None:

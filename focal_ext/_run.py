@@ -36,7 +36,12 @@ def fused(spec: LossSpec) -> Callable[[Callable[P, Request]], Callable[P, Tensor
 
 
 def run(
-    logits: tuple[Tensor, ...], call: Call, reduction: str, overwrite_inputs: bool, plain: bool = False, unreduced: Unreduced = None
+    logits: tuple[Tensor, ...],
+    call: Call,
+    reduction: str,
+    overwrite_inputs: bool,
+    plain: bool = False,
+    unreduced: Unreduced = None,
 ) -> Tensor:
     """The loss by the fastest implementation that is right for the request."""
     if unreduced is not None and reduction == "none":
@@ -48,7 +53,12 @@ def run(
     if not readable or not (targets.dim() < first.dim() or arguments.are_integers(targets)):
         return _autograd.dispatch(logits, call, reduction, overwrite_inputs, plain)
     # A bad target makes a reduced loss NaN: looking for it only then saves every other call a pass over the targets.
-    only_then = reduction != "none" and _native.available and classes_of(logits, call) != 0 and (plain or arguments.are_plain(tensors_of(call)))
+    only_then = (
+        reduction != "none"
+        and _native.available
+        and classes_of(logits, call) != 0
+        and (plain or arguments.are_plain(tensors_of(call)))
+    )
     if not only_then:
         _check_targets(logits, call)
     loss = _autograd.dispatch(logits, call, reduction, overwrite_inputs, plain)
@@ -65,4 +75,6 @@ def check_targets_where_nan(loss: Tensor, logits: Sequence[Tensor], call: Call) 
 
 def _check_targets(logits: Sequence[Tensor], call: Call) -> None:
     if not arguments.is_fx_traced():
-        _reference.check_targets(logits, call, _native.ops.first_bad_id if _native.available else _reference.first_bad_target)
+        _reference.check_targets(
+            logits, call, _native.ops.first_bad_id if _native.available else _reference.first_bad_target
+        )

@@ -21,15 +21,19 @@ PYRAMID = "pyramid.sigmoid_focal_loss"
 # What each loss is given of the class ids and of a score for each.
 TARGETS: dict[str, Callable[[Tensor, Tensor], Targets]] = {
     function.__name__: (
-        (lambda ids, scores: (ids, scores)) if spec.needs_scores else (lambda ids, scores: ids.clamp(min=0)) if spec.is_per_row else (lambda ids, scores: ids)
+        (lambda ids, scores: (ids, scores))
+        if spec.needs_scores
+        else (lambda ids, scores: ids.clamp(min=0))
+        if spec.is_per_row
+        else (lambda ids, scores: ids)
     )  # softmax knows no background
     for function, spec in zip(FUNCTIONS, LOSSES)
 }
 TARGETS[PYRAMID] = TARGETS["sigmoid_focal_loss"]
 
-# The largest relative error of a gradient. Half types are rounded once: half a unit in the last place, and a tenth of that
-# for float32's own error. The tests hold float32 and float64 to 16 to 40 units, and the plain formulas, which stand in without
-# a library, to 96.
+# The largest relative error of a gradient. Half types are rounded once: half a unit in the last place, and a tenth of
+# that for float32's own error. The tests hold float32 and float64 to 16 to 40 units, and the plain formulas, which
+# stand in without a library, to 96.
 ALLOWED = {
     torch.float64: 96 * 2.0**-52,
     torch.float32: 96 * 2.0**-23,
@@ -37,7 +41,10 @@ ALLOWED = {
     torch.float16: 0.55 * 2.0**-10,
 }
 SUM = {torch.float64: torch.float64}  # the dtype of a sum; float32 for all others
-SCORE, CLIP = 0.7, 0.05  # probabilities where gradients of quality focal and asymmetric loss pass 0: no error is small there
+SCORE, CLIP = (
+    0.7,
+    0.05,
+)  # probabilities where gradients of quality focal and asymmetric loss pass 0: no error is small there
 EAGER_TENSORS = 16  # what the eager formula, ours and the logits take together, in tensors of the logits' size
 
 

@@ -24,17 +24,23 @@ class Head(NamedTuple):
 
 
 def _one_divisor(call: Call, dtype: torch.dtype) -> Call:
-    """The call with a divisor that holds for every chunk: what is counted is counted over all levels and images, on the device."""
+    """The call with a divisor that holds for every chunk: what is counted is counted over all levels and images, on the
+    device."""
     if call.divisor not in (factors.BY_KEPT, factors.BY_POSITIVES):
         return call
     ids = _reference.widened(call.targets)
     kept = torch.ones_like(ids, dtype=torch.bool) if call.ignore_index is None else ids != call.ignore_index
-    count = kept.sum() * call.classes if call.divisor == factors.BY_KEPT else (kept & (ids >= 0) & (ids < call.classes)).sum()
+    count = (
+        kept.sum() * call.classes
+        if call.divisor == factors.BY_KEPT
+        else (kept & (ids >= 0) & (ids < call.classes)).sum()
+    )
     return call._replace(normalizer=count.clamp(min=1).to(dtype), divisor=factors.BY_TENSOR)
 
 
 class Sweep:
-    """One pass over all chunks: adds up the loss and the gradients that are wanted, of weight, bias and each level of the features."""
+    """One pass over all chunks: adds up the loss and the gradients that are wanted, of weight, bias and each level of
+    the features."""
 
     def __init__(self, head: Head, call: Call, weight: Tensor, bias: Tensor | None, wanted: Sequence[bool]) -> None:
         self.dtype = arguments.accumulation_dtype(weight.dtype)
@@ -61,14 +67,24 @@ class Sweep:
                 weights = weights[:, offset : offset + count].unflatten(1, (height, width, anchors))
             gradient = torch.zeros_like(x, dtype=self.dtype) if self.wanted[2 + level] else None
             for chunk in chunks(images, anchors, height, classes * width * x.element_size(), self.head.memory_budget):
-                self._add(chunk, x, gradient, self._call_of(chunk, labels, weights), whole=chunk.rows == slice(0, height))
+                self._add(
+                    chunk, x, gradient, self._call_of(chunk, labels, weights), whole=chunk.rows == slice(0, height)
+                )
             self.feature_gradients.append(None if gradient is None else gradient.to(x.dtype))
             offset += count
-        return torch.stack(self.losses).sum(dtype=torch.float64).to(self.dtype) if self.losses else torch.zeros_like(self.one)
+        return (
+            torch.stack(self.losses).sum(dtype=torch.float64).to(self.dtype)
+            if self.losses
+            else torch.zeros_like(self.one)
+        )
 
     def _call_of(self, chunk: Chunk, labels: Tensor, weights: Tensor | None) -> Call:
         def of_chunk(values: Tensor) -> Tensor:
-            part = values[chunk.images] if values.dim() == 2 else values[chunk.images, chunk.rows, :, chunk.anchors].flatten(1)
+            part = (
+                values[chunk.images]
+                if values.dim() == 2
+                else values[chunk.images, chunk.rows, :, chunk.anchors].flatten(1)
+            )
             return part.contiguous()
 
         return self.call._replace(targets=of_chunk(labels), weight=None if weights is None else of_chunk(weights))

@@ -1,9 +1,10 @@
-# Owns: numbers whose value a graph may not know (torch.SymFloat, SymInt): which they are, comparing them, making tensors of them.
+# Owns: numbers whose value a graph may not know (torch.SymFloat, SymInt): which they are, comparing them, making
+# tensors of them.
 # Must not know: arguments, losses.
 #
 # torch.compile makes a symbol of a float that changed, and one without a value of what the graph reads from a tensor
-# (capture_scalar_outputs). A comparison of the first kind guards the graph, of the second it is an error. An op's own float makes the first
-# a constant, so that every value is compiled anew, and refuses the second.
+# (capture_scalar_outputs). A comparison of the first kind guards the graph, of the second it is an error. An op's own
+# float makes the first a constant, so that every value is compiled anew, and refuses the second.
 from __future__ import annotations
 
 import torch
@@ -33,8 +34,8 @@ def quoted(number: object) -> object:
 
 
 def as_tensor(number: float, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A 0-d tensor on the device of `like`. A product, because torch.compile turns products with symbols into tensors, and no other op
-    that makes a tensor of one."""
+    """A 0-d tensor on the device of `like`. A product, because torch.compile turns products with symbols into tensors,
+    and no other op that makes a tensor of one."""
     return torch.ones((), dtype=dtype, device=like.device) * number
 
 

@@ -27,10 +27,15 @@ def over_rows(function: Callable[..., Tensor], finish: Callable[..., Tensor]) ->
 
 
 def _signature(function: Callable[..., Tensor]) -> inspect.Signature:
-    """That of the function over rows with levels and num_classes, and a sum by default: a pyramid has no map of losses."""
+    """That of the function over rows with levels and num_classes, and a sum by default: a pyramid has no map of
+    losses."""
     _, targets, *rest = inspect.signature(function).parameters.values()
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    first = (inspect.Parameter("levels", kind, annotation="Sequence[Tensor]"), targets, inspect.Parameter("num_classes", kind, annotation="int"))
+    first = (
+        inspect.Parameter("levels", kind, annotation="Sequence[Tensor]"),
+        targets,
+        inspect.Parameter("num_classes", kind, annotation="int"),
+    )
     rest = [p.replace(default="sum") if p.name == "reduction" else p for p in rest]
     return inspect.Signature([*first, *rest], return_annotation="Tensor")
 
@@ -50,7 +55,8 @@ def over_levels(function: Callable[..., Tensor], finish: Callable[..., Tensor], 
     def loss(levels: Sequence[Tensor], targets: Any, num_classes: int, *args: Any, **kwargs: Any) -> Tensor:
         maps, targets = Levels(in_order(levels), num_classes), in_order(targets)
         if are_dense(targets) and len(args) <= positional and not any(name in kwargs for name in names[: len(args)]):
-            return loss_over(function.spec, loss_of_rows, maps, targets, {**defaults, **dict(zip(names, args)), **kwargs})  # type: ignore[attr-defined]
+            options = {**defaults, **dict(zip(names, args)), **kwargs}
+            return loss_over(function.spec, loss_of_rows, maps, targets, options)  # type: ignore[attr-defined]
         if len(args) <= before_reduction:
             kwargs.setdefault("reduction", "sum")
         return finish(*request(maps, targets, *args, **kwargs))

@@ -1,6 +1,7 @@
 # Owns: what a loss needs to know of other processes: the normaliser that all share, the labels of a shard of classes.
 # Must not know: losses, models, wrappers.
-"""For training on more than one process. With DistributedDataParallel or fully_shard, which average gradients over processes::
+"""For training on more than one process. With DistributedDataParallel or fully_shard, which average gradients over
+processes::
 
     n = focal_ext.distributed.mean_positives(labels, classes)
     loss = focal_ext.sigmoid_focal_loss(logits, labels, reduction="sum", normalizer=n)
@@ -17,7 +18,9 @@ from torch import Tensor
 from ._reference import bad_ids, widened
 
 
-def mean_positives(targets: Tensor, num_classes: int, group: dist.ProcessGroup | None = None, ignore_index: int | None = -2) -> Tensor:
+def mean_positives(
+    targets: Tensor, num_classes: int, group: dist.ProcessGroup | None = None, ignore_index: int | None = -2
+) -> Tensor:
     """The number of positives per process, averaged over the processes of `group` and at least 1.
 
     All processes of the group must call it, those without positives too. Nothing waits for a device.
@@ -49,9 +52,9 @@ def mean_positives(targets: Tensor, num_classes: int, group: dist.ProcessGroup |
 def shard_ids(targets: Tensor, num_classes: int, first: int, classes: int, ignore_index: int | None = -2) -> Tensor:
     """Class ids for the logits of classes [first, first + classes) alone; other positives are background there.
 
-    Focal loss is a sum over classes, so the sum of the shards' losses is the whole loss, and each shard's gradient its part of the
-    whole gradient. The normaliser must be that of the whole: ``mean_positives(targets, num_classes)``. For a DTensor sharded on the
-    class axis, ``logits.to_local()`` is the shard.
+    Focal loss is a sum over classes, so the sum of the shards' losses is the whole loss, and each shard's gradient its
+    part of the whole gradient. The normaliser must be that of the whole: ``mean_positives(targets, num_classes)``. For
+    a DTensor sharded on the class axis, ``logits.to_local()`` is the shard.
 
     Ids that are neither positive, background nor ignored stay outside every range, so the loss refuses them as ever.
     """

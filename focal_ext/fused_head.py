@@ -1,4 +1,5 @@
-# Owns: the last convolution of a detector and its focal loss in one, chunk by chunk, so that the logits never exist as a whole.
+# Owns: the last convolution of a detector and its focal loss in one, chunk by chunk, so that the logits never exist as
+# a whole.
 # Must not know: formulas, kernels, chunks.
 from __future__ import annotations
 
@@ -49,33 +50,36 @@ def conv_sigmoid_focal_loss(
 ) -> Tensor:
     """The last convolution of a detection head and its sigmoid focal loss together, without the logits.
 
-    Equal to ``pyramid.sigmoid_focal_loss([conv2d(x, conv_weight, conv_bias, stride, padding) for x in features], targets, ...)``, to
-    rounding. Some anchors of some images are convolved at a time; loss and gradient are computed in place over their logits, the
-    convolution's backward runs at once, the logits are dropped. Nothing is computed twice. Only gradients are kept for backward, those
-    of the features in their dtype, those of weight and bias added up in float32.
+    Equal to ``pyramid.sigmoid_focal_loss([conv2d(x, conv_weight, conv_bias, stride, padding) for x in features],
+    targets, ...)``, to rounding. Some anchors of some images are convolved at a time; loss and gradient are computed in
+    place over their logits, the convolution's backward runs at once, the logits are dropped. Nothing is computed twice.
+    Only gradients are kept for backward, those of the features in their dtype, those of weight and bias added up in
+    float32.
 
     Args:
         features: maps [B, C_in, H_l, W_l] of each level, a list or a dict; float32, bfloat16 or float64.
         conv_weight: [A * K, C_in, height, width] of the features' dtype, any kernel size; output channel ``a * K + k``.
         conv_bias: [A * K] or None.
-        targets: class ids, as in :func:`focal_ext.pyramid.sigmoid_focal_loss`, on the positions of the convolution's output.
+        targets: class ids, as in :func:`focal_ext.pyramid.sigmoid_focal_loss`, on the positions of the convolution's
+            output.
         num_classes: K.
-        alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing: as in :func:`focal_ext.pyramid.sigmoid_focal_loss`.
-            "mean" and "positives" count over all levels and images.
+        alpha, gamma, reduction, normalizer, weight, ignore_index, label_smoothing: as in
+            :func:`focal_ext.pyramid.sigmoid_focal_loss`. "mean" and "positives" count over all levels and images.
         stride, padding: of the convolution, one number or (height, width).
-        memory_budget: bytes that the logits of a chunk may take. Several anchors and images share a chunk while they fit; an anchor
-            that does not fit alone is cut into strips of rows, which overlap in the input.
+        memory_budget: bytes that the logits of a chunk may take. Several anchors and images share a chunk while they
+            fit; an anchor that does not fit alone is cut into strips of rows, which overlap in the input.
 
     Returns:
         The loss, a float32 (float64 for float64) number. Once differentiable.
 
     Raises:
         TypeError: also for float16, whose gradients underflow before a GradScaler's factor reaches them.
-        ValueError: as in :func:`focal_ext.pyramid.sigmoid_focal_loss`, and where shapes of features, conv_weight and conv_bias disagree.
+        ValueError: as in :func:`focal_ext.pyramid.sigmoid_focal_loss`, and where shapes of features, conv_weight and
+            conv_bias disagree.
 
-    Under autocast to bfloat16 features, weight and bias are cast as a convolution casts them. torch.compile sees one op. Under torch.func
-    and forward-mode AD, where weight, alpha or normalizer want a gradient, and in graphs for devices without kernels, the plain convolution
-    and loss run instead.
+    Under autocast to bfloat16 features, weight and bias are cast as a convolution casts them. torch.compile sees one
+    op. Under torch.func and forward-mode AD, where weight, alpha or normalizer want a gradient, and in graphs for
+    devices without kernels, the plain convolution and loss run instead.
 
     Example:
         >>> head, labels = torch.nn.Conv2d(16, 9 * 80, 3, padding=1), torch.full((2, 9 * (64 + 16)), -1)
@@ -89,9 +93,27 @@ def conv_sigmoid_focal_loss(
     sizes = [geometry.output(*x.shape[2:]) for x in features]
     counts = [height * width * anchors for height, width in sizes]
     levels = Levels(features, num_classes, counts)
-    request = check(sigmoid_focal.SPEC, levels, targets, alpha, reduction, normalizer, weight, ignore_index, False, -1, 0, gamma, label_smoothing, True)
+    request = check(
+        sigmoid_focal.SPEC,
+        levels,
+        targets,
+        alpha,
+        reduction,
+        normalizer,
+        weight,
+        ignore_index,
+        False,
+        -1,
+        0,
+        gamma,
+        label_smoothing,
+        True,
+    )
     if request.call.scores is not None:
-        raise TypeError("targets: must be class ids, got a pair (ids, scores); apply the convolution and pass its maps to focal_ext.pyramid.sigmoid_focal_loss")
+        raise TypeError(
+            "targets: must be class ids, got a pair (ids, scores); apply the convolution and pass its maps to "
+            "focal_ext.pyramid.sigmoid_focal_loss"
+        )
     call, head = request.call, Head(geometry, memory_budget)
     return _dispatch(head, call, conv_weight, conv_bias, features)
 
@@ -128,7 +150,8 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "conv_sigmoid_focal_loss is once differentiable; for create_graph=True convolve first and use focal_ext.pyramid.sigmoid_focal_loss"
+                "conv_sigmoid_focal_loss is once differentiable; for create_graph=True convolve first and use "
+                "focal_ext.pyramid.sigmoid_focal_loss"
             )
         return None, None, *_autograd.scaled(ctx.saved_tensors, grad_output)
 
@@ -136,13 +159,13 @@ class _Fused(torch.autograd.Function):
 class FusedFocalHead(nn.Module):
     """The last convolution of a detection head, which given targets returns the loss without the logits.
 
-    A convolution from in_channels to num_anchors * num_classes channels with the stride 1 and a padding that keeps the size. Its parameters
-    are ``weight`` and ``bias``, so that its state dict is that of a torch.nn.Conv2d. Weights start at N(0, 0.01), biases so that every score
-    is ``prior`` (Lin et al. 2017).
+    A convolution from in_channels to num_anchors * num_classes channels with the stride 1 and a padding that keeps the
+    size. Its parameters are ``weight`` and ``bias``, so that its state dict is that of a torch.nn.Conv2d. Weights start
+    at N(0, 0.01), biases so that every score is ``prior`` (Lin et al. 2017).
 
     forward(features) returns the logits [B, A * K, H_l, W_l] of each level, forward(features, targets) the loss of
-    :func:`conv_sigmoid_focal_loss`, in training and in eval mode alike: a validation loss under torch.no_grad() stores no logits either.
-    ``weight``, of images or anchors, and ``normalizer`` may be given with targets.
+    :func:`conv_sigmoid_focal_loss`, in training and in eval mode alike: a validation loss under torch.no_grad() stores
+    no logits either. ``weight``, of images or anchors, and ``normalizer`` may be given with targets.
 
     Args:
         in_channels: of the features.
@@ -150,7 +173,8 @@ class FusedFocalHead(nn.Module):
         num_classes: classes of each anchor.
         prior: every score before training, in (0, 1).
         kernel_size: odd; the padding is half of it.
-        alpha, gamma, reduction, normalizer, ignore_index, label_smoothing, memory_budget: as in :func:`conv_sigmoid_focal_loss`.
+        alpha, gamma, reduction, normalizer, ignore_index, label_smoothing, memory_budget: as in
+        :func:`conv_sigmoid_focal_loss`.
 
     Example:
         >>> head = FusedFocalHead(16, 9, 80, normalizer="positives")
@@ -184,15 +208,24 @@ class FusedFocalHead(nn.Module):
         init_prior_(self, prior)
         self.num_classes, self.padding = num_classes, kernel_size // 2
         self.loss_options: dict[str, Any] = {
-            "alpha": alpha, "gamma": gamma, "reduction": reduction, "normalizer": normalizer, "ignore_index": ignore_index,
-            "label_smoothing": label_smoothing, "memory_budget": memory_budget,
-        }  # fmt: skip
+            "alpha": alpha,
+            "gamma": gamma,
+            "reduction": reduction,
+            "normalizer": normalizer,
+            "ignore_index": ignore_index,
+            "label_smoothing": label_smoothing,
+            "memory_budget": memory_budget,
+        }
 
     @overload
     def forward(self, features: Maps, targets: None = None) -> list[Tensor]: ...
     @overload
     def forward(
-        self, features: Maps, targets: Tensor | Sequence[Tensor], weight: Tensor | None = None, normalizer: Normalizer = None
+        self,
+        features: Maps,
+        targets: Tensor | Sequence[Tensor],
+        weight: Tensor | None = None,
+        normalizer: Normalizer = None,
     ) -> Tensor: ...
     def forward(
         self,
@@ -208,7 +241,9 @@ class FusedFocalHead(nn.Module):
             check_maps("features", features, "channels")
             return [nn.functional.conv2d(x, self.weight, self.bias, padding=self.padding) for x in features]
         options = self.loss_options if normalizer is None else {**self.loss_options, "normalizer": normalizer}
-        return conv_sigmoid_focal_loss(features, self.weight, self.bias, targets, self.num_classes, padding=self.padding, weight=weight, **options)
+        return conv_sigmoid_focal_loss(
+            features, self.weight, self.bias, targets, self.num_classes, padding=self.padding, weight=weight, **options
+        )
 
     def extra_repr(self) -> str:
         outputs, inputs, size = self.weight.shape[:3]

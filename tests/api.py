@@ -20,7 +20,7 @@ CONVENTIONS = """## What differs from torch's own losses, and why
 | targets | floats of the logits' dtype, or int64 ids | ids and labels of any integer dtype, bool, floats of any width | a mask of bytes is read as it is, without a copy of four times its size |
 | result of "sum", "mean" | the logits' dtype | float32, float64 for float64 | a sum of 16,000,000 bf16 losses has 8 bits otherwise |
 | bad targets | an assertion of the device, after which the process is lost | an error on the CPU; NaN on CUDA and in compiled graphs, an error with `focal_ext.debug()` | nothing waits for the device, and the process lives on |
-"""
+"""  # noqa: E501
 
 
 def signature(name: str, value: object) -> str:
@@ -38,14 +38,34 @@ def section(name: str, value: object) -> list[str]:
     documentation = inspect.getdoc(value) or ""
     if inspect.ismodule(value):
         return [f"## focal_ext.{name}", "", documentation, ""]
-    return [f"## focal_ext.{name}", "", "```python", signature(name, value), "```", "", "```text", documentation, "```", ""]
+    return [
+        f"## focal_ext.{name}",
+        "",
+        "```python",
+        signature(name, value),
+        "```",
+        "",
+        "```text",
+        documentation,
+        "```",
+        "",
+    ]
 
 
 def page() -> str:
     import focal_ext
 
     exported = [(name, getattr(focal_ext, name)) for name in sorted(focal_ext.__all__) if not name.startswith("__")]
-    head = ["# API", "", "Written from the docstrings by `python tests/api.py --write`; a test fails when they differ.", "", *[f"- [`{name}`](#focal_ext{name.lower()})" for name, _ in exported], "", *CONVENTIONS.splitlines(), ""]
+    head = [
+        "# API",
+        "",
+        "Written from the docstrings by `python tests/api.py --write`; a test fails when they differ.",
+        "",
+        *[f"- [`{name}`](#focal_ext{name.lower()})" for name, _ in exported],
+        "",
+        *CONVENTIONS.splitlines(),
+        "",
+    ]
     return "\n".join([*head, *(line for name, value in exported for line in section(name, value))]).rstrip() + "\n"
 
 

@@ -17,8 +17,8 @@ DENSE = ("dense soft", "dense float32", "dense 0/1", "dense bool", "dense int64"
 PAIRS = ("pair int64", "pair int32", "pair uint8", "pair uint64", "pair rare")
 SCORES = {"scores": ("float32", "float64", "bfloat16")}
 
-# The losses that share a loop with the first need not repeat what only the loop sees: fewer shapes, layouts and id types. The first value of each axis is
-# the everyday call.
+# The losses that share a loop with the first need not repeat what only the loop sees: fewer shapes, layouts and id
+# types. The first value of each axis is the everyday call.
 FEWER: Axes = {
     "shape": ((7, 80), (137, 91), (5461, 4), (2, 17, 80), (2, 3, 5, 7), (37,), (1, 1), (0, 80)),
     "dtype": DTYPES,

@@ -1,4 +1,5 @@
-# Owns: the table of cases: the rows made from the axes (axes.py), their tensors, the implementations that must pass all rows.
+# Owns: the table of cases: the rows made from the axes (axes.py), their tensors, the implementations that must pass all
+# rows.
 # Must not know: what the right answers are (oracle.py), how far off an answer may be (tolerances.py).
 from __future__ import annotations
 
@@ -34,7 +35,10 @@ IMPLEMENTATIONS = [
 ]
 PUBLIC = IMPLEMENTATIONS[0]
 # `make gpu` sets this. Tests that place no tensors on a device run on the CPU as ever.
-ON_DEVICES = [*IMPLEMENTATIONS, *([Implementation("cuda", focal_ext, "cuda")] if os.environ.get("FOCAL_EXT_TEST_DEVICE") == "cuda" else [])]
+ON_DEVICES = [
+    *IMPLEMENTATIONS,
+    *([Implementation("cuda", focal_ext, "cuda")] if os.environ.get("FOCAL_EXT_TEST_DEVICE") == "cuda" else []),
+]
 GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0)
 
 # Memory that holds the same values in another way. Sizes below cross the block of 512 and the chunk of 16384 elements.
@@ -50,7 +54,10 @@ LAYOUTS = {
 }
 RANK_NEEDED = {"rows permuted": 3, "rows cycled": 4, "classes slowest": 2, "every second row": 2, "one row expanded": 2}
 
-EXPONENTS = {loss: [name for name, kind in declared.drawn.items() if kind.startswith("exponent")] for loss, declared in DECLARED.items()}
+EXPONENTS = {
+    loss: [name for name, kind in declared.drawn.items() if kind.startswith("exponent")]
+    for loss, declared in DECLARED.items()
+}
 
 
 class Case(NamedTuple):
@@ -66,7 +73,9 @@ class Case(NamedTuple):
     def __str__(self) -> str:
         """The loss, and the axes that differ from its everyday call."""
         usual = {axis: values[0] for axis, values in AXES[self.loss].items()}
-        return ", ".join([self.loss.removesuffix("_loss"), *(f"{axis} {value}" for axis, value in self.axes if value != usual[axis])])
+        return ", ".join(
+            [self.loss.removesuffix("_loss"), *(f"{axis} {value}" for axis, value in self.axes if value != usual[axis])]
+        )
 
     @property
     def is_dense(self) -> bool:
@@ -78,7 +87,8 @@ class Case(NamedTuple):
 
     @property
     def steepest_term(self) -> float:
-        """What may multiply a probability that rounds to 0: the cross entropy of a logit of 120, or 1 / (1 - u) of a clipped one."""
+        """What may multiply a probability that rounds to 0: the cross entropy of a logit of 120, or 1 / (1 - u) of a
+        clipped one."""
         return max(120.0, 1 / (dict(self.axes).get("clip") or 1.0))
 
     @property
@@ -98,9 +108,15 @@ class Case(NamedTuple):
 
 
 def single_axis_cases(loss: str) -> list[Case]:
-    """The everyday call with one axis moved, every value of every axis, in both reductions that take different routes."""
+    """The everyday call with one axis moved, every value of every axis, in both reductions that take different
+    routes."""
     usual = {axis: values[0] for axis, values in AXES[loss].items()}
-    moved = [{**usual, "reduction": reduction, axis: value} for reduction in ("none", "sum") for axis, values in AXES[loss].items() for value in values]
+    moved = [
+        {**usual, "reduction": reduction, axis: value}
+        for reduction in ("none", "sum")
+        for axis, values in AXES[loss].items()
+        for value in values
+    ]
     return [case for case in (Case(loss, tuple(axes.items())) for axes in moved) if case.is_possible()]
 
 
@@ -140,7 +156,9 @@ class Call(NamedTuple):
             targets = (self.targets[0], self.targets[1].to(accumulation).double())
         else:
             targets = self.targets.double() if self.targets.dim() == self.inputs.dim() else self.targets
-        return Call(self.inputs.double(), targets, {k: widen(v) for k, v in self.options.items()}, self.upstream.double())
+        return Call(
+            self.inputs.double(), targets, {k: widen(v) for k, v in self.options.items()}, self.upstream.double()
+        )
 
 
 def class_ids(case: Case, rng: torch.Generator) -> Tensor:
@@ -150,7 +168,9 @@ def class_ids(case: Case, rng: torch.Generator) -> Tensor:
     positive = torch.randint(0, max(classes, 1), rows, generator=rng) if classes else torch.full(rows, classes)
     chance = torch.rand(rows, generator=rng)
     often = 0.003 if "rare" in case.targets else 0.3
-    ids = torch.where(chance < often, positive, classes if classes != 1 else 0 if limits.min == 0 else -1)  # 1 is no background of one class
+    ids = torch.where(
+        chance < often, positive, classes if classes != 1 else 0 if limits.min == 0 else -1
+    )  # 1 is no background of one class
     if limits.min < 0:
         ids = torch.where(chance > 0.5, -1, ids)
     if ignored is not None and limits.min <= ignored <= limits.max:
@@ -169,7 +189,10 @@ def scores(case: Case, ids: Tensor, rng: torch.Generator) -> Tensor:
 def with_ignored(targets: Tensor, ignored: int | None, share: float, rng: torch.Generator) -> Tensor:
     """Some dense targets replaced by the number that is ignored, where the dtype has it."""
     there = torch.rand(targets.shape, generator=rng) < share
-    holds = targets.is_floating_point() or (targets.dtype is not torch.bool and torch.iinfo(targets.dtype).min <= (ignored or 0) <= torch.iinfo(targets.dtype).max)
+    holds = targets.is_floating_point() or (
+        targets.dtype is not torch.bool
+        and torch.iinfo(targets.dtype).min <= (ignored or 0) <= torch.iinfo(targets.dtype).max
+    )
     return targets if ignored is None or not holds else targets.masked_fill(there, ignored)
 
 
@@ -192,7 +215,14 @@ def plain_dense_targets(case: Case, rng: torch.Generator) -> Tensor:
 def weights(case: Case, rng: torch.Generator, dtype: torch.dtype) -> Tensor | None:
     if case.weight is None:
         return None
-    shape = {"classes": case.shape[-1:], "rows": (*case.shape[:-1], 1), "classes strided": (2 * case.shape[-1],), "full strided": (*case.shape[:-1], 2 * case.shape[-1]), "scalar": (), "first axis": (*case.shape[:1], *[1] * (len(case.shape) - 1))}.get(case.weight, case.shape)
+    shape = {
+        "classes": case.shape[-1:],
+        "rows": (*case.shape[:-1], 1),
+        "classes strided": (2 * case.shape[-1],),
+        "full strided": (*case.shape[:-1], 2 * case.shape[-1]),
+        "scalar": (),
+        "first axis": (*case.shape[:1], *[1] * (len(case.shape) - 1)),
+    }.get(case.weight, case.shape)
     values = (torch.rand(shape, generator=rng) * 2).to(dtype)
     if case.weight == "classes expanded":
         return torch.rand((), generator=rng).to(dtype).expand(case.shape[-1:])
@@ -205,19 +235,30 @@ def build(case: Case, device: str = "cpu") -> Call:
     """The call of a row: logits mostly of N(0, 4), some of the tails to +-100, the same at every run."""
     rng, dtype = torch.Generator().manual_seed(zlib.crc32(repr(case).encode())), getattr(torch, case.dtype)
     tails = torch.rand(case.shape, generator=rng) * 200 - 100
-    logits = (torch.randn(case.shape, generator=rng) * 4).where(torch.rand(case.shape, generator=rng) < 0.9, tails).to(dtype)
+    logits = (
+        (torch.randn(case.shape, generator=rng) * 4).where(torch.rand(case.shape, generator=rng) < 0.9, tails).to(dtype)
+    )
     parts = [dense_targets(case, rng) if case.is_dense else class_ids(case, rng)]
     parts += [scores(case, parts[0], rng)] if case.targets.startswith("pair") else []
     if case.layout != "contiguous" and parts[0].dim():
-        parts = [LAYOUTS["every second row"](t.long() if t.dtype.is_signed is False and not case.is_dense else t).to(t.dtype) for t in parts]
+        parts = [
+            LAYOUTS["every second row"](t.long() if t.dtype.is_signed is False and not case.is_dense else t).to(t.dtype)
+            for t in parts
+        ]
     parts = [t.to(device) for t in parts]
     per_class, axes = torch.rand(case.shape[-1], generator=rng), dict(case.axes)
     alpha = axes.get("alpha")
     options = {
-        **({"alpha": {"list": per_class.tolist(), "tensor": per_class}[alpha] if isinstance(alpha, str) else alpha} if "alpha" in axes else {}),
+        **(
+            {"alpha": {"list": per_class.tolist(), "tensor": per_class}[alpha] if isinstance(alpha, str) else alpha}
+            if "alpha" in axes
+            else {}
+        ),
         **{name: axes[name] for name in PARAMETERS if name in axes},
         "reduction": case.reduction.split()[0],
-        "normalizer": {"float": 7.3, "tensor": torch.tensor(7.3).to(device), "positives": "positives"}.get(case.reduction.split(" / ")[-1]),
+        "normalizer": {"float": 7.3, "tensor": torch.tensor(7.3).to(device), "positives": "positives"}.get(
+            case.reduction.split(" / ")[-1]
+        ),
         "weight": weights(case, rng, dtype),
         "ignore_index": case.ignore_index,
     }
@@ -229,4 +270,9 @@ def build(case: Case, device: str = "cpu") -> Call:
     elif case.reduction == "none":
         upstream = upstream.expand(case.shape)
     options = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-    return Call(LAYOUTS[case.layout](logits.to(device)), parts[0] if len(parts) == 1 else tuple(parts), options, upstream.to(device))
+    return Call(
+        LAYOUTS[case.layout](logits.to(device)),
+        parts[0] if len(parts) == 1 else tuple(parts),
+        options,
+        upstream.to(device),
+    )

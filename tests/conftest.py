@@ -1,7 +1,8 @@
 # Owns: the check that the suite runs over the library it means to test.
 # Must not know: losses.
 #
-# The suite tests the native library. With FOCAL_EXT_TEST_BACKEND=reference it tests what an installation without one does:
+# The suite tests the native library. With FOCAL_EXT_TEST_BACKEND=reference it tests what an installation without one
+# does:
 #     FOCAL_EXT_NATIVE=0 FOCAL_EXT_TEST_BACKEND=reference pytest
 from __future__ import annotations
 
@@ -27,12 +28,21 @@ def why_not_under_test() -> str | None:
         return f"focal_ext comes from {package}, neither this repository nor an installed package"
     loaded = {Path(path).resolve() for path in torch.ops.loaded_libraries if "focal_ext" in Path(path).name}
     wanted = {package / "libfocal_ext.so"} if WANTED == "native" else set()
-    return None if loaded == wanted else f"loaded libraries are {sorted(map(str, loaded))}, expected {sorted(map(str, wanted))}"
+    return (
+        None
+        if loaded == wanted
+        else f"loaded libraries are {sorted(map(str, loaded))}, expected {sorted(map(str, wanted))}"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cuda_code: about the compiled CUDA kernels; not collected where nvcc was not found when the library was built")
-    config.addinivalue_line("markers", "native: about the native library; not collected when the reference is the backend under test")
+    config.addinivalue_line(
+        "markers",
+        "cuda_code: about the compiled CUDA kernels; not collected where nvcc was not found when the library was built",
+    )
+    config.addinivalue_line(
+        "markers", "native: about the native library; not collected when the reference is the backend under test"
+    )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -52,6 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def same_conditions_for_every_test() -> None:
-    """One thread: test_determinism.py proves that more give the same bits, and on busy cores a thread team mostly waits."""
+    """One thread: test_determinism.py proves that more give the same bits, and on busy cores a thread team mostly
+    waits."""
     torch.manual_seed(0)
     torch.set_num_threads(1)

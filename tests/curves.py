@@ -44,7 +44,8 @@ class Curve(NamedTuple):
 
     @property
     def cancels(self) -> bool:
-        """Whether terms of the exact value cancel, so that errors are counted in ULP of the terms' sum instead of the value's."""
+        """Whether terms of the exact value cancel, so that errors are counted in ULP of the terms' sum instead of the
+        value's."""
         return self.target not in (0.0, 1.0) or any(self.used.get(name) for name in ("label_smoothing", "clip"))
 
     def values(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,9 +75,14 @@ class Curve(NamedTuple):
 
     @property
     def underflow(self) -> float:
-        """Smallest subnormals that a result may be off by: a power that underflows is rounded before what is at most this multiplies it."""
+        """Smallest subnormals that a result may be off by: a power that underflows is rounded before what is at most
+        this multiplies it."""
         steepest = max(120.0, 1 / (self.used.get("clip") or 1.0))
-        exponents = [value for name, value in self.used.items() if value and DECLARED[self.loss].drawn[name].startswith("exponent")]
+        exponents = [
+            value
+            for name, value in self.used.items()
+            if value and DECLARED[self.loss].drawn[name].startswith("exponent")
+        ]
         return steepest * (1 + max(exponents, default=0.0)) if self.cancels else 0.0
 
 
@@ -95,7 +101,13 @@ class Errors(NamedTuple):
         worst = self if (self.worst, -self.at) >= (other.worst, -other.at) else other
         bins = tuple(a + b for a, b in zip(self.bins, other.bins, strict=True))
         return Errors(
-            worst.worst, worst.at, self.total + other.total, self.count + other.count, self.not_finite + other.not_finite, bins, min(self.good_below, other.good_below)
+            worst.worst,
+            worst.at,
+            self.total + other.total,
+            self.count + other.count,
+            self.not_finite + other.not_finite,
+            bins,
+            min(self.good_below, other.good_below),
         )
 
     @property
@@ -110,7 +122,15 @@ def errors_of(got: Tensor, want: Tensor, terms: Tensor, logits: Tensor, underflo
     error = torch.where(finite, off / ulp(terms, got.dtype), 0.0)
     at, above = int(error.argmax()), logits[(error > EDGES[-1]) | ~finite].abs()
     bins = torch.bucketize(error, torch.tensor(EDGES, dtype=torch.float64)).bincount(minlength=len(EDGES) + 1)
-    return Errors(float(error[at]), float(logits[at]), float(error.sum()), len(got), int((~finite).sum()), tuple(bins.tolist()), float(above.min()) if len(above) else math.inf)
+    return Errors(
+        float(error[at]),
+        float(logits[at]),
+        float(error.sum()),
+        len(got),
+        int((~finite).sum()),
+        tuple(bins.tolist()),
+        float(above.min()) if len(above) else math.inf,
+    )
 
 
 def measured(curve: Curve, x: Tensor) -> dict[str, Errors]:
@@ -135,7 +155,13 @@ def _family(name: str) -> dict[str, list[Curve]]:
     off = {"alpha": None if DECLARED[name].spec.has_class_alpha else 1.0} if DECLARED[name].spec.alpha else {}
     for target, options in DECLARED[name].curves:
         plain = name.removesuffix("_loss").replace("_", " ")
-        family = "smoothed" if options.get("label_smoothing") else f"{plain}, soft target" if name == "sigmoid_focal_loss" and 0 < target < 1 else plain
+        family = (
+            "smoothed"
+            if options.get("label_smoothing")
+            else f"{plain}, soft target"
+            if name == "sigmoid_focal_loss" and 0 < target < 1
+            else plain
+        )
         found.setdefault(family, []).append(Curve(name, target, tuple({**off, **options}.items())))
     return found
 

@@ -1,4 +1,5 @@
-# Owns: every loss behind one signature, f(inputs, ids or dense targets, **options), for tests that ask the same of all of them.
+# Owns: every loss behind one signature, f(inputs, ids or dense targets, **options), for tests that ask the same of all
+# of them.
 # Must not know: what the right values are.
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ class Member(NamedTuple):
         return DECLARED[self.loss].has_constant or not self.options.get("modulator_gradient", True)
 
 
-MEMBERS = {name: Member(loss.name, dict(options)) for loss in DECLARED.values() for name, options in loss.members.items()}
+MEMBERS = {
+    name: Member(loss.name, dict(options)) for loss in DECLARED.values() for name, options in loss.members.items()
+}
 EVERYDAY = {name: member for name, member in MEMBERS.items() if not member.options or name == "smoothed"}
 
 every_member = pytest.mark.parametrize("loss_of", MEMBERS.values(), ids=MEMBERS)

@@ -1,4 +1,5 @@
-# Owns: every loss a second time, differentiated by hand in float64, and a third time as the papers print it, in mpmath's precision.
+# Owns: every loss a second time, differentiated by hand in float64, and a third time as the papers print it, in
+# mpmath's precision.
 # Must not know: any one loss, tensors' layouts, reductions, weights, how far off an answer may be.
 from __future__ import annotations
 
@@ -31,15 +32,21 @@ def factor_of(loss: str, t: Tensor, alpha: Any, named: Tensor | None = None) -> 
     if spec.alpha is None or alpha is None or (not isinstance(alpha, Tensor) and alpha == -1):
         return torch.ones_like(t)
     if spec.splits:
-        return torch.where(t > 0 if named is None else named, torch.ones_like(t), alpha)  # of two numbers torch makes float32
+        return torch.where(
+            t > 0 if named is None else named, torch.ones_like(t), alpha
+        )  # of two numbers torch makes float32
     return alpha * t + (1 - alpha) * (1 - t)
 
 
 def textbook_point(loss: str, x: float, t: float, **parameters: Any) -> tuple[float, float]:
-    """Loss and derivative with 50 good digits: 1 - p and 1 - p_t lose one digit for each of the logit's decades, so they get as many more."""
+    """Loss and derivative with 50 good digits: 1 - p and 1 - p_t lose one digit for each of the logit's decades, so
+    they get as many more."""
     textbook = DECLARED[loss].textbook
     with mpmath.workdps(120 + 2 * int(abs(x))):
         point, target = mpmath.mpf(x), mpmath.mpf(t)
-        exact = {name: value if value is None or isinstance(value, bool) else mpmath.mpf(value) for name, value in parameters.items()}
+        exact = {
+            name: value if value is None or isinstance(value, bool) else mpmath.mpf(value)
+            for name, value in parameters.items()
+        }
         slope = mpmath.diff(lambda z: textbook(z, point, target, **exact), point, h=mpmath.mpf(10) ** -40)
         return float(textbook(point, point, target, **exact)), float(slope)

@@ -1,5 +1,6 @@
-# Owns: every op called with every kind of wrong tensor and number, in place of each argument; run by test_hostile.py in a process of its
-# own, which a read or write beside a tensor ends: the tensors touch pages that may not be touched. Writes one line per call.
+# Owns: every op called with every kind of wrong tensor and number, in place of each argument; run by test_hostile.py in
+# a process of its own, which a read or write beside a tensor ends: the tensors touch pages that may not be touched.
+# Writes one line per call.
 # Must not know: which calls are wrong.
 from __future__ import annotations
 
@@ -96,7 +97,9 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "leaf that requires grad": leaf,
     "inference tensor": lambda t: torch.inference_mode()(t.clone)(),
     "copied on write": lambda t: torch._lazy_clone(t.clone()),
-    "huge values": lambda t: torch.full_like(t, 127 if t.dtype is torch.int8 else 3e38 if t.is_floating_point() else 2**62),
+    "huge values": lambda t: torch.full_like(
+        t, 127 if t.dtype is torch.int8 else 3e38 if t.is_floating_point() else 2**62
+    ),
     "negative values": lambda t: torch.full_like(t, -(2**62) if not t.is_floating_point() else -1.0),
     "NaN": lambda t: torch.full_like(t, math.nan) if t.is_floating_point() else t,
     "None": lambda t: None,
@@ -104,21 +107,51 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
 NUMBERS: list[Any] = [math.nan, math.inf, -math.inf, -1.0, 1e308, -0.0, 2**62, -(2**63), -1, 99, None, True, "a"]
 
 
-PARAMETERS = {0: [2.0, 0.0, 1.0], 1: [2.0, 1.0], 3: [4.0, 1.0, 0.05, 1.0], 4: [2.0, 0.0], 6: [0.25, 2.0]}  # each loss's own numbers
+PARAMETERS = {
+    0: [2.0, 0.0, 1.0],
+    1: [2.0, 1.0],
+    3: [4.0, 1.0, 0.05, 1.0],
+    4: [2.0, 0.0],
+    6: [0.25, 2.0],
+}  # each loss's own numbers
 
 
 def rows_call(loss: int, dense: bool = False, dtype: torch.dtype = torch.float32) -> list[Any]:
     acc = torch.float64 if dtype is torch.float64 else torch.float32
     targets = torch.rand(ROWS, CLASSES).to(dtype) if dense else torch.randint(0, CLASSES, (ROWS,))
     weight, alpha = torch.rand(ROWS, 1, dtype=acc), torch.rand(CLASSES, dtype=acc)
-    return [torch.randn(ROWS, CLASSES).to(dtype), targets, None if dense else torch.rand(ROWS, dtype=acc), weight, alpha, torch.tensor(2.0, dtype=acc),
-            loss, [0.25, 0.75, 1.0, *PARAMETERS[loss]], -2, 1, 0, 0]  # fmt: skip
+    return [
+        torch.randn(ROWS, CLASSES).to(dtype),
+        targets,
+        None if dense else torch.rand(ROWS, dtype=acc),
+        weight,
+        alpha,
+        torch.tensor(2.0, dtype=acc),
+        loss,
+        [0.25, 0.75, 1.0, *PARAMETERS[loss]],
+        -2,
+        1,
+        0,
+        0,
+    ]
 
 
 def pyramid_call(loss: int = 0) -> list[Any]:
     levels = [torch.randn(2, 2 * CLASSES, 3, 3), torch.randn(2, 2 * CLASSES, 2, 2)]
-    return [levels, torch.randint(-1, CLASSES, (2, 26)), torch.rand(52), torch.rand(2, 26), torch.rand(CLASSES), torch.tensor(2.0), loss,
-            [0.25, 0.75, 1.0, *PARAMETERS[loss]], -2, 1, CLASSES, 0]  # fmt: skip
+    return [
+        levels,
+        torch.randint(-1, CLASSES, (2, 26)),
+        torch.rand(52),
+        torch.rand(2, 26),
+        torch.rand(CLASSES),
+        torch.tensor(2.0),
+        loss,
+        [0.25, 0.75, 1.0, *PARAMETERS[loss]],
+        -2,
+        1,
+        CLASSES,
+        0,
+    ]
 
 
 def right_calls() -> Iterator[tuple[str, list[Any]]]:
@@ -138,7 +171,11 @@ def right_calls() -> Iterator[tuple[str, list[Any]]]:
     for op in ("pyramid_loss", "pyramid_loss_and_gradient"):
         yield op, pyramid_call()
     yield "pyramid_loss_and_gradient", pyramid_call(1)
-    for op, results in (("pyramid_loss_and_gradient", []), ("pyramid_loss_map", []), ("pyramid_gradient", [torch.rand(2, 26)])):
+    for op, results in (
+        ("pyramid_loss_and_gradient", []),
+        ("pyramid_loss_map", []),
+        ("pyramid_gradient", [torch.rand(2, 26)]),
+    ):
         softmax = pyramid_call(4)
         softmax[1] = softmax[1].clamp(min=0)
         yield op, [*softmax, *results]
@@ -182,28 +219,45 @@ def calls() -> Iterator[tuple[str, str, Callable[[], list[Any]]]]:
         for at, value in enumerate(given):
             is_tensor = isinstance(value, Tensor) or (isinstance(value, list) and isinstance(value[0], Tensor))
             for name in TENSORS if is_tensor else ():
-                yield op, f"{number} argument {at} {name}", lambda given=given, at=at, name=name: [
-                    changed(copied(v), TENSORS[name]) if i == at else copied(v) for i, v in enumerate(given)
-                ]
+                yield (
+                    op,
+                    f"{number} argument {at} {name}",
+                    lambda given=given, at=at, name=name: [
+                        changed(copied(v), TENSORS[name]) if i == at else copied(v) for i, v in enumerate(given)
+                    ],
+                )
             if isinstance(value, list) and isinstance(value[0], float):
                 for i in range(len(value)):
                     for new in NUMBERS:
-                        yield op, f"{number} argument {at} is {new!r}", lambda given=given, at=at, i=i, new=new: [
-                            [*v[:i], new, *v[i + 1 :]] if j == at else copied(v) for j, v in enumerate(given)
-                        ]
+                        yield (
+                            op,
+                            f"{number} argument {at} is {new!r}",
+                            lambda given=given, at=at, i=i, new=new: [
+                                [*v[:i], new, *v[i + 1 :]] if j == at else copied(v) for j, v in enumerate(given)
+                            ],
+                        )
                 for short in (value[:-1], [*value, 0.5], []):
-                    yield op, f"{number} argument {at} has {len(short)} numbers", lambda given=given, at=at, short=short: [
-                        short if j == at else copied(v) for j, v in enumerate(given)
-                    ]
+                    yield (
+                        op,
+                        f"{number} argument {at} has {len(short)} numbers",
+                        lambda given=given, at=at, short=short: [
+                            short if j == at else copied(v) for j, v in enumerate(given)
+                        ],
+                    )
                 continue
             for new in () if is_tensor else NUMBERS:
-                yield op, f"{number} argument {at} is {new!r}", lambda given=given, at=at, new=new: [new if i == at else copied(v) for i, v in enumerate(given)]
+                yield (
+                    op,
+                    f"{number} argument {at} is {new!r}",
+                    lambda given=given, at=at, new=new: [new if i == at else copied(v) for i, v in enumerate(given)],
+                )
         if op in IN_PLACE_OPS:
             for name, change in aliases(given):
                 yield op, f"{number} {name}", lambda given=given, change=change: change(given)
 
 
-# glibc fills what malloc returns with the one and what is freed with the other, as MALLOC_PERTURB_ in test_hostile.py asks.
+# glibc fills what malloc returns with the one and what is freed with the other, as MALLOC_PERTURB_ in test_hostile.py
+# asks.
 UNWRITTEN = (0xAA, 0x55)
 
 

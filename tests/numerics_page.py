@@ -41,9 +41,34 @@ def accuracy(rows: list[Row]) -> str:
     """Worst error, where it is, and the histogram of every curve in float32."""
     parts = []
     for family in dict.fromkeys(row["family"] for row in rows):
-        head = ["logit of a", "settings", "of", "worst ULP", "at logit", "mean ULP", "<= 1/2, %", "<= 1", "<= 2", "<= 4", "<= 8", "<= 16", "more"]
+        head = [
+            "logit of a",
+            "settings",
+            "of",
+            "worst ULP",
+            "at logit",
+            "mean ULP",
+            "<= 1/2, %",
+            "<= 1",
+            "<= 2",
+            "<= 4",
+            "<= 8",
+            "<= 16",
+            "more",
+        ]
         chosen = [row for row in rows if row["family"] == family]
-        lines = [[target(r), r["settings"], r["what"], f"{float(r['worst_ulp']):.2f}", r["at"], f"{float(r['mean_ulp']):.3f}", *(share(r, name) for name in BINS)] for r in chosen]
+        lines = [
+            [
+                target(r),
+                r["settings"],
+                r["what"],
+                f"{float(r['worst_ulp']):.2f}",
+                r["at"],
+                f"{float(r['mean_ulp']):.3f}",
+                *(share(r, name) for name in BINS),
+            ]
+            for r in chosen
+        ]
         parts.append(f"### {family[0].upper()}{family[1:]}\n\n{table(head, *lines)}")
     return "\n\n".join(parts)
 
@@ -54,7 +79,16 @@ def halves(rows: list[Row]) -> str:
         chosen = [row for row in rows if (row["family"], row["dtype"], row["what"]) == (family, dtype, what)]
         worst = max(chosen, key=lambda row: float(row["worst_ulp"]))
         right = min(int(row["upto_0.5"]) / int(row["count"]) for row in chosen)
-        lines.append([family, dtype, what, f"{float(worst['worst_ulp']):.4f}", f"{worst['at']} ({target(worst)}, {worst['settings'] or 'any gamma'})", f"{100 * right:.2f}"])
+        lines.append(
+            [
+                family,
+                dtype,
+                what,
+                f"{float(worst['worst_ulp']):.4f}",
+                f"{worst['at']} ({target(worst)}, {worst['settings'] or 'any gamma'})",
+                f"{100 * right:.2f}",
+            ]
+        )
     return table(["loss", "dtype", "of", "worst ULP", "at logit", "<= 1/2 ULP, %, of the worst curve"], *lines)
 
 
@@ -66,9 +100,34 @@ def peers(rows: list[Row], ours: list[Row]) -> str:
 
     lines = []
     for row in rows:
-        same = next(r for r in ours if all(r[key] == row[key] for key in ("loss", "target", "settings", "what", "dtype")))
-        lines.append([row["implementation"], row["loss"], target(row), row["settings"], row["what"], *cells(row), f"{float(same['worst_ulp']):.3g}"])
-    return table(["formula of", "loss", "logit of a", "settings", "of", "worst ULP", "at logit", "above 16 ULP from abs(logit)", "focal_ext's worst ULP"], *lines)
+        same = next(
+            r for r in ours if all(r[key] == row[key] for key in ("loss", "target", "settings", "what", "dtype"))
+        )
+        lines.append(
+            [
+                row["implementation"],
+                row["loss"],
+                target(row),
+                row["settings"],
+                row["what"],
+                *cells(row),
+                f"{float(same['worst_ulp']):.3g}",
+            ]
+        )
+    return table(
+        [
+            "formula of",
+            "loss",
+            "logit of a",
+            "settings",
+            "of",
+            "worst ULP",
+            "at logit",
+            "above 16 ULP from abs(logit)",
+            "focal_ext's worst ULP",
+        ],
+        *lines,
+    )
 
 
 def looked_at(row: Row) -> str:
@@ -87,17 +146,28 @@ def sections() -> dict[str, str]:
             sampled[looked_at(row)].append(row["family"])
     fewer = "".join(f" {how} of {', '.join(families)};" for how, families in sampled.items())
     run = (
-        f"Looked at: {looked_at(first)} in [-120, 120], {int(first['count']):,} logits a curve, and every finite bfloat16 and float16;{fewer}"
+        f"Looked at: {looked_at(first)} in [-120, 120], {int(first['count']):,} logits a curve, and every finite "
+        f"bfloat16 and float16;{fewer}"
         f" {looked_at(others[0])} for other libraries' formulas."
         f" CPU level {first['cpu_level']}, torch {first['torch']}, commit {first['commit']}, {first['date']}."
     )
-    return {"run": run, "float32": accuracy(single), "halves": halves([row for row in ours if row["dtype"] != "float32"]), "peers": peers(others, single)}
+    return {
+        "run": run,
+        "float32": accuracy(single),
+        "halves": halves([row for row in ours if row["dtype"] != "float32"]),
+        "peers": peers(others, single),
+    }
 
 
 def page(text: str) -> str:
     """The page with its tables anew; the sentences between them are written by hand."""
     for name, section in sections().items():
-        text, found = re.subn(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, section=section: f"{m[1]}{section}\n{m[2]}", text, flags=re.DOTALL)
+        text, found = re.subn(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda m, section=section: f"{m[1]}{section}\n{m[2]}",
+            text,
+            flags=re.DOTALL,
+        )
         assert found == 1, f"{PAGE.name} has {found} places for {name}"
     return text
 

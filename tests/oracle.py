@@ -1,8 +1,10 @@
-# Owns: the right answer of a call: focal_ext.reference in float64, and from the closed forms how much was added up on the way.
+# Owns: the right answer of a call: focal_ext.reference in float64, and from the closed forms how much was added up on
+# the way.
 # Must not know: how far off an answer may be.
 #
-# Three derivations check each other in test_oracle.py: the reference lets autograd differentiate, the closed forms (formulas.py) are
-# differentiated by hand, the textbook is what the papers print, with as many digits as its cancellations need.
+# Three derivations check each other in test_oracle.py: the reference lets autograd differentiate, the closed forms
+# (formulas.py) are differentiated by hand, the textbook is what the papers print, with as many digits as its
+# cancellations need.
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -28,7 +30,8 @@ class Expected(NamedTuple):
 
 
 def targets_and_factors(call: Call, loss: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Dense float64 targets of a call in float64, alpha_t times weight, 0 where the row is ignored, and the classes that class ids name."""
+    """Dense float64 targets of a call in float64, alpha_t times weight, 0 where the row is ignored, and the classes
+    that class ids name."""
     x, options = call.inputs, call.options
     classes, ignored = x.shape[-1], options["ignore_index"]
     targets, scores = call.targets if isinstance(call.targets, tuple) else (call.targets, None)
@@ -43,12 +46,15 @@ def targets_and_factors(call: Call, loss: str) -> tuple[Tensor, Tensor, Tensor |
         named = t == 1
         t = t if scores is None else torch.where(named, scores[..., None], t)
     weight = options["weight"]
-    alpha = complete(loss, options)["alpha"] if "alpha" in DECLARED[loss].parameters and DECLARED[loss].spec.alpha else None
+    alpha = (
+        complete(loss, options)["alpha"] if "alpha" in DECLARED[loss].parameters and DECLARED[loss].spec.alpha else None
+    )
     return t, factor_of(loss, t, alpha, named) * kept * (1.0 if weight is None else weight), named
 
 
 def expected(call: Call, loss: str) -> Expected:
-    """What a call must return, from the reference in float64, and how much was added up on the way, from the closed form."""
+    """What a call must return, from the reference in float64, and how much was added up on the way, from the closed
+    form."""
     exact = call.in_float64()
     value, gradient = exact.run(Implementation("reference", focal_ext.reference), loss)
     t, factor, named = targets_and_factors(exact, loss)

@@ -12,8 +12,11 @@ import pytest
 Row = dict[str, Any]
 
 
-def rows_of_every_pair(axes: Mapping[str, Sequence[Any]], is_possible: Callable[[Row], bool] = lambda row: True, seed: int = 0) -> list[Row]:
-    """Greedy: the best of 40 random rows that hold a pair still missing. Values are hashable; the rows are the same at every run."""
+def rows_of_every_pair(
+    axes: Mapping[str, Sequence[Any]], is_possible: Callable[[Row], bool] = lambda row: True, seed: int = 0
+) -> list[Row]:
+    """Greedy: the best of 40 random rows that hold a pair still missing. Values are hashable; the rows are the same at
+    every run."""
     rng = random.Random(seed)
 
     def pairs(row: Row) -> set[Any]:
@@ -41,6 +44,7 @@ def pairwise(is_possible: Callable[[Row], bool] = lambda row: True, **axes: Sequ
 
 
 def every_value_once(dtypes: Sequence[Any], rows: Iterable[str], whole: Sequence[str]) -> list[Any]:
-    """Each row with one of the dtypes, which take turns, and the rows of `whole` with all: for checks that see a row and a dtype apart."""
+    """Each row with one of the dtypes, which take turns, and the rows of `whole` with all: for checks that see a row
+    and a dtype apart."""
     pairs = [*zip(itertools.cycle(dtypes), rows), *itertools.product(dtypes, whole)]
     return [pytest.param(dtype, row, id=f"{dtype}-{row}") for dtype, row in dict.fromkeys(pairs)]

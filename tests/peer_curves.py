@@ -49,7 +49,8 @@ def differentiated(formula: Formula) -> Values:
 
 
 def mmcv(x: Tensor, target: float, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Both lines of mmcv's kernel: p by 1 / (1 + exp(-x)), logarithms of p and 1 - p cut off at the smallest normal number."""
+    """Both lines of mmcv's kernel: p by 1 / (1 + exp(-x)), logarithms of p and 1 - p cut off at the smallest normal
+    number."""
     gamma, least = options["gamma"], torch.finfo(x.dtype).tiny
     p = 1 / (1 + torch.exp(-x))
     if target == 1:

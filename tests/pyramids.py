@@ -73,14 +73,25 @@ def labels(shape: Shape, seed: int = 1, often: float = 0.1) -> Tensor:
     """Class ids: some positive, as many ignored (-2), the background under both of its names."""
     rng = torch.Generator().manual_seed(seed)
     size = (shape.images, sum(shape.counts))
-    draw, background = torch.rand(size, generator=rng), torch.where(torch.rand(size, generator=rng) < 0.5, -1, shape.classes if shape.classes > 1 else -1)
+    draw, background = (
+        torch.rand(size, generator=rng),
+        torch.where(torch.rand(size, generator=rng) < 0.5, -1, shape.classes if shape.classes > 1 else -1),
+    )
     ids = torch.where(draw < often, torch.randint(0, shape.classes, size, generator=rng), background)
     return ids.masked_fill((draw >= often) & (draw < 2 * often), -2)
 
 
 def rows(levels: Sequence[Tensor], classes: int) -> Tensor:
     """As detectors do: [B, A K, H, W] of each level -> [B, anchors of all levels, K]."""
-    return torch.cat([level.permute(0, 2, 3, 1).reshape(level.shape[0], level.shape[2] * level.shape[3] * (level.shape[1] // classes), classes) for level in levels], dim=1)
+    return torch.cat(
+        [
+            level.permute(0, 2, 3, 1).reshape(
+                level.shape[0], level.shape[2] * level.shape[3] * (level.shape[1] // classes), classes
+            )
+            for level in levels
+        ],
+        dim=1,
+    )
 
 
 def leaves(levels: Sequence[Tensor]) -> list[Tensor]:

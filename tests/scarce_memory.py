@@ -1,5 +1,5 @@
-# Owns: losses in a process that runs out of memory at any of a call's allocations; run by test_scarce_memory.py in a process of its own, whose
-# address space it limits. Writes one line per call and limit.
+# Owns: losses in a process that runs out of memory at any of a call's allocations; run by test_scarce_memory.py in a
+# process of its own, whose address space it limits. Writes one line per call and limit.
 # Must not know: how many allocations a call makes.
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from torch import Tensor
 
 ROWS, CLASSES = 2**14, 80
 SIZE = ROWS * CLASSES * 4  # bytes of the logits
-ROOM = [SIZE * share // 8 for share in (0, 1, 3, 5, 9, 13, 17, 21, 25, 33, 41, 57, 73)]  # beyond what is in use when the call begins
+ROOM = [
+    SIZE * share // 8 for share in (0, 1, 3, 5, 9, 13, 17, 21, 25, 33, 41, 57, 73)
+]  # beyond what is in use when the call begins
 
 
 class Step(NamedTuple):
@@ -53,7 +55,12 @@ def converted_targets() -> Step:
 def overwritten(view: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> Step:
     leaf, ids = torch.zeros((), dtype=dtype).requires_grad_(), labels(ROWS)
     x = view(logits(ROWS, CLASSES).to(dtype) + leaf)
-    return Step([x, ids], [leaf], lambda: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum", normalizer="positives", overwrite_inputs=True), [x])
+    return Step(
+        [x, ids],
+        [leaf],
+        lambda: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum", normalizer="positives", overwrite_inputs=True),
+        [x],
+    )
 
 
 def pyramid() -> Step:
@@ -67,7 +74,12 @@ def overwritten_pyramid() -> Step:
     shapes, layouts = (128, 64), (Tensor.contiguous, lambda level: level.transpose(2, 3))  # the second costs a copy
     levels = [layout(logits(1, CLASSES, side, side) + leaf) for side, layout in zip(shapes, layouts, strict=True)]
     ids = labels(1, sum(level[0, 0].numel() for level in levels))
-    return Step([*levels, ids], [leaf], lambda: focal_ext.pyramid.sigmoid_focal_loss(levels, ids, CLASSES, overwrite_inputs=True), levels)
+    return Step(
+        [*levels, ids],
+        [leaf],
+        lambda: focal_ext.pyramid.sigmoid_focal_loss(levels, ids, CLASSES, overwrite_inputs=True),
+        levels,
+    )
 
 
 def head() -> Step:
@@ -75,7 +87,13 @@ def head() -> Step:
     weight, bias = (logits(CLASSES, 16, 3, 3) / 40).requires_grad_(), logits(CLASSES).requires_grad_()
     ids = labels(1, 128 * 128)
     tensors = [features, weight, bias]
-    return Step([*tensors, ids], tensors, lambda: focal_ext.conv_sigmoid_focal_loss([features], weight, bias, ids, CLASSES, padding=1, memory_budget=SIZE // 2))
+    return Step(
+        [*tensors, ids],
+        tensors,
+        lambda: focal_ext.conv_sigmoid_focal_loss(
+            [features], weight, bias, ids, CLASSES, padding=1, memory_budget=SIZE // 2
+        ),
+    )
 
 
 STEPS: dict[str, Callable[[], Step]] = {
@@ -114,11 +132,16 @@ def attempt(step: Step, room: int | None) -> tuple[Tensor | None, str]:
 
 
 def results(step: Step, loss: Tensor) -> list[Tensor]:
-    return [loss, *(leaf.grad.clone() for leaf in step.leaves if leaf.grad is not None), *(t.detach().clone() for t in step.overwritten)]
+    return [
+        loss,
+        *(leaf.grad.clone() for leaf in step.leaves if leaf.grad is not None),
+        *(t.detach().clone() for t in step.overwritten),
+    ]
 
 
 def agree(got: list[Tensor], want: list[Tensor]) -> bool:
-    """To the bit, but for the loss: without memory for a table a half type's logits are computed, and added up in another order."""
+    """To the bit, but for the loss: without memory for a table a half type's logits are computed, and added up in
+    another order."""
     return torch.allclose(got[0], want[0], rtol=64 * 2.0**-24, atol=0) and all(map(torch.equal, got[1:], want[1:]))
 
 
@@ -128,7 +151,9 @@ def judged(make: Callable[[], Step], want: list[Tensor], room: int) -> dict[str,
     loss, error = attempt(step, room)
     if loss is not None:
         return {"raised": None, "right": agree(results(step, loss), want)}
-    untouched = all(torch.equal(t, was) for t, was in zip(step.tensors, before, strict=True)) and all(leaf.grad is None for leaf in step.leaves)
+    untouched = all(torch.equal(t, was) for t, was in zip(step.tensors, before, strict=True)) and all(
+        leaf.grad is None for leaf in step.leaves
+    )
     again, second = attempt(step, None)
     return {"raised": error, "untouched": untouched, "again": second or agree(results(step, again), want)}
 

@@ -1,4 +1,5 @@
-# Owns: the right answers for the softmax focal loss: a float64 closed form differentiated by hand, and the textbook in 50 digits.
+# Owns: the right answers for the softmax focal loss: a float64 closed form differentiated by hand, and the textbook in
+# 50 digits.
 # Must not know: how the library computes, how far off an answer may be.
 from __future__ import annotations
 
@@ -27,9 +28,11 @@ def others(e: Tensor) -> Tensor:
 
 
 def closed(x: Tensor, t: Tensor, factor: Tensor, gamma: float, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of each row of float64 logits, its gradient, and the magnitude of the gradient's terms; `factor` is alpha_c t_c.
+    """Loss of each row of float64 logits, its gradient, and the magnitude of the gradient's terms; `factor` is alpha_c
+    t_c.
 
-    sum_c factor_c u_c^g L_c has the derivative p_j sum_{c != j} B_c - B_j u_j with B_c = factor_c u_c^g (1 + g p_c L_c / u_c).
+    sum_c factor_c u_c^g L_c has the derivative p_j sum_{c != j} B_c - B_j u_j with B_c = factor_c u_c^g (1 + g p_c L_c
+    / u_c).
     """
     if x.shape[-1] == 0:
         return x.sum(-1), x, x
@@ -67,7 +70,9 @@ def expected(call: Call) -> Expected:
             t = t * kept[:, None]
     else:
         ids = exact.targets.reshape(-1).long()
-        kept = torch.ones(rows, dtype=torch.float64) * (1.0 if options["ignore_index"] is None else (ids != options["ignore_index"]).double())
+        kept = torch.ones(rows, dtype=torch.float64) * (
+            1.0 if options["ignore_index"] is None else (ids != options["ignore_index"]).double()
+        )
         t = (ids[:, None] == torch.arange(classes)).double() * kept[:, None]
     alpha = options["alpha"]
     alpha = 1.0 if alpha is None or (not isinstance(alpha, Tensor) and alpha == -1) else alpha

@@ -1,4 +1,5 @@
-# Owns: the promises of the documentation pages: docs/api.md is that of the docstrings, every argument is described, examples run, the package is typed.
+# Owns: the promises of the documentation pages: docs/api.md is that of the docstrings, every argument is described,
+# examples run, the package is typed.
 # Must not know: losses.
 from __future__ import annotations
 
@@ -23,13 +24,25 @@ def test_the_page_is_that_of_the_docstrings() -> None:
 def test_every_argument_is_described(name: str) -> None:
     documentation = inspect.getdoc(CALLABLES[name]) or ""
     inherited = "same arguments" in documentation
-    described = {word for names in re.findall(r"^ *((?:\w+, )*\w+): ", documentation, re.MULTILINE) for word in names.split(", ")}
-    assert documentation and [parameter for parameter in inspect.signature(CALLABLES[name]).parameters if not inherited and parameter not in described] == []
+    described = {
+        word for names in re.findall(r"^ *((?:\w+, )*\w+): ", documentation, re.MULTILINE) for word in names.split(", ")
+    }
+    assert (
+        documentation
+        and [
+            parameter
+            for parameter in inspect.signature(CALLABLES[name]).parameters
+            if not inherited and parameter not in described
+        ]
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, value in CALLABLES.items() if ">>>" in (value.__doc__ or "")])
 def test_the_example_runs(name: str) -> None:
-    examples = doctest.DocTestFinder(recurse=False).find(CALLABLES[name], name, globs={**vars(focal_ext), "torch": torch, "focal_ext": focal_ext})
+    examples = doctest.DocTestFinder(recurse=False).find(
+        CALLABLES[name], name, globs={**vars(focal_ext), "torch": torch, "focal_ext": focal_ext}
+    )
     assert sum(len(example.examples) for example in examples) > 0
     assert [doctest.DocTestRunner().run(example).failed for example in examples] == [0] * len(examples)
 

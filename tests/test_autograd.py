@@ -1,4 +1,5 @@
-# Owns: derivatives to second order, and what autograd does with the graph: kept, shared, hooked, changed in place, without gradient.
+# Owns: derivatives to second order, and what autograd does with the graph: kept, shared, hooked, changed in place,
+# without gradient.
 # Must not know: values (test_values.py), transforms (test_transforms.py), overwrite_inputs (test_overwrite.py).
 from __future__ import annotations
 
@@ -42,17 +43,24 @@ def logits(requires_grad: bool = True) -> Tensor:
     return (torch.linspace(-3, 3, 18, dtype=torch.float64).view(2, 3, 3) + 0.1).requires_grad_(requires_grad)
 
 
-SIGMOID = {f"sigmoid focal {gamma}": Member("sigmoid_focal_loss", {"alpha": 0.3, "gamma": gamma}) for gamma in (0.0, 0.5, 1.7)}
+SIGMOID = {
+    f"sigmoid focal {gamma}": Member("sigmoid_focal_loss", {"alpha": 0.3, "gamma": gamma}) for gamma in (0.0, 0.5, 1.7)
+}
 
 
 DIFFERENCES = {name: member for name, member in MEMBERS.items() if not member.has_constant}
 # All losses share what reductions and targets do to derivatives.
-DIFFERENTIATED = rows_of_every_pair({"reduction": tuple(REDUCTIONS), "targets": tuple(TARGETS), "member": (*SIGMOID, *DIFFERENCES)}, lambda row: (row["reduction"], row["targets"]) in every_call)
+DIFFERENTIATED = rows_of_every_pair(
+    {"reduction": tuple(REDUCTIONS), "targets": tuple(TARGETS), "member": (*SIGMOID, *DIFFERENCES)},
+    lambda row: (row["reduction"], row["targets"]) in every_call,
+)
 
 
 @implementations
 @pytest.mark.parametrize("reduction, targets, member", [tuple(row.values()) for row in DIFFERENTIATED])
-def test_first_and_second_derivatives_are_those_of_finite_differences(reduction: str, targets: str, member: str, implementation: Implementation) -> None:
+def test_first_and_second_derivatives_are_those_of_finite_differences(
+    reduction: str, targets: str, member: str, implementation: Implementation
+) -> None:
     loss_of = {**SIGMOID, **MEMBERS}[member].on(implementation)
 
     def call(x: Tensor, w: Tensor) -> Tensor:
@@ -68,7 +76,9 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(reduction:
 @implementations
 @pytest.mark.parametrize("loss_of", DIFFERENCES.values(), ids=DIFFERENCES)
 @pytest.mark.parametrize("reduction", ["none", "sum", "tensor"])
-def test_targets_scores_weight_and_normalizer_get_their_gradients(loss_of: Member, reduction: str, implementation: Implementation) -> None:
+def test_targets_scores_weight_and_normalizer_get_their_gradients(
+    loss_of: Member, reduction: str, implementation: Implementation
+) -> None:
     t, w, n = TARGETS["dense soft"].clone(), torch.rand(3, 1).double() + 0.5, torch.tensor(4.0).double()
 
     def call(x: Tensor, t: Tensor, w: Tensor, n: Tensor) -> Tensor:
@@ -84,53 +94,84 @@ def test_targets_scores_weight_and_normalizer_get_their_gradients(loss_of: Membe
         assert torch.autograd.gradcheck(call, leaves, atol=1e-6)
         if loss_of.is_smooth and reduction != "sum":
             assert torch.autograd.gradgradcheck(call, leaves, atol=1e-5)
-        assert torch.autograd.gradcheck(lambda t: call(logits(False), t, w, n), leaves[1])  # of logits that require none
+        assert torch.autograd.gradcheck(
+            lambda t: call(logits(False), t, w, n), leaves[1]
+        )  # of logits that require none
 
 
 @implementations
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.5])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "tensor"])
-def test_targets_weight_alpha_and_normalizer_get_their_gradients(reduction: str, gamma: float, implementation: Implementation) -> None:
+def test_targets_weight_alpha_and_normalizer_get_their_gradients(
+    reduction: str, gamma: float, implementation: Implementation
+) -> None:
     def call(x: Tensor, t: Tensor, w: Tensor, a: Tensor, n: Tensor) -> Tensor:
         options = {"reduction": "sum", "normalizer": n} if reduction == "tensor" else {"reduction": reduction}
         return implementation.module.sigmoid_focal_loss(x, t, a, gamma, weight=w, **options)
 
-    tensors = (logits(), TARGETS["dense soft"].clone(), torch.rand(3, 1).double() + 0.5, torch.tensor([0.2, 0.5, 0.9]).double(), torch.tensor(4.0).double())
+    tensors = (
+        logits(),
+        TARGETS["dense soft"].clone(),
+        torch.rand(3, 1).double() + 0.5,
+        torch.tensor([0.2, 0.5, 0.9]).double(),
+        torch.tensor(4.0).double(),
+    )
     assert torch.autograd.gradcheck(call, [t.detach().requires_grad_() for t in tensors], atol=1e-6)
     alone = tensors[3].detach().requires_grad_()  # the gradient of alpha with class ids, of logits that require none
     ids = TARGETS["ids"]
-    assert torch.autograd.gradcheck(lambda a: implementation.module.sigmoid_focal_loss(logits(False), ids, a, gamma), alone)
+    assert torch.autograd.gradcheck(
+        lambda a: implementation.module.sigmoid_focal_loss(logits(False), ids, a, gamma), alone
+    )
 
 
 @every_loss
 @calls
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_kept_graph_gives_the_same_gradient_every_time_and_losses_share_logits(reduction: str, targets: str, dtype: torch.dtype, loss_of: Member) -> None:
+def test_a_kept_graph_gives_the_same_gradient_every_time_and_losses_share_logits(
+    reduction: str, targets: str, dtype: torch.dtype, loss_of: Member
+) -> None:
     x = logits(False).to(dtype).requires_grad_()
     loss = loss_of(x, TARGETS[targets], **REDUCTIONS[reduction]).sum()
-    once = [torch.autograd.grad(loss, x, torch.tensor(g, dtype=loss.dtype), retain_graph=True)[0] for g in (1.0, 1.0, 4.0)]
+    once = [
+        torch.autograd.grad(loss, x, torch.tensor(g, dtype=loss.dtype), retain_graph=True)[0] for g in (1.0, 1.0, 4.0)
+    ]
     (last,) = torch.autograd.grad(loss, x, torch.tensor(4.0, dtype=loss.dtype))
     assert torch.equal(once[0], once[1]) and torch.equal(once[2], last)
-    assert torch.equal(once[0] * 4, last) or dtype is torch.float16  # there the rounding of small gradients comes after the factor
+    assert (
+        torch.equal(once[0] * 4, last) or dtype is torch.float16
+    )  # there the rounding of small gradients comes after the factor
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(loss, x)
 
     base = x.detach().clone().requires_grad_()
     other, inner = MEMBERS["sigmoid focal"], base * 1
-    both = loss_of(inner, TARGETS[targets], **REDUCTIONS[reduction]).sum() + 2 * other(inner, TARGETS[targets], gamma=0.0, **REDUCTIONS[reduction]).sum()
+    both = (
+        loss_of(inner, TARGETS[targets], **REDUCTIONS[reduction]).sum()
+        + 2 * other(inner, TARGETS[targets], gamma=0.0, **REDUCTIONS[reduction]).sum()
+    )
     both.backward()
     (second,) = torch.autograd.grad(2 * other(x, TARGETS[targets], gamma=0.0, **REDUCTIONS[reduction]).sum(), x)
-    assert torch.allclose(base.grad.double(), (once[0].double() + second.double()), rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+    assert torch.allclose(
+        base.grad.double(), (once[0].double() + second.double()), rtol=4 * torch.finfo(dtype).eps, atol=1e-6
+    )
 
 
 @pytest.mark.native
 @pytest.mark.parametrize("changed", ["inputs", "targets", "weight", "alpha", "normalizer", "scores"])
 @pytest.mark.parametrize("reduction", ["none", "sum"])
-def test_a_tensor_changed_in_place_before_backward_is_an_error_not_a_wrong_gradient(reduction: str, changed: str) -> None:
+def test_a_tensor_changed_in_place_before_backward_is_an_error_not_a_wrong_gradient(
+    reduction: str, changed: str
+) -> None:
     if (reduction, changed) == ("none", "normalizer"):
         return  # there is none
     inner = logits() * 1
-    used = {"inputs": inner, "targets": TARGETS["dense soft"].clone(), "weight": torch.ones(2, 3, 3).double(), "alpha": torch.rand(3).double(), "normalizer": torch.tensor(2.0).double()}
+    used = {
+        "inputs": inner,
+        "targets": TARGETS["dense soft"].clone(),
+        "weight": torch.ones(2, 3, 3).double(),
+        "alpha": torch.rand(3).double(),
+        "normalizer": torch.tensor(2.0).double(),
+    }
     options = {"normalizer": used["normalizer"]} if reduction == "sum" else {}
     if changed == "scores":
         used["scores"] = scores_of(TARGETS["ids"])
@@ -213,11 +254,19 @@ def test_saved_tensor_hooks_and_checkpoint_see_all_that_backward_uses(reduction:
     assert PUBLIC.name == "reference" or any(tensor.shape == x.shape and tensor.dtype == x.dtype for tensor in packed)
     for reentrant in (True, False):
         recomputed = checkpoint(lambda x: loss_of(x * 1, ids, reduction=reduction).sum(), x, use_reentrant=reentrant)
-        assert torch.equal(torch.autograd.grad(recomputed, x)[0] if not reentrant else (recomputed.backward(), x.grad)[1], want)
+        assert torch.equal(
+            torch.autograd.grad(recomputed, x)[0] if not reentrant else (recomputed.backward(), x.grad)[1], want
+        )
 
 
-@pytest.mark.parametrize("loss_of, factor", [(MEMBERS["sigmoid focal"], 0.75), (MEMBERS["quality focal"], 1.0), (MEMBERS["varifocal"], 0.75)], ids=["sigmoid", "quality", "varifocal"])
-def test_float16_gradients_are_rounded_once_after_the_grad_scaler_has_multiplied_them(loss_of: Member, factor: float) -> None:
+@pytest.mark.parametrize(
+    "loss_of, factor",
+    [(MEMBERS["sigmoid focal"], 0.75), (MEMBERS["quality focal"], 1.0), (MEMBERS["varifocal"], 0.75)],
+    ids=["sigmoid", "quality", "varifocal"],
+)
+def test_float16_gradients_are_rounded_once_after_the_grad_scaler_has_multiplied_them(
+    loss_of: Member, factor: float
+) -> None:
     x = (torch.randn(200_000, 1) * 1.5 - 6).half()
     exact = factor * hard(x.double(), 2.0).gradient
     unscaled = (rounded(exact, torch.float16) == 0).double().mean()

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Decision(NamedTuple):
-    """Variables and programs of a machine, and the outcome: kernels, the pure package, or an error; with which words."""
+    """Variables and programs of a machine, and the outcome: kernels, the pure package, or an error; with which
+    words."""
 
     environ: dict[str, str]
     programs: tuple[str, ...]

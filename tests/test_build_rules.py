@@ -24,39 +24,114 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    "formulas see no torch": Rule("a loss header compiles for any device, with any compiler", r'#include\s*[<"](torch|ATen|c10)/', ("csrc/losses",), C_PLUS_PLUS),
-    "kernels see no torch": Rule("the same text runs on the host in the tests", r'#include\s*[<"](torch|ATen|c10)/', ("csrc/cuda", "csrc/cpu"), C_PLUS_PLUS),
-    "only the binding sees torch": Rule("tensors exist only at the binding", r'#include\s*[<"](torch|ATen|c10)/', ("csrc",), C_PLUS_PLUS, ("csrc/ops.cpp", "csrc/arguments.h", "csrc/tensors.h")),
-    "stable ABI only": Rule("one library serves every later torch", r'#include\s*[<"](ATen/|c10/|torch/(extension|library|types)\.h|torch/torch\.h)', ("csrc",), C_PLUS_PLUS),
-    "one launch helper": Rule("stream, error check and grid are in one place", r"<<<", ("csrc",), C_PLUS_PLUS, ("csrc/cuda/launch.cuh",)),
-    "one door to the ops": Rule("the rest of the package works without the library", r"torch\.ops\b", ("focal_ext",), ("*.py",), ("focal_ext/_native.py",)),
-    "private names of torch": Rule("each with what is done when it is gone", r"torch\._[a-zA-Z]|_functorch|forward_ad\._|\._is_view|\._base\b", ("focal_ext",), ("*.py",), ("focal_ext/_torch_private.py",)),
+    "formulas see no torch": Rule(
+        "a loss header compiles for any device, with any compiler",
+        r'#include\s*[<"](torch|ATen|c10)/',
+        ("csrc/losses",),
+        C_PLUS_PLUS,
+    ),
+    "kernels see no torch": Rule(
+        "the same text runs on the host in the tests",
+        r'#include\s*[<"](torch|ATen|c10)/',
+        ("csrc/cuda", "csrc/cpu"),
+        C_PLUS_PLUS,
+    ),
+    "only the binding sees torch": Rule(
+        "tensors exist only at the binding",
+        r'#include\s*[<"](torch|ATen|c10)/',
+        ("csrc",),
+        C_PLUS_PLUS,
+        ("csrc/ops.cpp", "csrc/arguments.h", "csrc/tensors.h"),
+    ),
+    "stable ABI only": Rule(
+        "one library serves every later torch",
+        r'#include\s*[<"](ATen/|c10/|torch/(extension|library|types)\.h|torch/torch\.h)',
+        ("csrc",),
+        C_PLUS_PLUS,
+    ),
+    "one launch helper": Rule(
+        "stream, error check and grid are in one place", r"<<<", ("csrc",), C_PLUS_PLUS, ("csrc/cuda/launch.cuh",)
+    ),
+    "one door to the ops": Rule(
+        "the rest of the package works without the library",
+        r"torch\.ops\b",
+        ("focal_ext",),
+        ("*.py",),
+        ("focal_ext/_native.py",),
+    ),
+    "private names of torch": Rule(
+        "each with what is done when it is gone",
+        r"torch\._[a-zA-Z]|_functorch|forward_ad\._|\._is_view|\._base\b",
+        ("focal_ext",),
+        ("*.py",),
+        ("focal_ext/_torch_private.py",),
+    ),
     "no fast math": Rule(
         "-ffast-math sets flush-to-zero for the whole process and drops NaN; --use_fast_math drops subnormals",
         r"(?<!No )(?<!no )-ffast-math|-Ofast|-funsafe-math|-ffinite-math-only|--?use_fast_math|-ftz=true",
         ("CMakeLists.txt", "setup.py", "csrc"),
         (*C_PLUS_PLUS, "*.py", "*.cmake", "CMakeLists.txt"),
     ),
-    "no build paths in binaries": Rule("-lineinfo writes the builder's folders into the wheel", r"-lineinfo", ("CMakeLists.txt", "csrc/configure", "setup.py"), ("*",)),
+    "no build paths in binaries": Rule(
+        "-lineinfo writes the builder's folders into the wheel",
+        r"-lineinfo",
+        ("CMakeLists.txt", "csrc/configure", "setup.py"),
+        ("*",),
+    ),
     "no standard library in kernels per instruction set": Rule(
         "an inline function compiled for AVX-512 must not be the one the linker keeps for every machine",
         r"#include\s*<(?!stdint\.h|math\.h|string\.h|immintrin\.h)",
-        (*(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/losses").glob("*.h") if p.name != "device_primitives.h"), *(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").iterdir() if p.name not in ("run.cpp", "run.h", "level.h")), "csrc/problem.h"),
+        (
+            *(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/losses").glob("*.h") if p.name != "device_primitives.h"),
+            *(
+                str(p.relative_to(ROOT))
+                for p in (ROOT / "csrc/cpu").iterdir()
+                if p.name not in ("run.cpp", "run.h", "level.h")
+            ),
+            "csrc/problem.h",
+        ),
         C_PLUS_PLUS,
     ),
-    "the reference does not know the library": Rule("it is the oracle", r"_native|torch\.ops|_autograd", ("focal_ext/_reference.py",), ("*.py",)),
-    "no threshold of softplus": Rule("F.softplus is linear above 20, wrong by 9e-11 in float64", r"(?<!, never )(?<!no ``)F\.softplus\(", ("focal_ext",), ("*.py",)),
-    "actions are pinned to commits": Rule("a tag can be moved", r"uses: (?!\S+@[0-9a-f]{40} # v\d)", (".github/workflows",), ("*.yml",)),
-    "one version": Rule("setup.py and CMake read it", rf"\b{re.escape(__version__)}\b", ("pyproject.toml", "setup.py", "CMakeLists.txt", "csrc", "include", "focal_ext"), ("*.py", *C_PLUS_PLUS), ("focal_ext/_version.py",)),
-    "no junk drawers": Rule("a file's name says what it owns", r"^", ("csrc", "focal_ext", "tests"), ("*utils*", "*common*", "*helpers*", "*_v2*", "*_fast*")),
-    "no synchronisation": Rule("reading a device value in a step stalls it; on the CPU it costs nothing", r"^(?!.*# on the CPU).*\.item\(\)", ("focal_ext",), ("*.py",)),
+    "the reference does not know the library": Rule(
+        "it is the oracle", r"_native|torch\.ops|_autograd", ("focal_ext/_reference.py",), ("*.py",)
+    ),
+    "no threshold of softplus": Rule(
+        "F.softplus is linear above 20, wrong by 9e-11 in float64",
+        r"(?<!, never )(?<!no ``)F\.softplus\(",
+        ("focal_ext",),
+        ("*.py",),
+    ),
+    "actions are pinned to commits": Rule(
+        "a tag can be moved", r"uses: (?!\S+@[0-9a-f]{40} # v\d)", (".github/workflows",), ("*.yml",)
+    ),
+    "one version": Rule(
+        "setup.py and CMake read it",
+        rf"\b{re.escape(__version__)}\b",
+        ("pyproject.toml", "setup.py", "CMakeLists.txt", "csrc", "include", "focal_ext"),
+        ("*.py", *C_PLUS_PLUS),
+        ("focal_ext/_version.py",),
+    ),
+    "no junk drawers": Rule(
+        "a file's name says what it owns",
+        r"^",
+        ("csrc", "focal_ext", "tests"),
+        ("*utils*", "*common*", "*helpers*", "*_v2*", "*_fast*"),
+    ),
+    "no synchronisation": Rule(
+        "reading a device value in a step stalls it; on the CPU it costs nothing",
+        r"^(?!.*# on the CPU).*\.item\(\)",
+        ("focal_ext",),
+        ("*.py",),
+    ),
 }
 
 
 def files(rule: Rule) -> list[Path]:
     places = [ROOT / folder for folder in rule.folders if (ROOT / folder).exists()]
     found = [place for place in places if place.is_file()]
-    return sorted({*found, *(path for place in places if place.is_dir() for name in rule.names for path in place.rglob(name))})
+    return sorted(
+        {*found, *(path for place in places if place.is_dir() for name in rule.names for path in place.rglob(name))}
+    )
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -66,15 +141,37 @@ def test_a_rule_of_the_source_holds(name: str) -> None:
     broken = []
     for path in searched:
         place = path.relative_to(ROOT).as_posix()
-        lines = enumerate(path.read_text(errors="ignore").splitlines() or [""], 1) if path.is_file() and "__pycache__" not in path.parts else ()
-        broken += [f"{place}:{number}: {line.strip()}" for number, line in lines if place not in rule.allowed and re.search(rule.pattern, line)]
+        lines = (
+            enumerate(path.read_text(errors="ignore").splitlines() or [""], 1)
+            if path.is_file() and "__pycache__" not in path.parts
+            else ()
+        )
+        broken += [
+            f"{place}:{number}: {line.strip()}"
+            for number, line in lines
+            if place not in rule.allowed and re.search(rule.pattern, line)
+        ]
     assert not broken, f"{rule.why}: {broken}"
     assert searched or name == "no junk drawers", f"{name}: nothing to search, the rule is out of date"
 
 
 def test_source_files_open_with_what_they_own() -> None:
-    sources = [path for folder, names in (("csrc", C_PLUS_PLUS), ("cmake", ("*.cmake", "*.cu")), ("focal_ext", ("*.py",)), ("tests", ("*.py",))) for name in names for path in (ROOT / folder).rglob(name)]
-    silent = [path.relative_to(ROOT).as_posix() for path in sources if path.read_text().strip() and not re.search(r"^(//|#) Owns", path.read_text(), re.MULTILINE)]
+    sources = [
+        path
+        for folder, names in (
+            ("csrc", C_PLUS_PLUS),
+            ("cmake", ("*.cmake", "*.cu")),
+            ("focal_ext", ("*.py",)),
+            ("tests", ("*.py",)),
+        )
+        for name in names
+        for path in (ROOT / folder).rglob(name)
+    ]
+    silent = [
+        path.relative_to(ROOT).as_posix()
+        for path in sources
+        if path.read_text().strip() and not re.search(r"^(//|#) Owns", path.read_text(), re.MULTILINE)
+    ]
     assert sources and not [place for place in silent if not place.endswith("__init__.py")]
 
 

@@ -1,4 +1,5 @@
-# Owns: how a head's work is cut: all of it, once, within the budget, in as few chunks as that allows; and which input rows a strip reads.
+# Owns: how a head's work is cut: all of it, once, within the budget, in as few chunks as that allows; and which input
+# rows a strip reads.
 # Must not know: tensors.
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def test_a_strip_of_the_output_is_the_convolution_of_its_window(kernel: int, str
         view = window(slice(start, stop), 7, kernel, stride, padding)
         strip = F.pad(x[:, :, view.rows], (0, 0, view.above, view.below))
         assert strip.shape[2] == (stop - start - 1) * stride + kernel  # no row more than needed
-        assert torch.allclose(F.conv2d(strip, weight, None, (stride, 1)), whole[:, :, start:stop], rtol=1e-14, atol=1e-14)
+        assert torch.allclose(
+            F.conv2d(strip, weight, None, (stride, 1)), whole[:, :, start:stop], rtol=1e-14, atol=1e-14
+        )
 
 
 def test_a_map_smaller_than_the_kernel_has_no_output() -> None:

@@ -1,4 +1,5 @@
-# Owns: features of PyTorch that a loss meets in training: compiled autograd, threads, offloading, deterministic mode, other devices.
+# Owns: features of PyTorch that a loss meets in training: compiled autograd, threads, offloading, deterministic mode,
+# other devices.
 # Must not know: values (test_values.py).
 from __future__ import annotations
 
@@ -66,7 +67,10 @@ def test_one_graph_kept_by_two_threads_at_once_gives_both_its_gradient(reduction
     loss_of, x, got = MEMBERS["sigmoid focal"], logits(), {}
     loss = loss_of(x, IDS, reduction=reduction).sum()
     factors = (2.0, 3.0)
-    threads = [threading.Thread(target=lambda f=f: got.update({f: torch.autograd.grad(f * loss, x, retain_graph=True)[0]})) for f in factors]
+    threads = [
+        threading.Thread(target=lambda f=f: got.update({f: torch.autograd.grad(f * loss, x, retain_graph=True)[0]}))
+        for f in factors
+    ]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     for f in factors:
@@ -75,7 +79,9 @@ def test_one_graph_kept_by_two_threads_at_once_gives_both_its_gradient(reduction
 
 @every_loss
 @reductions
-def test_offloaded_tensors_and_checkpoints_inside_each_other_give_the_same_gradient(reduction: str, loss_of: Member) -> None:
+def test_offloaded_tensors_and_checkpoints_inside_each_other_give_the_same_gradient(
+    reduction: str, loss_of: Member
+) -> None:
     x, want = logits(), gradient(loss_of, reduction)
     with torch.autograd.graph.save_on_cpu(pin_memory=False):
         loss = checkpoint(lambda x: loss_of(x * 1, IDS, reduction=reduction).sum(), x, use_reentrant=False)
@@ -123,7 +129,14 @@ def test_a_device_without_kernels_takes_the_reference(loss_of: Member, monkeypat
     monkeypatch.setattr(_native, "runs_on", lambda device: seen.append(device) and False)
     want = getattr(focal_ext.reference, loss_of.loss)
     x = logits()
-    assert torch.equal(loss_of(x, IDS, reduction="sum"), loss_of.on(PUBLIC._replace(module=focal_ext.reference))(x, IDS, reduction="sum")) and seen and want
+    assert (
+        torch.equal(
+            loss_of(x, IDS, reduction="sum"),
+            loss_of.on(PUBLIC._replace(module=focal_ext.reference))(x, IDS, reduction="sum"),
+        )
+        and seen
+        and want
+    )
 
 
 @every_loss
@@ -143,13 +156,26 @@ def test_a_loss_trains_a_layer_with_half_precision_autocast_and_a_grad_scaler(lo
     assert losses[-1] < 0.97 * losses[0] and all(p.isfinite().all() for p in layer.parameters())
 
 
-FORBIDDEN = r"cudaMalloc|cudaFree|cudaDeviceSynchronize|cudaStreamSynchronize|cudaMemcpy\b|cudaEventSynchronize|cudaGetDeviceProperties|cudaStreamCreate|aoti_torch_item|\.item<"
+FORBIDDEN = (
+    r"cudaMalloc|cudaFree|cudaDeviceSynchronize|cudaStreamSynchronize|cudaMemcpy\b|cudaEventSynchronize|"
+    r"cudaGetDeviceProperties|cudaStreamCreate|aoti_torch_item|\.item<"
+)
 
 
 def test_launches_allocate_nothing_themselves_and_never_wait_for_the_device() -> None:
     root = Path(__file__).resolve().parents[1]
-    files = [*(root / "csrc").rglob("*.cu"), *(root / "csrc").rglob("*.cuh"), root / "csrc/ops.cpp", *(root / "csrc/cuda").glob("*.h")]
-    found = [f"{path.name}: {line.strip()}" for path in files for line in path.read_text().splitlines() if re.search(FORBIDDEN, line)]
+    files = [
+        *(root / "csrc").rglob("*.cu"),
+        *(root / "csrc").rglob("*.cuh"),
+        root / "csrc/ops.cpp",
+        *(root / "csrc/cuda").glob("*.h"),
+    ]
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in files
+        for line in path.read_text().splitlines()
+        if re.search(FORBIDDEN, line)
+    ]
     assert len(files) > 5 and not found
 
 
@@ -164,7 +190,9 @@ def recorded(work: Any) -> list[str]:
 def test_the_profiler_sees_one_op_forward_and_at_most_a_product_backward(loss_of: Member) -> None:
     x = logits()
     loss_of(x, IDS, reduction="sum").backward()
-    seen = [name for name in recorded(lambda: loss_of(x, IDS, reduction="sum").backward()) if name.startswith("focal_ext::")]
+    seen = [
+        name for name in recorded(lambda: loss_of(x, IDS, reduction="sum").backward()) if name.startswith("focal_ext::")
+    ]
     assert seen == ["focal_ext::loss_and_gradient"]
 
 
@@ -190,7 +218,9 @@ SILENT = {
     "alpha": lambda x, s: focal_ext.softmax_focal_loss(x, IDS.clamp(0, 4), alpha=s(torch.ones(5)), reduction="mean"),
     "normalizer": lambda x, s: focal_ext.sigmoid_focal_loss(x, IDS, normalizer=s(torch.tensor(2.0)), reduction="sum"),
     "scores": lambda x, s: focal_ext.quality_focal_loss(x, (IDS, s(torch.ones(64))), reduction="sum"),
-    "weight of a pyramid": lambda x, s: focal_ext.pyramid.sigmoid_focal_loss([x.reshape(1, 5, 8, 8)], IDS[None], 5, weight=s(torch.ones(1, 1))),
+    "weight of a pyramid": lambda x, s: focal_ext.pyramid.sigmoid_focal_loss(
+        [x.reshape(1, 5, 8, 8)], IDS[None], 5, weight=s(torch.ones(1, 1))
+    ),
 }
 
 
@@ -199,13 +229,19 @@ def test_nothing_is_read_from_a_tensor_subclass_beside_plain_logits(name: str) -
     x = logits().detach()
     torch.testing.assert_close(SILENT[name](x, Silent).inside, SILENT[name](x, torch.clone), rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match="class id 9 at anchor 3"):  # ids are plain, so they are checked as ever
-        focal_ext.sigmoid_focal_loss(x, torch.where(torch.arange(64) == 3, 9, IDS), weight=Silent(torch.ones(5)), reduction="sum")
+        focal_ext.sigmoid_focal_loss(
+            x, torch.where(torch.arange(64) == 3, 9, IDS), weight=Silent(torch.ones(5)), reduction="sum"
+        )
 
 
 @pytest.mark.parametrize("name", ["rows", "unreduced", "pyramid"])
 def test_an_upstream_factor_may_be_a_tensor_subclass(name: str) -> None:
     x = logits()
-    loss = focal_ext.pyramid.sigmoid_focal_loss([x.reshape(1, 5, 8, 8)], IDS[None], 5) if name == "pyramid" else focal_ext.sigmoid_focal_loss(x, IDS, reduction="sum" if name == "rows" else "none")
+    loss = (
+        focal_ext.pyramid.sigmoid_focal_loss([x.reshape(1, 5, 8, 8)], IDS[None], 5)
+        if name == "pyramid"
+        else focal_ext.sigmoid_focal_loss(x, IDS, reduction="sum" if name == "rows" else "none")
+    )
     (want,) = torch.autograd.grad(loss, x, 2 * torch.ones_like(loss), retain_graph=True)
     (got,) = torch.autograd.grad(loss, x, Silent(2 * torch.ones_like(loss)))
     torch.testing.assert_close(got.inside, want, rtol=1e-6, atol=0)

@@ -1,4 +1,5 @@
-# Owns: focal_ext.compat without the libraries it stands in for: signatures, normalisers, formulas. tests/integrations has the libraries.
+# Owns: focal_ext.compat without the libraries it stands in for: signatures, normalisers, formulas. tests/integrations
+# has the libraries.
 # Must not know: kernels.
 from __future__ import annotations
 
@@ -32,12 +33,17 @@ SIGNATURES: dict[Callable[..., Any], str] = {
     mmdet.FocalLoss: "use_sigmoid=True, gamma=2.0, alpha=0.25, reduction='mean', loss_weight=1.0, activated=False",
     mmdet.FocalLoss.forward: "self, pred, target, weight=None, avg_factor=None, reduction_override=None",
     mmdet.QualityFocalLoss: "use_sigmoid=True, beta=2.0, reduction='mean', loss_weight=1.0, activated=False",
-    mmdet.VarifocalLoss: "use_sigmoid=True, alpha=0.75, gamma=2.0, iou_weighted=True, reduction='mean', loss_weight=1.0",
-    apex.focal_loss: "cls_output, cls_targets_at_level, num_positive_sum, num_real_classes, alpha, gamma, label_smoothing=0.0",
+    mmdet.VarifocalLoss: "use_sigmoid=True, alpha=0.75, gamma=2.0, iou_weighted=True, reduction='mean', "
+    "loss_weight=1.0",
+    apex.focal_loss: "cls_output, cls_targets_at_level, num_positive_sum, num_real_classes, alpha, gamma, "
+    "label_smoothing=0.0",
     detr.sigmoid_focal_loss: "inputs, targets, num_boxes, alpha=0.25, gamma=2",
     effdet.new_focal_loss: "logits, targets, alpha, gamma, normalizer, label_smoothing=0.01",
     effdet.focal_loss_legacy: "logits, targets, alpha, gamma, normalizer",
-    monai.FocalLoss: "include_background=True, to_onehot_y=False, gamma=2.0, alpha=None, weight=None, reduction='mean', use_softmax=False, ignore_index=None",
+    monai.FocalLoss: (
+        "include_background=True, to_onehot_y=False, gamma=2.0, alpha=None, weight=None, reduction='mean', "
+        "use_softmax=False, ignore_index=None"
+    ),
 }
 
 
@@ -49,11 +55,19 @@ def test_names_order_and_defaults_are_the_librarys(function: Callable[..., Any])
 
 def test_nothing_imports_the_libraries_and_focal_ext_imports_compat_when_named() -> None:
     code = (
-        "import sys, focal_ext; assert not any(m.startswith(('focal_ext.compat', 'focal_ext.distributed')) for m in sys.modules);"
+        "import sys, focal_ext; assert not any(m.startswith(('focal_ext.compat', 'focal_ext.distributed')) for m in "
+        "sys.modules);"
         "[getattr(focal_ext.compat, name) for name in focal_ext.compat.__all__]; focal_ext.distributed;"
-        "print(sorted({m.split('.')[0] for m in sys.modules} & set(focal_ext.compat.__all__ + ['transformers', 'detectron2'])))"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & set(focal_ext.compat.__all__ + ['transformers', "
+        "'detectron2'])))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(p for p in sys.path if p)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(p for p in sys.path if p)},
+    )
     assert done.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="keras.*apex"):
         compat.keras  # noqa: B018
@@ -112,17 +126,35 @@ def with_ignored(background: int, ignored: int) -> Tensor:
 # Ours, and the library's definition from its documentation or source.
 DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "mmcv mean over rows": (lambda x: mmcv.sigmoid_focal_loss(x, IDS), lambda x: FOCAL(x, T, 2, 0.25).sum() / 12),
-    "mmcv positional": (lambda x: mmcv.sigmoid_focal_loss(x, IDS, 1.5, 0.4, None, "sum"), lambda x: FOCAL(x, T, 1.5, 0.4).sum()),
+    "mmcv positional": (
+        lambda x: mmcv.sigmoid_focal_loss(x, IDS, 1.5, 0.4, None, "sum"),
+        lambda x: FOCAL(x, T, 1.5, 0.4).sum(),
+    ),
     "mmcv map": (lambda x: mmcv.SigmoidFocalLoss(2.0, 0.25, reduction="none")(x, IDS), lambda x: FOCAL(x, T, 2, 0.25)),
     "mmcv weight of the row's label": (
         lambda x: mmcv.SigmoidFocalLoss(2.0, 0.25, PER_CLASS)(x, LABELLED),
         lambda x: (FOCAL(x, one_hot(LABELLED, 5), 2, 0.25) * PER_CLASS[LABELLED][:, None]).sum() / 12,
     ),
-    "mmcv of one class": (lambda x: mmcv.sigmoid_focal_loss(x[:, :1], IDS.clamp(max=1)), lambda x: FOCAL(x[:, :1], one_hot(IDS, 1), 2, 0.25).sum() / 12),
-    "mmdet of one class": (lambda x: mmdet.sigmoid_focal_loss(x[:, :1], IDS.clamp(max=1)), lambda x: FOCAL(x[:, :1], one_hot(IDS, 1), 2, 0.25).mean()),
-    "mmcv softmax mean over rows": (lambda x: mmcv.softmax_focal_loss(x, LABELLED), lambda x: SOFTMAX(x, LABELLED, 2, 0.25).sum() / 12),
-    "mmcv softmax positional": (lambda x: mmcv.softmax_focal_loss(x, LABELLED, 1.5, 2.0, None, "sum"), lambda x: SOFTMAX(x, LABELLED, 1.5, 2.0).sum()),
-    "mmcv softmax of rows": (lambda x: mmcv.SoftmaxFocalLoss(2.0, 0.25, reduction="none")(x, LABELLED), lambda x: SOFTMAX(x, LABELLED, 2, 0.25)),
+    "mmcv of one class": (
+        lambda x: mmcv.sigmoid_focal_loss(x[:, :1], IDS.clamp(max=1)),
+        lambda x: FOCAL(x[:, :1], one_hot(IDS, 1), 2, 0.25).sum() / 12,
+    ),
+    "mmdet of one class": (
+        lambda x: mmdet.sigmoid_focal_loss(x[:, :1], IDS.clamp(max=1)),
+        lambda x: FOCAL(x[:, :1], one_hot(IDS, 1), 2, 0.25).mean(),
+    ),
+    "mmcv softmax mean over rows": (
+        lambda x: mmcv.softmax_focal_loss(x, LABELLED),
+        lambda x: SOFTMAX(x, LABELLED, 2, 0.25).sum() / 12,
+    ),
+    "mmcv softmax positional": (
+        lambda x: mmcv.softmax_focal_loss(x, LABELLED, 1.5, 2.0, None, "sum"),
+        lambda x: SOFTMAX(x, LABELLED, 1.5, 2.0).sum(),
+    ),
+    "mmcv softmax of rows": (
+        lambda x: mmcv.SoftmaxFocalLoss(2.0, 0.25, reduction="none")(x, LABELLED),
+        lambda x: SOFTMAX(x, LABELLED, 2, 0.25),
+    ),
     "mmcv softmax weight of the row's label": (
         lambda x: mmcv.SoftmaxFocalLoss(2.0, 0.25, PER_CLASS)(x, LABELLED),
         lambda x: (SOFTMAX(x, LABELLED, 2, 0.25) * PER_CLASS[LABELLED]).sum() / 12,
@@ -144,13 +176,28 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
         lambda x: mmdet.FocalLoss(loss_weight=2.0)(x, IDS, KEPT, avg_factor=3),
         lambda x: 2 * (FOCAL(x, T, 2, 0.25) * KEPT[:, None]).sum() / (3 + torch.finfo(torch.float32).eps),
     ),
-    "detr": (lambda x: detr.sigmoid_focal_loss(x.view(2, 6, 5), T.view(2, 6, 5), 3.0), lambda x: FOCAL(x, T, 2, 0.25).sum() / 6 / 3),
+    "detr": (
+        lambda x: detr.sigmoid_focal_loss(x.view(2, 6, 5), T.view(2, 6, 5), 3.0),
+        lambda x: FOCAL(x, T, 2, 0.25).sum() / 6 / 3,
+    ),
     "fvcore alpha off": (lambda x: fvcore.sigmoid_focal_loss(x, T), lambda x: FOCAL(x, T, 2, None)),
-    "torchvision alpha off": (lambda x: torchvision.sigmoid_focal_loss(x, T, -1, 2, "mean"), lambda x: FOCAL(x, T, 2, None).mean()),
-    "effdet": (lambda x: effdet.new_focal_loss(x, T, 0.25, 1.5, torch.tensor(4.0), 0.0), lambda x: FOCAL(x, T, 1.5, 0.25) / 4),
+    "torchvision alpha off": (
+        lambda x: torchvision.sigmoid_focal_loss(x, T, -1, 2, "mean"),
+        lambda x: FOCAL(x, T, 2, None).mean(),
+    ),
+    "effdet": (
+        lambda x: effdet.new_focal_loss(x, T, 0.25, 1.5, torch.tensor(4.0), 0.0),
+        lambda x: FOCAL(x, T, 1.5, 0.25) / 4,
+    ),
     "effdet legacy": (lambda x: effdet.focal_loss_legacy(x, T, 0.25, 1.5, 4.0), lambda x: FOCAL(x, T, 1.5, 0.25) / 4),
-    "mmdet weights in one dimension": (lambda x: mmdet.FocalLoss(reduction="sum")(x, IDS, EACH.flatten()), lambda x: (FOCAL(x, T, 2, 0.25) * EACH).sum()),
-    "mmdet probabilities": (lambda x: mmdet.FocalLoss(activated=True)(torch.sigmoid(x), IDS), lambda x: FOCAL(x, T, 2, 0.25).mean()),
+    "mmdet weights in one dimension": (
+        lambda x: mmdet.FocalLoss(reduction="sum")(x, IDS, EACH.flatten()),
+        lambda x: (FOCAL(x, T, 2, 0.25) * EACH).sum(),
+    ),
+    "mmdet probabilities": (
+        lambda x: mmdet.FocalLoss(activated=True)(torch.sigmoid(x), IDS),
+        lambda x: FOCAL(x, T, 2, 0.25).mean(),
+    ),
     "mmdet quality, of rows": (
         lambda x: mmdet.QualityFocalLoss(reduction="none")(x, (IDS, SCORES)),
         lambda x: ((T * SCORES[:, None] - x.sigmoid()).abs() ** 2 * entropy(x, T * SCORES[:, None])).sum(1),
@@ -159,7 +206,10 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
         lambda x: mmdet.QualityFocalLoss()(x, T * SCORES[:, None]),
         lambda x: ((T * SCORES[:, None] - x.sigmoid()).abs() ** 2 * entropy(x, T * SCORES[:, None])).sum() / 12,
     ),
-    "mmdet varifocal": (lambda x: mmdet.VarifocalLoss()(x, T * SCORES[:, None]), lambda x: varifocal(x, T * SCORES[:, None], T * SCORES[:, None]).mean()),
+    "mmdet varifocal": (
+        lambda x: mmdet.VarifocalLoss()(x, T * SCORES[:, None]),
+        lambda x: varifocal(x, T * SCORES[:, None], T * SCORES[:, None]).mean(),
+    ),
     "mmdet varifocal without scores as weights": (
         lambda x: mmdet.VarifocalLoss(iou_weighted=False)(x, T * SCORES[:, None], EACH),
         lambda x: (varifocal(x, T * SCORES[:, None], T) * EACH).mean(),
@@ -169,8 +219,13 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
         lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, None).sum() / 6,
     ),
     "monai sum of volumes, ignored voxels": (
-        lambda x: monai.FocalLoss(to_onehot_y=True, reduction="sum", ignore_index=9)(volume(x), volume(IGNORED_LABELS[:, None])),
-        lambda x: sum((FOCAL(x, one_hot(LABELLED, 5), 2, None) * KEPT[:, None])[i : i + 6].sum() / KEPT[i : i + 6].sum() for i in (0, 6)),
+        lambda x: monai.FocalLoss(to_onehot_y=True, reduction="sum", ignore_index=9)(
+            volume(x), volume(IGNORED_LABELS[:, None])
+        ),
+        lambda x: sum(
+            (FOCAL(x, one_hot(LABELLED, 5), 2, None) * KEPT[:, None])[i : i + 6].sum() / KEPT[i : i + 6].sum()
+            for i in (0, 6)
+        ),
     ),
     "monai ignored class of dense targets": (
         lambda x: monai.FocalLoss(ignore_index=4)(x, one_hot(LABELLED, 5)),
@@ -182,9 +237,16 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     ),
     "monai alpha of each class, weight of each class": (
         lambda x: monai.FocalLoss(alpha=[0.1, 0.2, 0.3, 0.4, 0.5], weight=PER_CLASS)(x, T),
-        lambda x: (FOCAL(x, T, 2, None) * PER_CLASS * torch.where(T == 1, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]).double(), 1.0)).mean(),
+        lambda x: (
+            FOCAL(x, T, 2, None)
+            * PER_CLASS
+            * torch.where(T == 1, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]).double(), 1.0)
+        ).mean(),
     ),
-    "monai ids": (lambda x: monai.FocalLoss(to_onehot_y=True)(x, LABELLED[:, None]), lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, None).mean()),
+    "monai ids": (
+        lambda x: monai.FocalLoss(to_onehot_y=True)(x, LABELLED[:, None]),
+        lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, None).mean(),
+    ),
     "monai without background": (
         lambda x: monai.FocalLoss(False, True, alpha=0.3)(x, LABELLED[:, None]),
         lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, 0.3)[:, 1:].mean(),
@@ -220,16 +282,27 @@ def test_a_definition_written_out_gives_the_same_value_and_gradient(name: str) -
     assert_same(*DEFINITIONS[name], X)
 
 
-@pytest.mark.parametrize("loss", [mmcv.sigmoid_focal_loss, mmcv.SigmoidFocalLoss(2.0, 0.25), lambda x, ids: mmdet.FocalLoss()(x, ids, avg_factor=len(ids))])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        mmcv.sigmoid_focal_loss,
+        mmcv.SigmoidFocalLoss(2.0, 0.25),
+        lambda x, ids: mmdet.FocalLoss()(x, ids, avg_factor=len(ids)),
+    ],
+)
 @pytest.mark.parametrize("logits, labels, value, slope", PEERS)
-def test_the_librarys_own_test_values_come_out(loss: Callable[..., Tensor], logits: list, labels: list, value: float, slope: list) -> None:
+def test_the_librarys_own_test_values_come_out(
+    loss: Callable[..., Tensor], logits: list, labels: list, value: float, slope: list
+) -> None:
     found, grad = gradient(lambda x: loss(x, torch.tensor(labels)), torch.tensor(logits, dtype=torch.float64))
     assert found.item() == pytest.approx(value, abs=1e-6)
     assert torch.allclose(grad, torch.tensor(slope, dtype=torch.float64) * 2 / len(labels), rtol=0, atol=1e-6)
 
 
 def test_padding_columns_have_no_loss_and_no_gradient() -> None:
-    value, grad = gradient(lambda x: apex.focal_loss(x, with_ignored(-1, -2), torch.tensor(3.0), 5, 0.24, 2.0, 0.1), PADDED)
+    value, grad = gradient(
+        lambda x: apex.focal_loss(x, with_ignored(-1, -2), torch.tensor(3.0), 5, 0.24, 2.0, 0.1), PADDED
+    )
     plain, slope = gradient(lambda x: apex.focal_loss(x, with_ignored(-1, -2), torch.tensor(3.0), 5, 0.24, 2.0, 0.1), X)
     assert torch.equal(grad[:, 5:], torch.zeros(12, 3, dtype=torch.float64))
     torch.testing.assert_close(value, plain, rtol=1e-14, atol=0)
@@ -255,7 +328,11 @@ class _Copies(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function.overloadpacket in (torch.ops.aten.clone, torch.ops.aten._to_copy, torch.ops.aten.copy_) and isinstance(result, Tensor):
+        if function.overloadpacket in (
+            torch.ops.aten.clone,
+            torch.ops.aten._to_copy,
+            torch.ops.aten.copy_,
+        ) and isinstance(result, Tensor):
             self.copies += result.numel() == self.numel
         return result
 

@@ -1,4 +1,5 @@
-# Owns: the switches of libraries that no package index has, against their losses written from their formulas; mmsegmentation's labels.
+# Owns: the switches of libraries that no package index has, against their losses written from their formulas;
+# mmsegmentation's labels.
 # Must not know: the libraries, kernels. tests/integrations/test_switched_losses.py has those that can be installed.
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ from torch import Tensor, nn
 
 MASKS = torch.randint(0, 2, (2, 3, 4, 5), generator=torch.Generator().manual_seed(1)).double()
 LOGITS = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-MAPPED = torch.where(torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(3)) < 0.2, 255, torch.randint(0, 4, (2, 4, 5), generator=torch.Generator().manual_seed(4)))
+MAPPED = torch.where(
+    torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(3)) < 0.2,
+    255,
+    torch.randint(0, 4, (2, 4, 5), generator=torch.Generator().manual_seed(4)),
+)
 CHOSEN = torch.tensor([0, 2])  # classes of a federated loss
 
 
@@ -26,7 +31,14 @@ class SigmoidFocalClassificationLoss(nn.Module):
         return FOCAL(input, target, self.gamma, self.alpha) * weights[..., None]
 
 
-def sam_focal(inputs: Tensor, targets: Tensor, num_objects: float, alpha: float = 0.25, gamma: float = 2, loss_on_multimask: bool = False) -> Tensor:
+def sam_focal(
+    inputs: Tensor,
+    targets: Tensor,
+    num_objects: float,
+    alpha: float = 0.25,
+    gamma: float = 2,
+    loss_on_multimask: bool = False,
+) -> Tensor:
     loss = FOCAL(inputs, targets, gamma, None if alpha < 0 else alpha)
     return loss.mean((2, 3)) / num_objects if loss_on_multimask else loss.mean(1).sum() / num_objects
 
@@ -34,7 +46,9 @@ def sam_focal(inputs: Tensor, targets: Tensor, num_objects: float, alpha: float 
 class FastRCNNOutputLayers:
     use_fed_loss, fed_loss_num_classes, fed_loss_cls_weights = True, 2, None
 
-    def get_fed_loss_classes(self, gt_classes: Tensor, num_fed_loss_classes: int, num_classes: int, weight: Any) -> Tensor:
+    def get_fed_loss_classes(
+        self, gt_classes: Tensor, num_fed_loss_classes: int, num_classes: int, weight: Any
+    ) -> Tensor:
         return CHOSEN
 
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
@@ -52,21 +66,32 @@ class FocalLoss:
 
     use_sigmoid, gamma, alpha, reduction, class_weight, loss_weight = True, 2.0, 0.5, "mean", [0.5, 2.0, 1.0], 3.0
 
-    def forward(self, pred, target, weight=None, avg_factor=None, reduction_override=None, ignore_index=255, **kwargs) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(
+        self, pred, target, weight=None, avg_factor=None, reduction_override=None, ignore_index=255, **kwargs
+    ) -> Tensor:  # type: ignore[no-untyped-def]
         classes = pred.shape[1]
         hot = (target[:, None] == (torch.arange(classes).view(-1, 1, 1) if classes > 1 else 1)).double()
-        loss = FOCAL(pred, hot, self.gamma, self.alpha) * (target != ignore_index)[:, None] * torch.tensor(self.class_weight)[:classes].view(-1, 1, 1)
+        loss = (
+            FOCAL(pred, hot, self.gamma, self.alpha)
+            * (target != ignore_index)[:, None]
+            * torch.tensor(self.class_weight)[:classes].view(-1, 1, 1)
+        )
         loss = loss if weight is None else loss * weight.view(target.shape)[:, None]
-        return self.loss_weight * (loss.sum() / (avg_factor + torch.finfo(torch.float32).eps) if avg_factor else loss.mean())
+        return self.loss_weight * (
+            loss.sum() / (avg_factor + torch.finfo(torch.float32).eps) if avg_factor else loss.mean()
+        )
 
 
-PROBABLE, HEAT = LOGITS.sigmoid().clamp(1e-4, 1 - 1e-4), (LOGITS.roll(1) / 4).clamp(0, 1).where(LOGITS.roll(1) < 2, torch.tensor(1.0, dtype=torch.float64))
+PROBABLE, HEAT = (
+    LOGITS.sigmoid().clamp(1e-4, 1 - 1e-4),
+    (LOGITS.roll(1) / 4).clamp(0, 1).where(LOGITS.roll(1) < 2, torch.tensor(1.0, dtype=torch.float64)),
+)
 
 
 def neg_loss_cornernet(pred: Tensor, gt: Tensor, mask: Tensor | None = None) -> Tensor:
     kept = torch.ones_like(gt) if mask is None else mask[:, None].double().expand_as(gt)
     peaks = (gt == 1).double() * kept
-    loss = -(1 - pred) ** 2 * pred.log() * peaks - (1 - gt) ** 4 * pred**2 * (1 - pred).log() * (gt < 1) * kept
+    loss = -((1 - pred) ** 2) * pred.log() * peaks - (1 - gt) ** 4 * pred**2 * (1 - pred).log() * (gt < 1) * kept
     return loss.sum() / peaks.sum().clamp(min=1)
 
 
@@ -80,7 +105,13 @@ class FocalLossCenterNet(nn.Module):
 
 
 PLACES: dict[str, dict[str, dict[str, Any]]] = {
-    "openpcdet": {"pcdet.utils.loss_utils": {"SigmoidFocalClassificationLoss": SigmoidFocalClassificationLoss, "neg_loss_cornernet": neg_loss_cornernet, "FocalLossCenterNet": FocalLossCenterNet}},
+    "openpcdet": {
+        "pcdet.utils.loss_utils": {
+            "SigmoidFocalClassificationLoss": SigmoidFocalClassificationLoss,
+            "neg_loss_cornernet": neg_loss_cornernet,
+            "FocalLossCenterNet": FocalLossCenterNet,
+        }
+    },
     "sam2": {"training.loss_fns": {"sigmoid_focal_loss": sam_focal}},
     "detectron2": {
         "detectron2.modeling.meta_arch.retinanet": {"sigmoid_focal_loss_jit": focal_jit},
@@ -90,20 +121,70 @@ PLACES: dict[str, dict[str, dict[str, Any]]] = {
     "mmseg": {"mmseg.models.losses.focal_loss": {"FocalLoss": FocalLoss}},
 }
 CALLS: dict[str, tuple[str, Tensor, Callable[[dict[str, ModuleType], Tensor], Tensor]]] = {
-    "OpenPCDet": ("openpcdet", X.view(2, 6, 5), lambda lib, x: lib["loss_utils"].SigmoidFocalClassificationLoss()(x, T.view(2, 6, 5), KEPT.view(2, 6))),
+    "OpenPCDet": (
+        "openpcdet",
+        X.view(2, 6, 5),
+        lambda lib, x: lib["loss_utils"].SigmoidFocalClassificationLoss()(x, T.view(2, 6, 5), KEPT.view(2, 6)),
+    ),
     "OpenPCDet heat maps": ("openpcdet", PROBABLE, lambda lib, x: lib["loss_utils"].neg_loss_cornernet(x, HEAT)),
-    "OpenPCDet masked heat maps": ("openpcdet", PROBABLE, lambda lib, x: lib["loss_utils"].FocalLossCenterNet()(x, HEAT, MAPPED < 3)),
-    "OpenPCDet heat maps without peaks": ("openpcdet", PROBABLE, lambda lib, x: lib["loss_utils"].neg_loss_cornernet(x, HEAT * 0.9)),
+    "OpenPCDet masked heat maps": (
+        "openpcdet",
+        PROBABLE,
+        lambda lib, x: lib["loss_utils"].FocalLossCenterNet()(x, HEAT, MAPPED < 3),
+    ),
+    "OpenPCDet heat maps without peaks": (
+        "openpcdet",
+        PROBABLE,
+        lambda lib, x: lib["loss_utils"].neg_loss_cornernet(x, HEAT * 0.9),
+    ),
     "SAM 2 masks": ("sam2", X, lambda lib, x: lib["loss_fns"].sigmoid_focal_loss(x, T, 3.0)),
-    "SAM 2 object scores": ("sam2", X[:, :1], lambda lib, x: lib["loss_fns"].sigmoid_focal_loss(x, T[:, :1], torch.tensor(3.0), alpha=-1, gamma=0.0)),
-    "SAM 2 several masks": ("sam2", LOGITS, lambda lib, x: lib["loss_fns"].sigmoid_focal_loss(x, MASKS, 3.0, 0.4, 2, loss_on_multimask=True)),
-    "detectron2 RetinaNet": ("detectron2", X, lambda lib, x: lib["retinanet"].sigmoid_focal_loss_jit(x, T, alpha=0.25, gamma=2.0, reduction="sum")),
-    "detectron2 FCOS": ("detectron2", X, lambda lib, x: lib["fcos"].sigmoid_focal_loss_jit(x, T, alpha=0.25, gamma=2.0, reduction="sum")),
-    "detectron2 federated": ("detectron2", X, lambda lib, x: lib["fast_rcnn"].FastRCNNOutputLayers().sigmoid_cross_entropy_loss(x, IDS.clamp(max=4))),
-    "detectron2 all classes": ("detectron2", X, lambda lib, x: all_classes(lib["fast_rcnn"].FastRCNNOutputLayers()).sigmoid_cross_entropy_loss(x, IDS.clamp(max=4))),
-    "mmseg ids": ("mmseg", LOGITS, lambda lib, x: lib["focal_loss"].FocalLoss().forward(x, MAPPED, KEPT.repeat(4)[:40])),
-    "mmseg ids, avg_factor": ("mmseg", LOGITS, lambda lib, x: lib["focal_loss"].FocalLoss().forward(x, MAPPED, avg_factor=7.0)),
-    "mmseg a single class": ("mmseg", LOGITS[:, :1], lambda lib, x: single(lib["focal_loss"].FocalLoss()).forward(x, MAPPED.clamp(max=1))),
+    "SAM 2 object scores": (
+        "sam2",
+        X[:, :1],
+        lambda lib, x: lib["loss_fns"].sigmoid_focal_loss(x, T[:, :1], torch.tensor(3.0), alpha=-1, gamma=0.0),
+    ),
+    "SAM 2 several masks": (
+        "sam2",
+        LOGITS,
+        lambda lib, x: lib["loss_fns"].sigmoid_focal_loss(x, MASKS, 3.0, 0.4, 2, loss_on_multimask=True),
+    ),
+    "detectron2 RetinaNet": (
+        "detectron2",
+        X,
+        lambda lib, x: lib["retinanet"].sigmoid_focal_loss_jit(x, T, alpha=0.25, gamma=2.0, reduction="sum"),
+    ),
+    "detectron2 FCOS": (
+        "detectron2",
+        X,
+        lambda lib, x: lib["fcos"].sigmoid_focal_loss_jit(x, T, alpha=0.25, gamma=2.0, reduction="sum"),
+    ),
+    "detectron2 federated": (
+        "detectron2",
+        X,
+        lambda lib, x: lib["fast_rcnn"].FastRCNNOutputLayers().sigmoid_cross_entropy_loss(x, IDS.clamp(max=4)),
+    ),
+    "detectron2 all classes": (
+        "detectron2",
+        X,
+        lambda lib, x: all_classes(lib["fast_rcnn"].FastRCNNOutputLayers()).sigmoid_cross_entropy_loss(
+            x, IDS.clamp(max=4)
+        ),
+    ),
+    "mmseg ids": (
+        "mmseg",
+        LOGITS,
+        lambda lib, x: lib["focal_loss"].FocalLoss().forward(x, MAPPED, KEPT.repeat(4)[:40]),
+    ),
+    "mmseg ids, avg_factor": (
+        "mmseg",
+        LOGITS,
+        lambda lib, x: lib["focal_loss"].FocalLoss().forward(x, MAPPED, avg_factor=7.0),
+    ),
+    "mmseg a single class": (
+        "mmseg",
+        LOGITS[:, :1],
+        lambda lib, x: single(lib["focal_loss"].FocalLoss()).forward(x, MAPPED.clamp(max=1)),
+    ),
 }
 
 
@@ -136,11 +217,17 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def own(value: Any, module: str) -> Any:
     """A class of its own for each test: a switch changes it."""
-    return type(value.__name__, (value,), {**{k: v for k, v in vars(value).items() if callable(v)}, "__module__": module}) if isinstance(value, type) else value
+    return (
+        type(value.__name__, (value,), {**{k: v for k, v in vars(value).items() if callable(v)}, "__module__": module})
+        if isinstance(value, type)
+        else value
+    )
 
 
 @pytest.mark.parametrize("library, logits, call", CALLS.values(), ids=CALLS, indirect=["library"])
-def test_values_and_gradients_inside_the_switch_are_the_formulas(library: dict[str, ModuleType], logits: Tensor, call: Callable[..., Tensor], request: Any) -> None:
+def test_values_and_gradients_inside_the_switch_are_the_formulas(
+    library: dict[str, ModuleType], logits: Tensor, call: Callable[..., Tensor], request: Any
+) -> None:
     switch = getattr(compat, CALLS[request.node.callspec.id][0])
 
     def fused(x: Tensor) -> Tensor:
@@ -153,7 +240,9 @@ def test_values_and_gradients_inside_the_switch_are_the_formulas(library: dict[s
 
 
 def test_what_a_switch_refuses_is_named() -> None:
-    with pytest.raises(ValueError, match=r"inputs: with loss_on_multimask they are masks \(N, M, H, W\), got shape \(12, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"inputs: with loss_on_multimask they are masks \(N, M, H, W\), got shape \(12, 5\)"
+    ):
         compat.sam2.sigmoid_focal_loss(X, T, 1.0, loss_on_multimask=True)
     with pytest.raises(RuntimeError, match=r"alpha: must be in \[0, 1\], got -1; triton=False"):
         compat.sam3.sigmoid_focal_loss(X, T, 1.0, alpha=-1)

@@ -19,7 +19,12 @@ CALLS = {
     "mean": {"reduction": "mean"},
     "positives": {"reduction": "sum", "normalizer": "positives"},
     "tensor": {"reduction": "sum", "normalizer": torch.tensor(3.0)},
-    "weighted": {"reduction": "sum", "weight": torch.tensor([0.5, 1.0, 2.0, 0.0, 1.0]), "alpha": [0.1, 0.2, 0.3, 0.4, 0.5], "gamma": 1.5},
+    "weighted": {
+        "reduction": "sum",
+        "weight": torch.tensor([0.5, 1.0, 2.0, 0.0, 1.0]),
+        "alpha": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "gamma": 1.5,
+    },
     "overwriting": {"reduction": "sum", "overwrite_inputs": True},
 }
 
@@ -34,7 +39,9 @@ def both(function: object, compiled: object, x: Tensor, targets: Tensor) -> None
     (loss, gradient), (compiled_loss, compiled_gradient) = results
     assert loss.dtype == compiled_loss.dtype and gradient.dtype == compiled_gradient.dtype
     near = {"rtol": 2 * torch.finfo(x.dtype).eps, "atol": 1e-7}  # the product with 2 may meet another rounding
-    if PUBLIC.name == "reference":  # Inductor compiles its formulas again, with other exponentials and another order of sums
+    if (
+        PUBLIC.name == "reference"
+    ):  # Inductor compiles its formulas again, with other exponentials and another order of sums
         near["rtol"] = max(near["rtol"], units("reference", x.dtype, "sum"))
     assert torch.allclose(loss, compiled_loss, **near) and torch.allclose(gradient, compiled_gradient, **near)
 
@@ -69,7 +76,9 @@ def test_layouts_and_dense_targets_compile_too(layout: str) -> None:
 @every_member
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("reduction", ["none", "sum"])
-def test_every_loss_is_one_graph_with_ids_and_with_dense_targets(reduction: str, dynamic: bool, loss_of: Member) -> None:
+def test_every_loss_is_one_graph_with_ids_and_with_dense_targets(
+    reduction: str, dynamic: bool, loss_of: Member
+) -> None:
     def function(x: Tensor, targets: Tensor) -> Tensor:
         return loss_of(x * 1, targets, reduction=reduction)
 
@@ -85,7 +94,8 @@ def test_every_loss_is_one_graph_with_ids_and_with_dense_targets(reduction: str,
 @pytest.mark.parametrize("name", EVERYDAY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_the_compiled_step_is_one_pass_and_backward_reuses_the_saved_gradient(dtype: torch.dtype, name: str) -> None:
-    """Reads Inductor's code: which of the ops it calls, and that the product with grad_output is written over the saved gradient."""
+    """Reads Inductor's code: which of the ops it calls, and that the product with grad_output is written over the saved
+    gradient."""
     torch._dynamo.reset()
     x, ids = torch.randn(64, 5).to(dtype).requires_grad_(), torch.randint(-2, 6, (64,))
     compiled = torch.compile(lambda x: MEMBERS[name](x * 1, ids, reduction="sum"), fullgraph=True)
@@ -104,7 +114,9 @@ def test_inductor_gives_the_eager_numbers(dynamic: bool) -> None:
     torch._dynamo.reset()
 
     def function(x: Tensor, targets: Tensor) -> Tensor:
-        return loss_of(x.transpose(0, 1), targets, gamma=1.5, reduction="sum", normalizer="positives") + loss_of(x, targets.t(), reduction="mean")
+        return loss_of(x.transpose(0, 1), targets, gamma=1.5, reduction="sum", normalizer="positives") + loss_of(
+            x, targets.t(), reduction="mean"
+        )
 
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic)
     for rows in (12, 13, 20) if dynamic else (12,):

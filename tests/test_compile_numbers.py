@@ -1,4 +1,5 @@
-# Owns: numbers that change from step to step of a compiled function: they are compiled twice at most, and the values are the eager ones.
+# Owns: numbers that change from step to step of a compiled function: they are compiled twice at most, and the values
+# are the eager ones.
 # Must not know: what the right values are (test_values.py), the rest of torch.compile (test_compile.py).
 from __future__ import annotations
 
@@ -24,7 +25,14 @@ CONV = torch.linspace(-0.1, 0.1, CLASSES * 2 * 9).view(CLASSES, 2, 3, 3)
 
 sigmoid, quality, varifocal, asymmetric, softmax, conv = (
     getattr(focal_ext, name)
-    for name in ("sigmoid_focal_loss", "quality_focal_loss", "varifocal_loss", "asymmetric_loss", "softmax_focal_loss", "conv_sigmoid_focal_loss")
+    for name in (
+        "sigmoid_focal_loss",
+        "quality_focal_loss",
+        "varifocal_loss",
+        "asymmetric_loss",
+        "softmax_focal_loss",
+        "conv_sigmoid_focal_loss",
+    )
 )
 pyramid = focal_ext.pyramid.sigmoid_focal_loss
 
@@ -34,7 +42,9 @@ def of_levels(x: Tensor, **options: Any) -> Tensor:
 
 
 def of_features(x: Tensor, **options: Any) -> Tensor:
-    return conv([x.flatten()[:24].view(1, 2, 4, 3)], CONV.to(x.dtype), None, IDS[None], CLASSES, memory_budget=100, **options)
+    return conv(
+        [x.flatten()[:24].view(1, 2, 4, 3)], CONV.to(x.dtype), None, IDS[None], CLASSES, memory_budget=100, **options
+    )
 
 
 def with_attribute(module: nn.Module, name: str, *arguments: Any) -> Callable[[Tensor, float], Tensor]:
@@ -58,12 +68,18 @@ NUMBERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "quality beta": lambda x, n: quality(x, (IDS, SCORES), beta=1 + n, reduction="sum"),
     "quality normalizer": lambda x, n: quality(x, SOFT, reduction="sum", normalizer=n),
     "varifocal alpha, gamma": lambda x, n: varifocal(x, (IDS, SCORES), alpha=n, gamma=3 * n),
-    "asymmetric gammas, clip": lambda x, n: asymmetric(x, HARD, gamma_neg=4 * n, gamma_pos=n, clip=n / 4, reduction="sum", normalizer=n),
+    "asymmetric gammas, clip": lambda x, n: asymmetric(
+        x, HARD, gamma_neg=4 * n, gamma_pos=n, clip=n / 4, reduction="sum", normalizer=n
+    ),
     "softmax alpha, gamma, smoothing": lambda x, n: softmax(x, KNOWN, alpha=3 * n, gamma=2 * n, label_smoothing=n),
     "pyramid normalizer": lambda x, n: of_levels(x, normalizer=100 * n),
-    "pyramid alpha, gamma, smoothing": lambda x, n: of_levels(x, alpha=n, gamma=3 * n, label_smoothing=n, reduction="mean"),
+    "pyramid alpha, gamma, smoothing": lambda x, n: of_levels(
+        x, alpha=n, gamma=3 * n, label_smoothing=n, reduction="mean"
+    ),
     "fused head normalizer": lambda x, n: of_features(x, normalizer=100 * n),
-    "fused head alpha, gamma, smoothing": lambda x, n: of_features(x, alpha=n, gamma=3 * n, label_smoothing=n, reduction="mean"),
+    "fused head alpha, gamma, smoothing": lambda x, n: of_features(
+        x, alpha=n, gamma=3 * n, label_smoothing=n, reduction="mean"
+    ),
     "module normalizer": lambda x, n: focal_ext.SigmoidFocalLoss(reduction="sum")(x, IDS, normalizer=100 * n),
     "module's gamma": with_attribute(focal_ext.SigmoidFocalLoss(reduction="sum"), "gamma", IDS),
     "softmax module's alpha": with_attribute(focal_ext.SoftmaxFocalLoss(), "alpha", KNOWN),
@@ -74,7 +90,9 @@ NUMBERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "mmcv softmax": lambda x, n: mmcv.softmax_focal_loss(x, KNOWN, 3 * n, n),
     "mmcv's module's gamma": with_attribute(mmcv.SigmoidFocalLoss(2.0, 0.25), "gamma", KNOWN),
     "mmdet avg_factor": lambda x, n: mmdet.sigmoid_focal_loss(x, KNOWN, gamma=3 * n, alpha=n, avg_factor=100 * n),
-    "mmdet quality avg_factor": lambda x, n: mmdet.quality_focal_loss(x, (KNOWN, SCORES), avg_factor=100 * n, beta=1 + n),
+    "mmdet quality avg_factor": lambda x, n: mmdet.quality_focal_loss(
+        x, (KNOWN, SCORES), avg_factor=100 * n, beta=1 + n
+    ),
     "mmdet varifocal avg_factor": lambda x, n: mmdet.varifocal_loss(x, SOFT, alpha=n, gamma=3 * n, avg_factor=100 * n),
     "mmdet module avg_factor": lambda x, n: mmdet.FocalLoss(loss_weight=2.0)(x, KNOWN, avg_factor=100 * n),
     "apex": lambda x, n: apex.focal_loss(x, IDS, torch.tensor(3.0), CLASSES, n, 3 * n, n),
@@ -82,13 +100,30 @@ NUMBERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "effdet": lambda x, n: effdet.new_focal_loss(x, HARD, n, 3 * n, 100 * n, n),
     "effdet legacy": lambda x, n: effdet.focal_loss_legacy(x, HARD, n, 3 * n, 100 * n),
     "monai": lambda x, n: monai.FocalLoss(gamma=3 * n, alpha=n, weight=[1.0, 2.0, 0.5, 1.0, 1.0])(x, HARD),
-    "monai softmax": lambda x, n: monai.FocalLoss(gamma=3 * n, alpha=n, use_softmax=True, to_onehot_y=True)(x, KNOWN[:, None]),
+    "monai softmax": lambda x, n: monai.FocalLoss(gamma=3 * n, alpha=n, use_softmax=True, to_onehot_y=True)(
+        x, KNOWN[:, None]
+    ),
 }
-# What graphs below torch.compile's front do with symbols: once for each kind of op, and for the formulas in plain PyTorch.
+# What graphs below torch.compile's front do with symbols: once for each kind of op, and for the formulas in plain
+# PyTorch.
 BELOW: dict[str, Callable[[Tensor, float], Tensor]] = {
-    **{name: NUMBERS[name] for name in ("sigmoid normalizer", "sigmoid gamma", "sigmoid gamma, unreduced", "sigmoid alphas", "pyramid alpha, gamma, smoothing", "fused head alpha, gamma, smoothing", "effdet", "monai softmax")},
+    **{
+        name: NUMBERS[name]
+        for name in (
+            "sigmoid normalizer",
+            "sigmoid gamma",
+            "sigmoid gamma, unreduced",
+            "sigmoid alphas",
+            "pyramid alpha, gamma, smoothing",
+            "fused head alpha, gamma, smoothing",
+            "effdet",
+            "monai softmax",
+        )
+    },
     "float16": lambda x, n: sigmoid(x.half(), IDS, gamma=3 * n, reduction="sum"),
-    "reference sigmoid": lambda x, n: reference.sigmoid_focal_loss(x, HARD, n, 1 + n, "sum", normalizer=n, label_smoothing=n),
+    "reference sigmoid": lambda x, n: reference.sigmoid_focal_loss(
+        x, HARD, n, 1 + n, "sum", normalizer=n, label_smoothing=n
+    ),
     "reference sigmoid, mean": lambda x, n: reference.sigmoid_focal_loss(x, HARD, n, 3 * n, "mean", label_smoothing=n),
     "reference varifocal": lambda x, n: reference.varifocal_loss(x, (IDS, SCORES), n, 1 + n, "sum"),
     "reference asymmetric": lambda x, n: reference.asymmetric_loss(x, HARD, 1 + n, 1 + n, n / 2, "sum"),
@@ -97,8 +132,15 @@ BELOW: dict[str, Callable[[Tensor, float], Tensor]] = {
 VALUES = (0.5, 0.3, 0.7, 0.2, 0.9)
 
 
-def compilations(function: Callable[[Tensor, float], Tensor], backend: str, values: Any = VALUES, dynamic: bool | None = None, read: bool = False) -> int:
-    """Runs a step with each number, in one graph; with `read` the number comes by .item() from a tensor. Returns how often it was compiled."""
+def compilations(
+    function: Callable[[Tensor, float], Tensor],
+    backend: str,
+    values: Any = VALUES,
+    dynamic: bool | None = None,
+    read: bool = False,
+) -> int:
+    """Runs a step with each number, in one graph; with `read` the number comes by .item() from a tensor. Returns how
+    often it was compiled."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     step = (lambda x, n: function(x * 1, n.item())) if read else lambda x, n: function(x * 1, n)
@@ -124,7 +166,17 @@ def test_nothing_below_the_front_makes_the_number_a_constant(name: str) -> None:
     assert compilations(BELOW[name], "aot_eager") <= 2
 
 
-@pytest.mark.parametrize("name", ["sigmoid normalizer", "softmax alpha, gamma, smoothing", "pyramid normalizer", "fused head normalizer", "mmdet avg_factor", "DETR"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sigmoid normalizer",
+        "softmax alpha, gamma, smoothing",
+        "pyramid normalizer",
+        "fused head normalizer",
+        "mmdet avg_factor",
+        "DETR",
+    ],
+)
 @pytest.mark.parametrize("read", [False, True], ids=["", "read from a tensor"])
 def test_so_it_is_with_dynamic_shapes_and_numbers_read_from_tensors(read: bool, name: str) -> None:
     with torch._dynamo.config.patch(capture_scalar_outputs=read):
@@ -133,11 +185,23 @@ def test_so_it_is_with_dynamic_shapes_and_numbers_read_from_tensors(read: bool, 
 
 @pytest.mark.parametrize("kind", [float, int], ids=["floats", "integers"])
 def test_a_hundred_normalizers_are_two_compilations(kind: type) -> None:
-    assert compilations(lambda x, n: sigmoid(x, IDS, reduction="sum", normalizer=n), "eager", [kind(n) for n in range(2, 102)]) == 2
+    assert (
+        compilations(
+            lambda x, n: sigmoid(x, IDS, reduction="sum", normalizer=n), "eager", [kind(n) for n in range(2, 102)]
+        )
+        == 2
+    )
 
 
 def test_inductor_compiles_them_twice_too() -> None:
-    assert compilations(lambda x, n: sigmoid(x, IDS, alpha=n, gamma=3 * n, reduction="sum", normalizer=100 * n), "inductor", VALUES[:3]) == 2
+    assert (
+        compilations(
+            lambda x, n: sigmoid(x, IDS, alpha=n, gamma=3 * n, reduction="sum", normalizer=100 * n),
+            "inductor",
+            VALUES[:3],
+        )
+        == 2
+    )
 
 
 BAD = {

@@ -34,7 +34,9 @@ def test_targets_that_overlap_overwritten_logits_at_another_place_are_refused() 
     logits = torch.randn(401, 5, requires_grad=True) * 1
     with pytest.raises(ValueError, match="share memory"):
         loss(logits[1:], logits.detach()[:400], reduction="sum", overwrite_inputs=True)
-    assert torch.isfinite(loss(logits, logits.detach(), reduction="sum", overwrite_inputs=True))  # element upon element is fine
+    assert torch.isfinite(
+        loss(logits, logits.detach(), reduction="sum", overwrite_inputs=True)
+    )  # element upon element is fine
 
 
 @pytest.mark.native
@@ -43,7 +45,9 @@ def test_permuted_rows_are_overwritten_in_place() -> None:
     logits, ids = memory.permute(1, 0, 2), torch.randint(-1, 4, (5, 6))
     copy = logits.detach().clone().requires_grad_()
     loss(copy, ids, reduction="sum").backward()
-    gradient = torch.autograd.grad(loss(logits, ids, reduction="sum", overwrite_inputs=True), memory)[0].permute(1, 0, 2)
+    gradient = torch.autograd.grad(loss(logits, ids, reduction="sum", overwrite_inputs=True), memory)[0].permute(
+        1, 0, 2
+    )
     assert gradient.data_ptr() == memory.data_ptr()
     assert torch.equal(gradient, copy.grad)
 
@@ -54,13 +58,20 @@ def test_overwrite_inputs_asks_nothing_of_calls_without_gradient() -> None:
         loss(leaf, IDS, reduction="sum", overwrite_inputs=True)
     with torch.inference_mode():
         loss(torch.randn(4, 3), IDS, reduction="sum", overwrite_inputs=True)
-    loss(torch.randn(7, 0, 3, requires_grad=True).permute(2, 1, 0) * 1, torch.zeros(3, 0).long(), reduction="sum", overwrite_inputs=True)
+    loss(
+        torch.randn(7, 0, 3, requires_grad=True).permute(2, 1, 0) * 1,
+        torch.zeros(3, 0).long(),
+        reduction="sum",
+        overwrite_inputs=True,
+    )
 
 
 @implementations
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize(("x", "t", "gamma"), ((-np.inf, 1e-30, 2.0), (np.inf, 0.999, 50.0), (-np.inf, 1e-5, 50.0)))
-def test_an_infinite_loss_stays_infinite_where_its_modulator_underflows(implementation: Implementation, dtype: torch.dtype, x: float, t: float, gamma: float) -> None:
+def test_an_infinite_loss_stays_infinite_where_its_modulator_underflows(
+    implementation: Implementation, dtype: torch.dtype, x: float, t: float, gamma: float
+) -> None:
     logit = torch.tensor([[x]], dtype=dtype, requires_grad=True)
     value = implementation.module.sigmoid_focal_loss(logit, torch.full((1, 1), t, dtype=dtype), None, gamma, "sum")
     assert value == np.inf
@@ -75,13 +86,20 @@ def test_dense_and_id_targets_agree_at_a_huge_gamma(implementation: Implementati
     for targets in (torch.tensor([-1]), torch.zeros(1, 4, dtype=torch.float64)):
         value = implementation.module.sigmoid_focal_loss(logits, targets, None, gamma, "sum")
         results.append(torch.cat([torch.autograd.grad(value, logits)[0].flatten(), value.detach()[None]]))
-    torch.testing.assert_close(*results, rtol=1e-13, atol=0)  # the same logarithm times gamma, in another order of terms
+    torch.testing.assert_close(
+        *results, rtol=1e-13, atol=0
+    )  # the same logarithm times gamma, in another order of terms
     assert float(results[0].abs().max()) < 64
 
 
 @implementations
 def test_nothing_divided_by_a_normalizer_of_zero_is_zero(implementation: Implementation) -> None:
-    assert implementation.module.sigmoid_focal_loss(torch.randn(0, 4), torch.zeros(0).long(), reduction="sum", normalizer=torch.tensor(0.0)) == 0
+    assert (
+        implementation.module.sigmoid_focal_loss(
+            torch.randn(0, 4), torch.zeros(0).long(), reduction="sum", normalizer=torch.tensor(0.0)
+        )
+        == 0
+    )
 
 
 @implementations
@@ -105,10 +123,17 @@ def test_class_ids_made_in_inference_mode_can_be_trained_on() -> None:
 @implementations
 def test_numpy_numbers_are_numbers(implementation: Implementation) -> None:
     logits = torch.randn(4, 3)
-    value = implementation.module.sigmoid_focal_loss(logits, IDS, np.float64(0.25), np.int64(2), "sum", normalizer=np.float32(3), ignore_index=np.int64(-2))
-    assert torch.equal(value, implementation.module.sigmoid_focal_loss(logits, IDS, 0.25, 2, "sum", normalizer=3, ignore_index=-2))
+    value = implementation.module.sigmoid_focal_loss(
+        logits, IDS, np.float64(0.25), np.int64(2), "sum", normalizer=np.float32(3), ignore_index=np.int64(-2)
+    )
+    assert torch.equal(
+        value, implementation.module.sigmoid_focal_loss(logits, IDS, 0.25, 2, "sum", normalizer=3, ignore_index=-2)
+    )
     per_class = np.array([0.25, 0.5, 0.75])
-    assert torch.equal(implementation.module.sigmoid_focal_loss(logits, IDS, per_class), implementation.module.sigmoid_focal_loss(logits, IDS, per_class.tolist()))
+    assert torch.equal(
+        implementation.module.sigmoid_focal_loss(logits, IDS, per_class),
+        implementation.module.sigmoid_focal_loss(logits, IDS, per_class.tolist()),
+    )
 
 
 SPARSE = {"inputs": lambda x: (x.to_sparse(), IDS), "targets": lambda x: (x, torch.rand(4, 3).to_sparse())}
@@ -124,16 +149,22 @@ def test_sparse_tensors_are_refused_by_name(argument: str) -> None:
 @pytest.mark.parametrize("reduction", ("none", "sum"))
 def test_a_compiled_loss_refuses_create_graph_instead_of_a_wrong_second_derivative(reduction: str) -> None:
     logits = torch.randn(4, 3, requires_grad=True)
-    compiled = torch.compile(lambda x: PUBLIC.module.sigmoid_focal_loss(x, IDS, reduction=reduction).sum(), backend="eager")
+    compiled = torch.compile(
+        lambda x: PUBLIC.module.sigmoid_focal_loss(x, IDS, reduction=reduction).sum(), backend="eager"
+    )
     with pytest.raises(RuntimeError, match="once differentiable"):
         torch.autograd.grad(compiled(logits) ** 2, logits, create_graph=True)
 
 
 def test_a_module_moves_its_tensors_checks_its_arguments_and_takes_them_per_call() -> None:
-    module = focal_ext.SigmoidFocalLoss(torch.tensor([0.1, 0.2, 0.3]), reduction="sum", normalizer=torch.tensor(2.0), weight=torch.ones(3))
+    module = focal_ext.SigmoidFocalLoss(
+        torch.tensor([0.1, 0.2, 0.3]), reduction="sum", normalizer=torch.tensor(2.0), weight=torch.ones(3)
+    )
     assert {name for name, _ in module.named_buffers()} == {"alpha", "normalizer", "weight"}
     logits: Tensor = torch.randn(4, 3)
-    torch.testing.assert_close(module(logits, IDS), 2 * module(logits, IDS, normalizer=4.0), rtol=1e-6, atol=0)  # two divisions, half a ULP each
+    torch.testing.assert_close(
+        module(logits, IDS), 2 * module(logits, IDS, normalizer=4.0), rtol=1e-6, atol=0
+    )  # two divisions, half a ULP each
     learned = focal_ext.SigmoidFocalLoss(torch.nn.Parameter(torch.full((3,), 0.25)), reduction="sum")
     learned(logits, IDS).backward()
     assert [p.grad is not None for p in learned.parameters()] == [True]
@@ -142,7 +173,9 @@ def test_a_module_moves_its_tensors_checks_its_arguments_and_takes_them_per_call
             focal_ext.SigmoidFocalLoss(**wrong)
 
 
-def test_a_sequence_of_alphas_becomes_one_tensor_of_each_type_and_device_whatever_mode_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sequence_of_alphas_becomes_one_tensor_of_each_type_and_device_whatever_mode_made_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_factors, "_kept", {})
     x, values = torch.randn(4, 3), [0.25, 0.5, 0.75]
     with torch.inference_mode():

@@ -1,5 +1,5 @@
-# Owns: whether a build has CUDA kernels, for which architectures, and why not: by stand-ins for nvcc that say their version and refuse what
-# that version refuses. Real compilers appear in the last tests only.
+# Owns: whether a build has CUDA kernels, for which architectures, and why not: by stand-ins for nvcc that say their
+# version and refuse what that version refuses. Real compilers appear in the last tests only.
 # Must not know: kernels, losses.
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ KNOWN = {
     "12.8": "50 52 53 60 61 62 70 72 75 80 86 87 89 90 100 101 120",
     "13.0": "75 80 86 87 88 89 90 100 110 103 120 121",
 }
-REFUSAL = "host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later than 13 are not supported! The nvcc flag '-allow-unsupported-compiler' can"
+REFUSAL = (
+    "host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later than 13 are not "
+    "supported! The nvcc flag '-allow-unsupported-compiler' can"
+)
 NVCC = """#!/bin/sh
 case "$*" in
   *--version*) echo "Cuda compilation tools, release {version}, V{version}.1"; exit ;;
@@ -41,7 +44,8 @@ X86, ARM = "75 80 90 100+PTX 120", "75 80 87 90 100+PTX 120"
 
 
 class Machine(NamedTuple):
-    """What is installed, what is asked for, and the architectures that are built, or the words of the reason or of the error."""
+    """What is installed, what is asked for, and the architectures that are built, or the words of the reason or of the
+    error."""
 
     nvcc: str | None
     listed: str
@@ -49,7 +53,9 @@ class Machine(NamedTuple):
     reason: str = ""
     error: str = ""
     wanted: str = "AUTO"
-    refused: str = "none"  # the arguments that nvcc fails with, by the shell's patterns; those without -ccbin begin with -std
+    refused: str = (
+        "none"  # the arguments that nvcc fails with, by the shell's patterns; those without -ccbin begin with -std
+    )
     host: str | None = None
     cxx: str = "g++"
     processor: str = "x86_64"
@@ -83,20 +89,46 @@ MACHINES = {
     "names of several": Machine("13.0", "Ampere Blackwell", "80 86+PTX 100 103 120 121+PTX"),
     "a name of a Tegra chip": Machine("12.4", "Ampere+Tegra", "87"),
     "an old name, which an old nvcc knows": Machine("12.4", "Volta", "70+PTX"),
-    "an old name, which a new nvcc lacks": Machine("13.0", "Volta", error="CUDA architecture 70+PTX: nvcc 13.0 knows only 75 80"),
+    "an old name, which a new nvcc lacks": Machine(
+        "13.0", "Volta", error="CUDA architecture 70+PTX: nvcc 13.0 knows only 75 80"
+    ),
     "a listed one that nvcc lacks": Machine("12.4", "9.0 10.0", error=LISTED_100),
     "a listed one that nvcc lacks, ON": Machine("12.4", "9.0 10.0", error=LISTED_100, wanted="ON"),
-    "a suffix that nvcc lacks": Machine("13.0", "8.0a", error="80a: nvcc 13.0 refuses them: Unsupported gpu architecture 'compute_80a'"),
+    "a suffix that nvcc lacks": Machine(
+        "13.0", "8.0a", error="80a: nvcc 13.0 refuses them: Unsupported gpu architecture 'compute_80a'"
+    ),
     "an unknown name": Machine("13.0", "hopper", error="CUDA architecture 'hopper': must be a number such as 9.0"),
     "no architecture": Machine("13.0", "9", error="CUDA architecture '9': must be a number such as 9.0"),
     # the devices of this machine
     "native": Machine("13.0", "native", "89 90+PTX", devices=r"9.0\\n8.9\\n9.0\\n"),
     "native, newer than nvcc": Machine("12.4", "native", "86 90+PTX", devices=r"12.0\\n8.6\\n"),
-    "native without a device": Machine("13.0", "native", error="CUDA architecture native: no CUDA device was found here"),
+    "native without a device": Machine(
+        "13.0", "native", error="CUDA architecture native: no CUDA device was found here"
+    ),
     # host compilers
-    "a host compiler that is too new": Machine("12.4", "", reason="nvcc 12.4 failed with the default host compiler: unsupported GNU version! gcc versions later than 13 are not supported!", refused="*-std*"),
-    "the same, ON": Machine("12.4", "", error="FOCAL_EXT_CUDA=ON, but nvcc 12.4 failed with the default host compiler: unsupported GNU version!", refused="*-std*", wanted="ON"),
-    "a named one that is too new": Machine("12.4", "", reason="nvcc 12.4 failed with the g++-16 host compiler: unsupported GNU version!", refused="*g++-16*", host="g++-16"),
+    "a host compiler that is too new": Machine(
+        "12.4",
+        "",
+        reason=(
+            "nvcc 12.4 failed with the default host compiler: unsupported GNU version! gcc versions later than "
+            "13 are not supported!"
+        ),
+        refused="*-std*",
+    ),
+    "the same, ON": Machine(
+        "12.4",
+        "",
+        error="FOCAL_EXT_CUDA=ON, but nvcc 12.4 failed with the default host compiler: unsupported GNU version!",
+        refused="*-std*",
+        wanted="ON",
+    ),
+    "a named one that is too new": Machine(
+        "12.4",
+        "",
+        reason="nvcc 12.4 failed with the g++-16 host compiler: unsupported GNU version!",
+        refused="*g++-16*",
+        host="g++-16",
+    ),
     "a named one": Machine("12.4", "", "75 80 90+PTX", refused="-std*", host="g++-13"),
     "the default too new, that of C++ not": Machine("13.0", "", X86, refused="-std*", cxx="g++-13"),
 }
@@ -123,14 +155,24 @@ else()
 endif()
 """)
     environment = {"PATH": f"{tools}:/usr/bin:/bin", **({"CUDAHOSTCXX": machine.host} if machine.host else {})}
-    done = subprocess.run([CMAKE, f"-Dwanted={machine.wanted}", f"-Dlisted={machine.listed}", "-P", script], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [CMAKE, f"-Dwanted={machine.wanted}", f"-Dlisted={machine.listed}", "-P", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode == 0) == (machine.error == ""), done.stderr
     return " ".join(done.stderr.split())
 
 
 def write_nvcc(path: Path, machine: Machine) -> None:
     known = KNOWN.get(str(machine.nvcc), "")
-    path.write_text(NVCC.format(version=machine.nvcc, known=known, refused=machine.refused, refusal=REFUSAL, devices=machine.devices))
+    path.write_text(
+        NVCC.format(
+            version=machine.nvcc, known=known, refused=machine.refused, refusal=REFUSAL, devices=machine.devices
+        )
+    )
     path.chmod(0o755)
 
 
@@ -142,7 +184,9 @@ def test_a_build_has_the_cuda_kernels_that_nvcc_can_make_or_says_why_not(name: s
         assert f"built {machine.built} with " in printed
     else:
         assert (machine.error or f"none: {machine.reason}") in printed
-    assert str(tmp_path) not in printed.partition("none: ")[2], "the reason is in the binary, which is to name no folder of its build"
+    assert str(tmp_path) not in printed.partition("none: ")[2], (
+        "the reason is in the binary, which is to name no folder of its build"
+    )
 
 
 # The flags that make a library of nvcc 12 readable to every driver of CUDA 12, and that of nvcc 13 small.
@@ -160,7 +204,7 @@ def test_flags_follow_the_version_and_the_architectures(version: str, tmp_path: 
     assert set(printed.split(";")) == code | FLAGS[version]
 
 
-# ---- with the nvcc that is installed -------------------------------------------------------------------------------------------------------
+# ---- with the nvcc that is installed ---------------------------------------------------------------------
 
 real_nvcc = shutil.which("nvcc")
 needs_nvcc = pytest.mark.skipif(real_nvcc is None, reason="no nvcc on the PATH")
@@ -172,18 +216,39 @@ def test_the_words_of_a_real_nvcc_that_refuses_its_host_compiler_are_quoted(tmp_
     gxx.write_text('#!/bin/sh\nexec g++ -U__GNUC__ -D__GNUC__=99 "$@"\n')
     gxx.chmod(0o755)
     script = tmp_path / "decide.cmake"
-    script.write_text(f'cmake_minimum_required(VERSION 3.25)\ninclude({ROOT}/csrc/configure/cuda.cmake)\nchoose_cuda(AUTO "")\nmessage("none: ${{reason_no_cuda}}")\n')
-    done = subprocess.run([CMAKE, "-P", script], cwd=tmp_path, env={**os.environ, "CUDAHOSTCXX": str(gxx)}, capture_output=True, text=True)
-    assert re.search(r"none: nvcc [\d.]+ failed with the g\+\+-99 host compiler: unsupported GNU version! gcc versions later than \d+ are not supported!$", done.stderr.strip())
+    script.write_text(
+        f"cmake_minimum_required(VERSION 3.25)\ninclude({ROOT}/csrc/configure/cuda.cmake)\n"
+        'choose_cuda(AUTO "")\nmessage("none: ${reason_no_cuda}")\n'
+    )
+    done = subprocess.run(
+        [CMAKE, "-P", script], cwd=tmp_path, env={**os.environ, "CUDAHOSTCXX": str(gxx)}, capture_output=True, text=True
+    )
+    assert re.search(
+        r"none: nvcc [\d.]+ failed with the g\+\+-99 host compiler: unsupported GNU version! gcc versions later than "
+        r"\d+ are not supported!$",
+        done.stderr.strip(),
+    )
 
 
 def configure(build: Path, tools: Path) -> tuple[str, str]:
     """The commands of a build and its facts, after CMake ran in a folder that may hold an earlier run's cache."""
-    command = [CMAKE, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={NINJA}", "-S", str(ROOT), "-B", str(build), f"-DFOCAL_EXT_TORCH_ROOT={Path(torch.__file__).parent}"]
+    command = [
+        CMAKE,
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={NINJA}",
+        "-S",
+        str(ROOT),
+        "-B",
+        str(build),
+        f"-DFOCAL_EXT_TORCH_ROOT={Path(torch.__file__).parent}",
+    ]
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "CUDA_HOME": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return (build / "build.ninja").read_text() + (build / "CMakeFiles/rules.ninja").read_text(), (build / "facts/build_facts.h").read_text()
+    return (build / "build.ninja").read_text() + (build / "CMakeFiles/rules.ninja").read_text(), (
+        build / "facts/build_facts.h"
+    ).read_text()
 
 
 @needs_nvcc
@@ -192,12 +257,20 @@ def test_a_kept_cache_follows_a_change_of_nvcc(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     for folder in (old, new):
         folder.mkdir()
-    (old / "nvcc").write_text(f'#!/bin/sh\ncase "$1" in\n--version) echo release 12.4 ;;\n--list-gpu-arch) echo compute_75 compute_80 compute_90 ;;\n*) exec {real_nvcc} "$@" ;;\nesac\n')
+    (old / "nvcc").write_text(
+        '#!/bin/sh\ncase "$1" in\n--version) echo release 12.4 ;;\n'
+        f'--list-gpu-arch) echo compute_75 compute_80 compute_90 ;;\n*) exec {real_nvcc} "$@" ;;\nesac\n'
+    )
     (new / "nvcc").write_text(f'#!/bin/sh\nexec {real_nvcc} "$@"\n')
     for folder in (old, new):
         (folder / "nvcc").chmod(0o755)
     commands, facts = configure(tmp_path / "build", old)
     assert "(75 80 90+PTX)" in facts and "(12.4)" in facts
-    assert f"{old}/nvcc" in commands and "-compress-all" in commands and "--compress-mode" not in commands and "sm_100" not in commands
+    assert (
+        f"{old}/nvcc" in commands
+        and "-compress-all" in commands
+        and "--compress-mode" not in commands
+        and "sm_100" not in commands
+    )
     commands, facts = configure(tmp_path / "build", new)
     assert "(12.4)" not in facts and f"{new}/nvcc" in commands and f"{old}/nvcc" not in commands

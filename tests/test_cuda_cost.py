@@ -31,9 +31,13 @@ def test_the_careful_path_is_told_from_every_other_loop(compiled: list[sass.Kern
     assert len(careful) == sum(len(kernels.careful_flows(targets)) for _, _, targets, _ in streams) > 0
     for row in careful:
         if row.is_focal:
-            assert (row.logits, row.loop.count("MUFU.EX2")) == ((1, 2) if row.gamma == "any" else (2, 2))  # careful_tile's kBatch
+            assert (row.logits, row.loop.count("MUFU.EX2")) == (
+                (1, 2) if row.gamma == "any" else (2, 2)
+            )  # careful_tile's kBatch
         assert row.loop.stores >= row.logits and not row.loop.vector_loads
-        assert row.loop.count("LDS") == (row.logits if "ids" in (row.targets, row.flow.split()[-1]) or row.targets.startswith(sass.PYRAMID) else 0)  # its label, from shared memory
+        assert row.loop.count("LDS") == (
+            row.logits if "ids" in (row.targets, row.flow.split()[-1]) or row.targets.startswith(sass.PYRAMID) else 0
+        )  # its label, from shared memory
         assert not row.loop.count("VOTE", "SHFL", "BAR")  # not the loop over tiles
         assert row.per_logit() > streams[row.arch, row.dtype, row.targets, row.gamma].per_logit()
 
@@ -52,7 +56,11 @@ def test_the_kernel_of_a_loss_that_nobody_counts_would_be_found(compiled: list[s
 
 @pytest.mark.parametrize("dtype, targets", [("fp32", "ids or dense"), ("bf16", sass.PYRAMID)])
 def test_a_dearer_loop_would_be_found(dtype: str, targets: str, compiled: list[sass.Kernel]) -> None:
-    row = next(r for r in kernels.rows(compiled) if (r.arch, r.dtype, r.targets, r.gamma, r.flow) == ("sm_90", dtype, targets, "2", kernels.HOT))
+    row = next(
+        r
+        for r in kernels.rows(compiled)
+        if (r.arch, r.dtype, r.targets, r.gamma, r.flow) == ("sm_90", dtype, targets, "2", kernels.HOT)
+    )
     row.loop.instructions["FFMA"] += 16 * 10
     try:
         assert any(f"sm_90 {dtype} {targets} gamma 2" in sentence for sentence in kernels.violations(compiled, 0))

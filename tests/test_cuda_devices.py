@@ -1,4 +1,5 @@
-# Owns: which devices the CUDA images of a build run on, what is said of the others, and that torch.compile takes the answer for a constant.
+# Owns: which devices the CUDA images of a build run on, what is said of the others, and that torch.compile takes the
+# answer for a constant.
 # Must not know: losses; that there is a GPU, a driver or a build with CUDA kernels.
 from __future__ import annotations
 
@@ -38,16 +39,40 @@ def test_images_run_on_their_major_version_and_ptx_on_every_later_device(name: s
 
 # The toolkit, its images, the driver, the device and the words of the warning; None where the kernels run.
 DECISIONS = {
-    "no kernels": (None, "", 13000, H100, ("without CUDA kernels (nvcc 12.2 is too old)", "nvcc 12.4 or later", "FOCAL_EXT_CUDA=ON")),
-    "old driver": ("13.0", X86, 12080, H100, ("built with CUDA 13.0", "driver supports CUDA 12.8", "Update the driver", "12.4 or later")),
+    "no kernels": (
+        None,
+        "",
+        13000,
+        H100,
+        ("without CUDA kernels (nvcc 12.2 is too old)", "nvcc 12.4 or later", "FOCAL_EXT_CUDA=ON"),
+    ),
+    "old driver": (
+        "13.0",
+        X86,
+        12080,
+        H100,
+        ("built with CUDA 13.0", "driver supports CUDA 12.8", "Update the driver", "12.4 or later"),
+    ),
     "same driver": ("13.0", X86, 13000, H100, None),
     "newer driver": ("12.8", X86, 13010, H100, None),
     "first driver of the major version": ("12.8", X86, 12000, H100, None),
     "same, before CUDA is initialised": ("12.8", X86, 12000, None, None),
     "no driver, so that tensors are fake": ("13.0", X86, 0, None, None),
     "PTX by a driver that can compile it": ("12.8", X86, 13000, THOR, None),
-    "PTX by a driver that cannot": ("13.1", X86, 13000, THOR, ("11.0", "driver of CUDA 13.0", "TORCH_CUDA_ARCH_LIST=11.0", "or update the driver")),
-    "no image": ("13.0", X86, 13000, ORIN, ("75 80 90 100+PTX 120", "compute capability 8.7", "TORCH_CUDA_ARCH_LIST=8.7")),
+    "PTX by a driver that cannot": (
+        "13.1",
+        X86,
+        13000,
+        THOR,
+        ("11.0", "driver of CUDA 13.0", "TORCH_CUDA_ARCH_LIST=11.0", "or update the driver"),
+    ),
+    "no image": (
+        "13.0",
+        X86,
+        13000,
+        ORIN,
+        ("75 80 90 100+PTX 120", "compute capability 8.7", "TORCH_CUDA_ARCH_LIST=8.7"),
+    ),
     "older than every image": ("12.8", X86, 12080, (7, 0), ("compute capability 7.0", "TORCH_CUDA_ARCH_LIST=7.0")),
 }
 
@@ -77,13 +102,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int | None]]:
 
 
 def build(monkeypatch: pytest.MonkeyPatch, cuda: str | None, archs: str, driver: int) -> None:
-    facts = {"cuda": cuda, "archs": archs.split(), "reason_no_cuda": None if cuda else "nvcc 12.2 is too old", "cpu_level": None}
+    facts = {
+        "cuda": cuda,
+        "archs": archs.split(),
+        "reason_no_cuda": None if cuda else "nvcc 12.2 is too old",
+        "cpu_level": None,
+    }
     monkeypatch.setattr(_native, "_facts", lambda: facts)
     monkeypatch.setattr(_native, "cuda_driver_version", lambda: driver)
 
 
 @pytest.mark.parametrize("name", DECISIONS)
-def test_a_device_takes_the_kernels_or_the_reference_with_one_warning(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_takes_the_kernels_or_the_reference_with_one_warning(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cuda, archs, driver, capability, words = DECISIONS[name]
     build(monkeypatch, cuda, archs, driver)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: capability is not None)
@@ -133,7 +165,9 @@ def test_the_answer_is_a_constant_to_a_compiled_graph(index: int, expected: floa
 
 @pytest.mark.native
 @pytest.mark.parametrize("call", ["function", "module", "pyramid"])
-def test_the_warning_names_the_line_that_called(call: str, asked: list[int | None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_warning_names_the_line_that_called(
+    call: str, asked: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_native, "runs_on", lambda device: _native._runs_on_cuda(2))
     x, ids = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
     calls: dict[str, Callable[[], torch.Tensor]] = {

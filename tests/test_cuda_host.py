@@ -24,28 +24,49 @@ from focal_ext import _arguments, _autograd
 from pairwise import rows_of_every_pair
 from torch import Tensor
 
-pytestmark = [pytest.mark.native, pytest.mark.skipif(build.why_impossible() is not None, reason=f"the kernels cannot be compiled here: {build.why_impossible()}")]
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(
+        build.why_impossible() is not None, reason=f"the kernels cannot be compiled here: {build.why_impossible()}"
+    ),
+]
 FLAVOUR = os.environ.get("CUDA_HOST_FLAVOUR", "plain")
 PACKED = FLAVOUR if FLAVOUR.startswith("packed") else f"packed_{FLAVOUR}"
 DEFECT = os.environ.get("CUDA_HOST_DEFECT", "none")
-LARGEST = int(os.environ.get("CUDA_HOST_LARGEST", 2**31))  # logits of a row: under ThreadSanitizer all is a hundred times slower
+LARGEST = int(
+    os.environ.get("CUDA_HOST_LARGEST", 2**31)
+)  # logits of a row: under ThreadSanitizer all is a hundred times slower
 SEED = int(os.environ.get("CUDA_HOST_SEED", random.randrange(2**32)))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-SIGNALLING_NAN = {torch.float32: 0x7F800001, torch.bfloat16: 0x7F81, torch.float16: 0x7C01, torch.float64: 0x7FF0000000000001}
+SIGNALLING_NAN = {
+    torch.float32: 0x7F800001,
+    torch.bfloat16: 0x7F81,
+    torch.float16: 0x7C01,
+    torch.float64: 0x7FF0000000000001,
+}
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 grids = pytest.mark.parametrize("grid", table.GRIDS)
 module = cache(build.load)
 
 
-# Of the rows of the focal loss and of the other losses, every which one a flavour has time for. A race or a far read lies in code that losses share.
+# Of the rows of the focal loss and of the other losses, every which one a flavour has time for. A race or a far read
+# lies in code that losses share.
 EVERY = {"plain": (1, 1), "address": (3, 4), "thread": (3, 12)}[FLAVOUR.removeprefix("packed_")]
 
 
 def small(rows: Iterable[Any]) -> list[Any]:
     """Rows that the flavour has time for; of those of the focal loss at least one of each kernel."""
     chosen = [case for case in rows if torch.Size(case.shape).numel() <= LARGEST]
-    kernels = {(case.dtype, case.is_dense, case.gamma): case for case in reversed(chosen) if getattr(case, "loss", None) == table.LOSS}
-    return [case for i, case in enumerate(chosen) if i % EVERY[getattr(case, "loss", None) != table.LOSS] == 0 or case in kernels.values()]
+    kernels = {
+        (case.dtype, case.is_dense, case.gamma): case
+        for case in reversed(chosen)
+        if getattr(case, "loss", None) == table.LOSS
+    }
+    return [
+        case
+        for i, case in enumerate(chosen)
+        if i % EVERY[getattr(case, "loss", None) != table.LOSS] == 0 or case in kernels.values()
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +90,18 @@ def bits(result: Tensor) -> bytes:
     return result.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def call(x: Tensor, targets: Tensor, alpha: object = 0.25, gamma: float = 2.0, reduction: str = "sum", normalizer: object = None, weight: Tensor | None = None) -> tuple:
-    return focal_ext.sigmoid_focal_loss.__wrapped__(x, targets, alpha, gamma, reduction, normalizer=normalizer, weight=weight).call
+def call(
+    x: Tensor,
+    targets: Tensor,
+    alpha: object = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "sum",
+    normalizer: object = None,
+    weight: Tensor | None = None,
+) -> tuple:
+    return focal_ext.sigmoid_focal_loss.__wrapped__(
+        x, targets, alpha, gamma, reduction, normalizer=normalizer, weight=weight
+    ).call
 
 
 @pytest.mark.parametrize("case", small(table.ROWS), ids=str)
@@ -86,24 +117,40 @@ def test_two_numbers_per_instruction_are_as_good(case: Case, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("grid, row", list(zip(itertools.cycle(table.GRIDS), small(family.ROWS))), ids=str)
-def test_the_other_losses_move_no_further_from_the_reference_than_their_terms_allow(row: family.Row, grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_losses_move_no_further_from_the_reference_than_their_terms_allow(
+    row: family.Row, grid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, FLAVOUR, grid)
     family.check(row, grid)
 
 
-@pytest.mark.parametrize("grid, row", list(zip(itertools.cycle(table.GRIDS), small(r for r in family.ROWS if r.dtype != "float64"))), ids=str)
-def test_two_numbers_per_instruction_are_as_good_for_the_other_losses(row: family.Row, grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "grid, row", list(zip(itertools.cycle(table.GRIDS), small(r for r in family.ROWS if r.dtype != "float64"))), ids=str
+)
+def test_two_numbers_per_instruction_are_as_good_for_the_other_losses(
+    row: family.Row, grid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, PACKED, grid)
     family.check(row, grid)
 
 
-BATCHES = list(zip(itertools.cycle(table.GRIDS), rows_of_every_pair(test_batch_dims.AXES, test_batch_dims.is_possible, seed=1)))
+BATCHES = list(
+    zip(itertools.cycle(table.GRIDS), rows_of_every_pair(test_batch_dims.AXES, test_batch_dims.is_possible, seed=1))
+)
 
 
-@pytest.mark.parametrize("grid, row", BATCHES[:: EVERY[0]], ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value))
-def test_a_loss_for_each_index_of_a_batch_is_that_of_a_call_of_its_own(row: dict[str, Any], grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "grid, row",
+    BATCHES[:: EVERY[0]],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
+)
+def test_a_loss_for_each_index_of_a_batch_is_that_of_a_call_of_its_own(
+    row: dict[str, Any], grid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, FLAVOUR, grid)
-    test_batch_dims.check(getattr(focal_ext, row["loss"]), **row, error=3e-5)  # 2.5e-5 is the budget of the stream of half types (table.py)
+    test_batch_dims.check(
+        getattr(focal_ext, row["loss"]), **row, error=3e-5
+    )  # 2.5e-5 is the budget of the stream of half types (table.py)
 
 
 @grids
@@ -143,7 +190,11 @@ def test_grid_and_order_of_blocks_leave_every_bit_of_maps_and_every_repetition_l
         loss, gradient = ops(grid).loss_and_gradient(x, *checked)
         again, _ = ops(grid).loss_and_gradient(x, *checked)
         assert bits(loss) == bits(again) == bits(ops(grid).loss(x, *checked))
-        results[grid] = bits(gradient) + bits(ops(grid).loss_map(x, *checked)) + bits(ops(grid).gradient(x, *checked, _autograd._upstream(x, upstream)))
+        results[grid] = (
+            bits(gradient)
+            + bits(ops(grid).loss_map(x, *checked))
+            + bits(ops(grid).gradient(x, *checked, _autograd._upstream(x, upstream)))
+        )
     assert len(set(results.values())) == 1
 
 
@@ -153,7 +204,11 @@ def test_grid_and_order_of_blocks_leave_every_bit_of_maps_and_every_repetition_l
 @pytest.mark.parametrize("targets", ["ids", "negatives", "dense"])
 def test_the_gradient_may_replace_the_logits(targets: str, upstream: str, grid: int, dtype: torch.dtype) -> None:
     x = (torch.randn(41, 91) * 4).to(dtype)
-    chosen = {"ids": torch.randint(-2, 92, (41,)), "negatives": torch.full((41,), -1), "dense": torch.rand(41, 91).to(dtype)}[targets]
+    chosen = {
+        "ids": torch.randint(-2, 92, (41,)),
+        "negatives": torch.full((41,), -1),
+        "dense": torch.rand(41, 91).to(dtype),
+    }[targets]
     factor = {"one": torch.ones(()), "factor": torch.tensor(3.0), "map": torch.rand(41, 91)}[upstream]
     factor = factor.to(dtype if upstream == "map" else _arguments.accumulation_dtype(dtype))
     checked = call(x, chosen, normalizer=7.3)
@@ -165,7 +220,9 @@ def test_the_gradient_may_replace_the_logits(targets: str, upstream: str, grid: 
 @dtypes
 @grids
 @pytest.mark.parametrize("offset", [0, 1, 3])
-def test_scale_multiplies_in_place_and_writes_nothing_for_a_factor_of_1(offset: int, grid: int, dtype: torch.dtype) -> None:
+def test_scale_multiplies_in_place_and_writes_nothing_for_a_factor_of_1(
+    offset: int, grid: int, dtype: torch.dtype
+) -> None:
     one, third = (torch.tensor(f, dtype=_arguments.accumulation_dtype(dtype)) for f in (1.0, 1 / 3))
     for numel in (0, 1, 2, 7, 8, 4096 + 5, 70_001):
         memory = torch.randn(numel + offset + 3).to(dtype)
@@ -174,7 +231,9 @@ def test_scale_multiplies_in_place_and_writes_nothing_for_a_factor_of_1(offset: 
         want[offset : offset + numel] = (want[offset : offset + numel].to(third.dtype) * third).to(dtype)
         ops(grid).scale_(part, third)
         assert bits(memory) == bits(want)
-    signalling = torch.full((1003,), SIGNALLING_NAN[dtype], dtype={2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
+    signalling = torch.full(
+        (1003,), SIGNALLING_NAN[dtype], dtype={2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    )
     memory = signalling.view(dtype)  # any product, by 1 too, would make it a quiet one
     before = bits(memory)
     assert memory.isnan().all()
@@ -194,7 +253,9 @@ def test_a_bad_id_makes_its_row_nan_and_no_other(dtype: torch.dtype, name: str) 
         ids.view(torch.int64)[7] = -1
         bad[7] = True
     else:
-        values = [v for v in (classes + 1, -3, limits.min, limits.max) if limits.min <= v <= limits.max and v not in (0, -2)]
+        values = [
+            v for v in (classes + 1, -3, limits.min, limits.max) if limits.min <= v <= limits.max and v not in (0, -2)
+        ]
         rows = torch.arange(3, 3 + 9 * len(values), 9)
         ids[rows], bad[rows] = torch.tensor(values), True
         ids = ids.to(id_dtype)
@@ -210,37 +271,69 @@ def test_a_bad_id_makes_its_row_nan_and_no_other(dtype: torch.dtype, name: str) 
 @pytest.mark.parametrize("shape", [(0, 80), (5, 0), (0, 0), (2, 0, 4)], ids=str)
 def test_no_logits_give_0_and_touch_nothing(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = torch.empty(shape, dtype=dtype)
-    for targets, normalizer in ((torch.zeros(shape[:-1], dtype=torch.int64), "positives"), (torch.zeros(shape), None), (torch.zeros(shape[:-1], dtype=torch.uint8), 0.5)):
+    for targets, normalizer in (
+        (torch.zeros(shape[:-1], dtype=torch.int64), "positives"),
+        (torch.zeros(shape), None),
+        (torch.zeros(shape[:-1], dtype=torch.uint8), 0.5),
+    ):
         checked = call(x, targets, normalizer=normalizer)
         assert ops().loss(x, *checked) == 0 and ops().loss_and_gradient(x, *checked)[0] == 0
         assert ops().loss_map(x, *checked).shape == shape
 
 
-@pytest.mark.parametrize("kernel, sentence", [("skip_a_shuffle", "threads wait for others that will never come"), ("meet_at_two_places", "threads meet at a? ?(ballot|__syncwarp) and")])
+@pytest.mark.parametrize(
+    "kernel, sentence",
+    [
+        ("skip_a_shuffle", "threads wait for others that will never come"),
+        ("meet_at_two_places", "threads meet at a? ?(ballot|__syncwarp) and"),
+    ],
+)
 def test_a_kernel_that_would_hang_is_an_error_and_the_device_goes_on(kernel: str, sentence: str) -> None:
     with pytest.raises(RuntimeError, match=sentence):
         getattr(module(FLAVOUR), kernel)()
     table.check(table.ROWS[0], table.GRIDS[-1])
 
 
-def served(loss_of: Member = MEMBERS["sigmoid focal"], member: str = "sigmoid focal", loss: str = table.LOSS, parameters: dict[str, Any] | None = None, **_: Any) -> bool:
+def served(
+    loss_of: Member = MEMBERS["sigmoid focal"],
+    member: str = "sigmoid focal",
+    loss: str = table.LOSS,
+    parameters: dict[str, Any] | None = None,
+    **_: Any,
+) -> bool:
     """Whether there are CUDA kernels for the loss that a row asks for."""
-    return loss_of is MEMBERS[member] is MEMBERS["sigmoid focal"] and loss == table.LOSS and "label_smoothing" not in (parameters or {})
+    return (
+        loss_of is MEMBERS[member] is MEMBERS["sigmoid focal"]
+        and loss == table.LOSS
+        and "label_smoothing" not in (parameters or {})
+    )
 
 
 def rows_of(*modules: ModuleType) -> list[Any]:
     """Every test of other modules that runs an implementation, with every value of its parameters."""
     rows = []
     for function in (value for module in modules for name, value in vars(module).items() if name.startswith("test_")):
-        axes = {tuple(mark.args[0].replace(" ", "").split(",")): mark.args[1] for mark in function.pytestmark if mark.name == "parametrize"}
+        axes = {
+            tuple(mark.args[0].replace(" ", "").split(",")): mark.args[1]
+            for mark in function.pytestmark
+            if mark.name == "parametrize"
+        }
         if axes.pop(("implementation",), None):
-            several = {names: values if len(names) > 1 else [(value,) for value in values] for names, values in axes.items()}
+            several = {
+                names: values if len(names) > 1 else [(value,) for value in values] for names, values in axes.items()
+            }
             names = [name for group in several for name in group]
             for values in itertools.product(*several.values()):
                 arguments = dict(zip(names, itertools.chain(*values)))
                 if not served(**arguments):
                     continue
-                rows.append(pytest.param(function, arguments, id=f"{function.__name__.removeprefix('test_')}-{'-'.join(map(str, arguments.values()))}"))
+                rows.append(
+                    pytest.param(
+                        function,
+                        arguments,
+                        id=f"{function.__name__.removeprefix('test_')}-{'-'.join(map(str, arguments.values()))}",
+                    )
+                )
     return rows
 
 

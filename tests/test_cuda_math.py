@@ -1,8 +1,9 @@
-# Owns: the proof of the CUDA kernels' error bounds: their formula on the CPU, with every ex2 and rcp off by what the PTX manual allows.
+# Owns: the proof of the CUDA kernels' error bounds: their formula on the CPU, with every ex2 and rcp off by what the
+# PTX manual allows.
 # Must not know: kernels, memory, launches (cuda_host/).
 #
-# ex2.approx.ftz is at most 2 ULP from the correctly rounded result, rcp.approx.ftz 1 ULP; both flush subnormals to 0. Every combination of
-# both extremes is tried, and random errors between them. A unit is 2^-23.
+# ex2.approx.ftz is at most 2 ULP from the correctly rounded result, rcp.approx.ftz 1 ULP; both flush subnormals to 0.
+# Every combination of both extremes is tried, and random errors between them. A unit is 2^-23.
 from __future__ import annotations
 
 from functools import lru_cache
@@ -37,12 +38,14 @@ def bound(policy: str, gamma: float) -> Bound:
 
 
 def needs(policy: str, gamma: float) -> bool:
-    """Half precision takes any other gamma through the single grade, and a steep one takes every logit through the careful policy."""
+    """Half precision takes any other gamma through the single grade, and a steep one takes every logit through the
+    careful policy."""
     return policy == "careful" or (gamma <= STEEP and (gamma in (0, 1, 2) or not policy.endswith("half")))
 
 
 def everywhere(strata: int) -> np.ndarray:
-    """Logits in [-100, 100]: as many of every exponent as it has bit patterns, as many evenly spread, and more where intermediates underflow."""
+    """Logits in [-100, 100]: as many of every exponent as it has bit patterns, as many evenly spread, and more where
+    intermediates underflow."""
     rng = np.random.default_rng(1)
     last = np.float32(100).view(np.int32)
     bits = ((np.arange(strata) + rng.random(strata)) * (float(last) / strata)).astype(np.int32)
@@ -73,7 +76,9 @@ def truth_everywhere(gamma: float) -> Truth:
 
 def every_error(gamma: float, bounds: float = 1.0) -> list[Errors]:
     instructions = 2 if gamma in (0, 1, 2) else 3
-    return [Errors(bounds, signs) for signs in range(2**instructions)] + [Errors(bounds, 0, seed) for seed in (12345, 67890)]
+    return [Errors(bounds, signs) for signs in range(2**instructions)] + [
+        Errors(bounds, 0, seed) for seed in (12345, 67890)
+    ]
 
 
 class Worst(NamedTuple):
@@ -82,7 +87,9 @@ class Worst(NamedTuple):
     at: float
 
 
-def worst(emulation: Emulation, policy: str, gamma: float, x: np.ndarray, exact: Truth, bounds: float = 1.0) -> dict[str, Worst]:
+def worst(
+    emulation: Emulation, policy: str, gamma: float, x: np.ndarray, exact: Truth, bounds: float = 1.0
+) -> dict[str, Worst]:
     """The worst errors of value and gradient over all errors of the instructions. NaN counts as infinitely wrong."""
     runs = (emulation.run(policy, gamma, x, errors) for errors in every_error(gamma, bounds))
     low = high = next(runs)
@@ -98,10 +105,14 @@ def worst(emulation: Emulation, policy: str, gamma: float, x: np.ndarray, exact:
     return found
 
 
-def violations(emulation: Emulation, policy: str, gamma: float, x: np.ndarray, exact: Truth, bounds: float = 1.0) -> list[str]:
+def violations(
+    emulation: Emulation, policy: str, gamma: float, x: np.ndarray, exact: Truth, bounds: float = 1.0
+) -> list[str]:
     allowed = bound(policy, gamma)
     found = worst(emulation, policy, gamma, x, exact, bounds).items()
-    relative = [f"{name} at {w.at!r}: {w.relative / UNIT:.2f} units" for name, w in found if w.relative > allowed.relative]
+    relative = [
+        f"{name} at {w.at!r}: {w.relative / UNIT:.2f} units" for name, w in found if w.relative > allowed.relative
+    ]
     return relative + [f"{name}: absolute error {w.absolute:.2g}" for name, w in found if w.absolute > allowed.absolute]
 
 
@@ -111,7 +122,9 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
 
 
 @pytest.mark.parametrize("gamma, policy", [(g, p) for g in GAMMAS for p in POLICIES if needs(p, g)])
-def test_results_stay_within_their_bound_when_every_instruction_is_off_by_its_own(emulation: Emulation, policy: str, gamma: float) -> None:
+def test_results_stay_within_their_bound_when_every_instruction_is_off_by_its_own(
+    emulation: Emulation, policy: str, gamma: float
+) -> None:
     assert len(X) > 5e5
     assert not violations(emulation, policy, gamma, X, truth_everywhere(gamma))
 
@@ -133,7 +146,9 @@ def test_the_bounds_hold_too_where_the_compiler_fuses_products_and_sums(tmp_path
     fused = Emulation(tmp_path, "-ffp-contract=fast")
     for gamma in GAMMAS:
         exact = truth(FEW, gamma)
-        assert not [v for policy in POLICIES if needs(policy, gamma) for v in violations(fused, policy, gamma, FEW, exact)]
+        assert not [
+            v for policy in POLICIES if needs(policy, gamma) for v in violations(fused, policy, gamma, FEW, exact)
+        ]
 
 
 def soft_targets(count: int) -> np.ndarray:
@@ -149,13 +164,17 @@ def soft_targets(count: int) -> np.ndarray:
 @pytest.mark.parametrize("smoothing", (0.0, 1e-6, 0.1))
 @pytest.mark.parametrize("gamma", [g for g in GAMMAS if g <= 200])
 def test_soft_targets_stay_within_40_units_of_their_terms(emulation: Emulation, gamma: float, smoothing: float) -> None:
-    """u = p (1-t) + q t is off by 4 to 5 units, and gamma multiplies them: above the steep gamma its logarithm is made in two floats."""
+    """u = p (1-t) + q t is off by 4 to 5 units, and gamma multiplies them: above the steep gamma its logarithm is made
+    in two floats."""
     x, t = X[::2].copy(), soft_targets(len(X[::2]))
     want = soft(torch.from_numpy(x).double(), torch.from_numpy(t).double(), gamma, smoothing)
     small = SMALLEST * (1 + gamma) * 120  # a power flushed to 0, times gamma ce
     for errors in every_error(gamma):
         got = emulation.run("careful", sigmoid_focal(gamma, smoothing), x, errors, t)
-        for result, exact, magnitude in ((got.value, want.loss, want.loss), (got.gradient, want.gradient, want.magnitude)):
+        for result, exact, magnitude in (
+            (got.value, want.loss, want.loss),
+            (got.gradient, want.gradient, want.magnitude),
+        ):
             off = (np.abs(result - exact.numpy()) - small) / np.maximum(magnitude.numpy(), SMALLEST) / UNIT
             assert off.max() <= 40, f"{off.max():.1f} units at x {x[off.argmax()]}, t {t[off.argmax()]}"
 
@@ -171,7 +190,11 @@ def test_a_shorter_polynomial_is_found(tmp_path: Path) -> None:
     planted = Emulation(tmp_path, "-DPLANT_DEGREE_5")
     for gamma in (g for g in GAMMAS if g <= STEEP):
         exact = truth(FEW, gamma)
-        assert all(violations(planted, policy, gamma, FEW, exact) for policy in POLICIES if needs(policy, gamma) and "half" not in policy)
+        assert all(
+            violations(planted, policy, gamma, FEW, exact)
+            for policy in POLICIES
+            if needs(policy, gamma) and "half" not in policy
+        )
 
 
 def beyond() -> np.ndarray:
@@ -183,7 +206,8 @@ def beyond() -> np.ndarray:
 
 
 def is_limit(results: Results, x: np.ndarray, relative: float) -> np.ndarray:
-    """Where a result is the limit of design: 0 and 0 on the winning side, the logit and 1 on the losing one, NaN for NaN."""
+    """Where a result is the limit of design: 0 and 0 on the winning side, the logit and 1 on the losing one, NaN for
+    NaN."""
     with np.errstate(invalid="ignore"):  # inf - inf
         low = (x <= -100) & (np.abs(results.value) <= SMALLEST) & (np.abs(results.gradient) <= SMALLEST)
         near = (results.value == x) | (np.abs(results.value - x) <= relative * x)
@@ -191,7 +215,9 @@ def is_limit(results: Results, x: np.ndarray, relative: float) -> np.ndarray:
     return low | high | (np.isnan(x) & np.isnan(results.value) & np.isnan(results.gradient))
 
 
-@pytest.mark.parametrize("gamma, policy", [*((g, "careful") for g in (*GAMMAS, 1e30)), *((g, "rescue") for g in GAMMAS if g <= STEEP)])
+@pytest.mark.parametrize(
+    "gamma, policy", [*((g, "careful") for g in (*GAMMAS, 1e30)), *((g, "rescue") for g in GAMMAS if g <= STEEP)]
+)
 def test_far_infinite_and_nan_logits_get_their_limits(emulation: Emulation, policy: str, gamma: float) -> None:
     x = beyond()
     x = x[x != 0]
@@ -201,7 +227,9 @@ def test_far_infinite_and_nan_logits_get_their_limits(emulation: Emulation, poli
 
 
 @pytest.mark.parametrize("gamma, policy", [(g, p) for g in GAMMAS for p in STREAMS if needs(p, g)])
-def test_a_stream_shows_what_it_cannot_do_by_a_value_that_is_nan_or_infinite(emulation: Emulation, policy: str, gamma: float) -> None:
+def test_a_stream_shows_what_it_cannot_do_by_a_value_that_is_nan_or_infinite(
+    emulation: Emulation, policy: str, gamma: float
+) -> None:
     """That is how a kernel knows what to recompute. Half grade: rcp(1) = 1 is taken for granted, see tests/gpu."""
     x = beyond()
     for errors in every_error(gamma):

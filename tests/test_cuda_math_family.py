@@ -1,7 +1,9 @@
-# Owns: the proof of the error bounds of the losses beside the plain focal loss, as test_cuda_math.py has it for that one.
+# Owns: the proof of the error bounds of the losses beside the plain focal loss, as test_cuda_math.py has it for that
+# one.
 # Must not know: kernels, memory, launches (cuda_host/).
 #
-# A unit is 2^-23 of what family.expected calls a result's magnitude: the result, and how far it moves with its logit, target and parameters.
+# A unit is 2^-23 of what family.expected calls a result's magnitude: the result, and how far it moves with its logit,
+# target and parameters.
 from __future__ import annotations
 
 from functools import cache
@@ -23,11 +25,17 @@ T = soft_targets(len(X))
 FLUSHED = 120 * SMALLEST  # a factor below 2^-126 that is 0, times the cross entropy, gamma or 1 / clip
 
 BOUNDS = {
-    "single": Tolerance(8, "measured 5.3, of the asymmetric loss: p is off by 4 to 5 units, and how often it enters is in the magnitude"),
+    "single": Tolerance(
+        8, "measured 5.3, of the asymmetric loss: p is off by 4 to 5 units, and how often it enters is in the magnitude"
+    ),
     "half": Tolerance(210, "measured 197; 2.5e-5, 1/80 of bfloat16's rounding"),
     "careful": Tolerance(8, "measured 6.0"),
-    "dense": Tolerance(10, "measured 8.3, of the quality focal loss with beta 1: near p = t both derivatives are right"),
-    "dense, steep": Tolerance(70, "measured 60 at gamma 30: p (1-t) + q t is four roundings, and gamma multiplies them"),
+    "dense": Tolerance(
+        10, "measured 8.3, of the quality focal loss with beta 1: near p = t both derivatives are right"
+    ),
+    "dense, steep": Tolerance(
+        70, "measured 60 at gamma 30: p (1-t) + q t is four roundings, and gamma multiplies them"
+    ),
 }
 
 
@@ -48,14 +56,21 @@ def truth(formula: str, dense: bool) -> family.Expected:
     loss, options = family.FORMULAS[formula]
     x = torch.from_numpy(X).double()[:, None]
     off = None if DECLARED[loss].spec.has_class_alpha else 1.0
-    options = {**options, **({"alpha": off} if DECLARED[loss].spec.alpha else {}), "reduction": "none", "normalizer": None}
+    options = {
+        **options,
+        **({"alpha": off} if DECLARED[loss].spec.alpha else {}),
+        "reduction": "none",
+        "normalizer": None,
+    }
     targets = torch.from_numpy(T).double()[:, None] if dense else torch.zeros_like(x)
     return family.expected(loss, family.Arguments(x, targets, options, torch.ones_like(x)))
 
 
 def every_error(formula: str) -> list[Errors]:
     options = family.FORMULAS[formula][1]
-    instructions = (4 if options.get("clip") else 2) + (exponent(formula) not in (0, 1, 2, 4) or "label_smoothing" in options)
+    instructions = (4 if options.get("clip") else 2) + (
+        exponent(formula) not in (0, 1, 2, 4) or "label_smoothing" in options
+    )
     return [Errors(1, signs) for signs in range(2**instructions)] + [Errors(1, 0, seed) for seed in (12345, 67890)]
 
 
@@ -65,7 +80,11 @@ def worst(emulation: Emulation, policy: str, formula: str, dense: bool = False) 
     for errors in every_error(formula):
         got = emulation.run(policy, loss, X, errors, T if dense else None)
         for result, want, magnitude in zip(got, exact.results, exact.magnitudes):
-            off = (np.abs(result - want[:, 0].numpy()) - FLUSHED * (1 + exponent(formula))) / np.maximum(magnitude[:, 0].numpy(), SMALLEST) / UNIT
+            off = (
+                (np.abs(result - want[:, 0].numpy()) - FLUSHED * (1 + exponent(formula)))
+                / np.maximum(magnitude[:, 0].numpy(), SMALLEST)
+                / UNIT
+            )
             found = max(found, float(np.nan_to_num(off, nan=np.inf).max()))
     return found
 
@@ -78,7 +97,11 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
 def policies(formula: str) -> list[str]:
     options, gamma = family.FORMULAS[formula][1], exponent(formula)
     streams = ["rescue", "single", "packed_single"] if gamma <= STEEP else []
-    return ["careful", *streams, *(["half", "packed_half"] if gamma == 2 and not {"clip", "label_smoothing"} & set(options) else [])]
+    return [
+        "careful",
+        *streams,
+        *(["half", "packed_half"] if gamma == 2 and not {"clip", "label_smoothing"} & set(options) else []),
+    ]
 
 
 @pytest.mark.parametrize("formula, policy", [(f, p) for f in family.FORMULAS for p in policies(f)])
@@ -100,7 +123,9 @@ def test_two_lanes_give_the_bits_of_one(emulation: Emulation, formula: str) -> N
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first, second))
 
 
-def test_instructions_eight_times_worse_than_documented_are_found(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instructions_eight_times_worse_than_documented_are_found(
+    emulation: Emulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("test_cuda_math_family.every_error", lambda _: [Errors(8, signs) for signs in range(16)])
     assert worst(emulation, "single", "asymmetric") > BOUNDS["single"].units
 

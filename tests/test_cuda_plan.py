@@ -10,13 +10,35 @@ from test_cuda_host import FLAVOUR, module
 from test_cuda_host import pytestmark as pytestmark
 
 SHAPES = [
-    (1, 1), (1, 7), (1, 8), (7, 1), (1, 2**20), (2**20, 1), (100, 12_544), (128, 9605), (1, 2**27 + 1), (1, 2**31 - 1), (2**31, 1), (2**36, 3),
-    (201_600, 80), (16 * 201_600, 80), (201_600, 91), (8000, 80), (33_000, 80), (2, 1203), (4_000_000, 1203), (3, 2**33 + 5), (1000, 1), (1000, 3),
-]  # fmt: skip
+    (1, 1),
+    (1, 7),
+    (1, 8),
+    (7, 1),
+    (1, 2**20),
+    (2**20, 1),
+    (100, 12_544),
+    (128, 9605),
+    (1, 2**27 + 1),
+    (1, 2**31 - 1),
+    (2**31, 1),
+    (2**36, 3),
+    (201_600, 80),
+    (16 * 201_600, 80),
+    (201_600, 91),
+    (8000, 80),
+    (33_000, 80),
+    (2, 1203),
+    (4_000_000, 1203),
+    (3, 2**33 + 5),
+    (1000, 1),
+    (1000, 3),
+]
 
 
 @pytest.mark.parametrize("shape, reads_rows", list(itertools.product(SHAPES, (True, False))), ids=str)
-def test_logits_are_cut_evenly_at_16_byte_boundaries_whatever_their_rows(shape: tuple[int, int], reads_rows: bool) -> None:
+def test_logits_are_cut_evenly_at_16_byte_boundaries_whatever_their_rows(
+    shape: tuple[int, int], reads_rows: bool
+) -> None:
     rows, classes = shape
     elements, tile_rows, tiles = module(FLAVOUR).cut(rows, classes, reads_rows)
     assert workloads.cut(rows, classes, reads_rows) == (elements, tile_rows, tiles)  # bench.model simulates these tiles

@@ -16,8 +16,16 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Tensor, str]] = {
     "ids": (partial(focal_ext.sigmoid_focal_loss, LOGITS), WRONG, "class id 7 at anchor 4"),
     "softmax": (partial(focal_ext.softmax_focal_loss, LOGITS), WRONG.clamp(0), "class id 5 at row 3"),
     "dense integers": (partial(focal_ext.asymmetric_loss, LOGITS), torch.full((6, 5), 3), "3"),
-    "pyramid": (lambda ids, reduction: focal_ext.pyramid.sigmoid_focal_loss(PLANES, ids[None], 5, reduction=reduction), WRONG, "class id 7 at anchor 4"),
-    "fused head": (lambda ids, reduction: focal_ext.conv_sigmoid_focal_loss(PLANES, CONVOLUTION, None, ids[None], 5, padding=0), WRONG, "class id 7 at anchor 4"),
+    "pyramid": (
+        lambda ids, reduction: focal_ext.pyramid.sigmoid_focal_loss(PLANES, ids[None], 5, reduction=reduction),
+        WRONG,
+        "class id 7 at anchor 4",
+    ),
+    "fused head": (
+        lambda ids, reduction: focal_ext.conv_sigmoid_focal_loss(PLANES, CONVOLUTION, None, ids[None], 5, padding=0),
+        WRONG,
+        "class id 7 at anchor 4",
+    ),
 }
 ROWS = pytest.mark.parametrize("call", CALLS)
 
@@ -55,7 +63,9 @@ def test_good_targets_have_the_same_loss(call: str) -> None:
 
 def test_gradients_pass_it() -> None:
     leaf, ids = LOGITS.clone().requires_grad_(), WRONG.clamp(-1, 5)
-    loss = torch.compile(lambda x: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum"), backend="aot_eager", fullgraph=True)
+    loss = torch.compile(
+        lambda x: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum"), backend="aot_eager", fullgraph=True
+    )
     want = torch.autograd.grad(loss(leaf), leaf)
     with focal_ext.debug():
         assert torch.equal(torch.autograd.grad(loss(leaf), leaf)[0], want[0])

@@ -1,4 +1,5 @@
-# Owns: every loss header's derivative written by hand against the one that dual numbers make of its value, and a loss without one.
+# Owns: every loss header's derivative written by hand against the one that dual numbers make of its value, and a loss
+# without one.
 # Must not know: formulas.
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ LIMITS = {
 def numbers_of(loss: Declared, options: Options) -> tuple[float, ...]:
     """As the ops take them."""
     given = complete(loss.name, options)
-    numbers: tuple[float, ...] = loss.spec.parameters(**{name: given[name] for name in inspect.signature(loss.spec.parameters).parameters})
+    numbers: tuple[float, ...] = loss.spec.parameters(
+        **{name: given[name] for name in inspect.signature(loss.spec.parameters).parameters}
+    )
     return numbers
 
 
@@ -38,8 +41,18 @@ def test_derivatives_by_hand_are_those_of_dual_numbers(tmp_path: Path) -> None:
     program = tmp_path / "derivatives"
     flags = ["-std=c++20", "-O2", "-fopenmp-simd", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([COMPILER, *flags, str(SOURCE), "-o", str(program)], check=True)
-    calls = "".join(f"{loss.spec.number} {' '.join(map(repr, numbers_of(loss, options)))}\n" for loss in DECLARED.values() for options in loss.settings)
-    rows = list(csv.reader(subprocess.run([program], check=True, input=calls, capture_output=True, text=True).stdout.splitlines()))
-    assert {row[0] for row in rows} == {*(str(spec.number) for spec in LOSSES if not spec.is_per_row), "poly1"}, "a loss of the list is missing"
+    calls = "".join(
+        f"{loss.spec.number} {' '.join(map(repr, numbers_of(loss, options)))}\n"
+        for loss in DECLARED.values()
+        for options in loss.settings
+    )
+    rows = list(
+        csv.reader(
+            subprocess.run([program], check=True, input=calls, capture_output=True, text=True).stdout.splitlines()
+        )
+    )
+    assert {row[0] for row in rows} == {*(str(spec.number) for spec in LOSSES if not spec.is_per_row), "poly1"}, (
+        "a loss of the list is missing"
+    )
     for *what, method, error, at in rows:
         assert float(error) <= LIMITS[method][0], f"{what} {method}: off by {error} at {at}"

@@ -31,7 +31,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     children = [
         subprocess.Popen(
             [sys.executable, processes.__file__, str(rank), str(folder / "store"), str(folder / f"{rank}.pt")],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(WORLD)
     ]
@@ -50,7 +53,9 @@ def union(name: str, normalizer: Any = "positives") -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ["unequal", "one process without"])
-def test_gradients_are_those_of_one_process_with_the_union_of_the_batches(name: str, found: list[dict[str, Any]]) -> None:
+def test_gradients_are_those_of_one_process_with_the_union_of_the_batches(
+    name: str, found: list[dict[str, Any]]
+) -> None:
     for rank in range(WORLD):
         for ours, whole in zip(found[rank]["shared"][name], union(name), strict=True):
             torch.testing.assert_close(ours, whole, **CLOSE)
@@ -59,7 +64,10 @@ def test_gradients_are_those_of_one_process_with_the_union_of_the_batches(name: 
 @pytest.mark.parametrize("name", ["unequal", "one process without"])
 def test_a_local_normaliser_gives_other_gradients(name: str, found: list[dict[str, Any]]) -> None:
     for rank in range(WORLD):
-        worst = max(float((ours - whole).abs().max()) for ours, whole in zip(found[rank]["local"][name], union(name), strict=True))
+        worst = max(
+            float((ours - whole).abs().max())
+            for ours, whole in zip(found[rank]["local"][name], union(name), strict=True)
+        )
         assert worst > 1e-3
 
 
@@ -86,8 +94,13 @@ def test_shards_of_classes_add_up_to_the_whole(found: list[dict[str, Any]]) -> N
 
 
 @pytest.mark.parametrize("reduction", processes.REDUCTIONS)
-@pytest.mark.parametrize("loss, placement", [(loss, p) for loss in processes.LOSSES for p in processes.PLACEMENTS if processes.is_offered(loss, p)])
-def test_dtensors_give_the_numbers_of_one_process(loss: str, reduction: str, placement: str, found: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    "loss, placement",
+    [(loss, p) for loss in processes.LOSSES for p in processes.PLACEMENTS if processes.is_offered(loss, p)],
+)
+def test_dtensors_give_the_numbers_of_one_process(
+    loss: str, reduction: str, placement: str, found: list[dict[str, Any]]
+) -> None:
     want = processes.loss_and_gradient(loss, reduction, *processes.rows_of(loss, reduction))
     for result in found:
         for ours, plain in zip(result["DTensors"][loss, reduction, placement], want, strict=True):
@@ -104,7 +117,11 @@ def test_dtensors_that_cannot_be_taken_are_refused_with_the_way_out(found: list[
 
 def test_the_mean_is_over_the_processes_of_the_group_and_at_least_one(found: list[dict[str, Any]]) -> None:
     for rank, result in enumerate(found):
-        assert {name: mean.item() for name, mean in result["mean"].items()} == {"unequal": 5.5, "one process without": 2.5, "none anywhere": 1.0}
+        assert {name: mean.item() for name, mean in result["mean"].items()} == {
+            "unequal": 5.5,
+            "one process without": 2.5,
+            "none anywhere": 1.0,
+        }
         assert result["own group"].item() == BATCHES["unequal"][rank][0]
 
 
@@ -116,7 +133,9 @@ def test_without_process_group_it_counts_as_the_loss_does(dtype: torch.dtype) ->
     assert mean_positives(torch.full((4,), 6).to(dtype), CLASSES).item() == 1
     x = torch.randn(2, 3, CLASSES, dtype=torch.float64)
     expected = focal_ext.sigmoid_focal_loss(x, labels, reduction="sum", normalizer="positives", ignore_index=3)
-    torch.testing.assert_close(focal_ext.sigmoid_focal_loss(x, labels, reduction="sum", normalizer=count, ignore_index=3), expected)
+    torch.testing.assert_close(
+        focal_ext.sigmoid_focal_loss(x, labels, reduction="sum", normalizer=count, ignore_index=3), expected
+    )
 
 
 def test_no_value_is_read() -> None:

@@ -25,8 +25,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @implementations
-@pairwise(shape=SHAPES, dtype=DTYPES, reduction=REDUCTIONS, member=EVERYDAY)  # no kernel runs: all losses share what does
-def test_no_logits_give_0_and_an_empty_gradient(shape: tuple, dtype: torch.dtype, reduction: str, member: str, implementation: Implementation) -> None:
+@pairwise(
+    shape=SHAPES, dtype=DTYPES, reduction=REDUCTIONS, member=EVERYDAY
+)  # no kernel runs: all losses share what does
+def test_no_logits_give_0_and_an_empty_gradient(
+    shape: tuple, dtype: torch.dtype, reduction: str, member: str, implementation: Implementation
+) -> None:
     loss_of = EVERYDAY[member]
     x = torch.zeros(shape, dtype=dtype, requires_grad=True)
     for targets in (torch.full(shape[:-1], -1), torch.zeros(shape)):
@@ -43,7 +47,9 @@ def test_no_logits_give_0_and_an_empty_gradient(shape: tuple, dtype: torch.dtype
 @implementations
 @reductions
 @pytest.mark.parametrize("shape", [(4, 80), (1, 1), (700, 30)], ids=str)
-def test_rows_that_are_all_ignored_give_exactly_0(shape: tuple, reduction: str, implementation: Implementation, loss_of: Member) -> None:
+def test_rows_that_are_all_ignored_give_exactly_0(
+    shape: tuple, reduction: str, implementation: Implementation, loss_of: Member
+) -> None:
     x = torch.randn(shape, requires_grad=True)
     loss = loss_of.on(implementation)(x, torch.full(shape[:-1], -2), **REDUCTIONS[reduction])
     loss.sum().backward()
@@ -53,14 +59,23 @@ def test_rows_that_are_all_ignored_give_exactly_0(shape: tuple, reduction: str, 
 @implementations
 def test_no_positive_divides_by_1_and_one_positive_too(implementation: Implementation) -> None:
     x = torch.randn(50, 3)
-    for ids in (torch.full((50,), -1), torch.full((50,), 3), torch.tensor([0] + [-1] * 49), torch.tensor([-2] * 49 + [-1])):
-        total, divided = (implementation.module.sigmoid_focal_loss(x, ids, **REDUCTIONS[r]) for r in ("sum", "positives"))
+    for ids in (
+        torch.full((50,), -1),
+        torch.full((50,), 3),
+        torch.tensor([0] + [-1] * 49),
+        torch.tensor([-2] * 49 + [-1]),
+    ):
+        total, divided = (
+            implementation.module.sigmoid_focal_loss(x, ids, **REDUCTIONS[r]) for r in ("sum", "positives")
+        )
         assert total == divided and total > 0
 
 
 @implementations
 @pytest.mark.parametrize("name", ID_DTYPES)
-def test_one_class_is_a_column_of_binary_targets_for_every_integer_type(name: str, implementation: Implementation) -> None:
+def test_one_class_is_a_column_of_binary_targets_for_every_integer_type(
+    name: str, implementation: Implementation
+) -> None:
     dtype = getattr(torch, name)
     x, other = torch.randn(9, 1), -1 if dtype.is_signed else 0  # no unsigned id is background
     ids = torch.tensor([0, other] * 4 + [0])
@@ -76,8 +91,12 @@ def test_one_class_is_a_column_of_binary_targets_for_every_integer_type(name: st
 def test_mean_divides_by_the_logits_that_are_not_ignored(implementation: Implementation, loss_of: Member) -> None:
     x, ids = torch.randn(6, 5, dtype=torch.float64), torch.tensor([0, -2, -1, 5, -2, 4])
     each = loss_of.on(implementation)(x, ids)
-    assert loss_of.on(implementation)(x, ids, reduction="mean").item() == pytest.approx(each.sum().item() / 20, rel=1e-12)
-    assert loss_of.on(implementation)(x, ids, reduction="sum", normalizer="positives").item() == pytest.approx(each.sum().item() / 2, rel=1e-12)
+    assert loss_of.on(implementation)(x, ids, reduction="mean").item() == pytest.approx(
+        each.sum().item() / 20, rel=1e-12
+    )
+    assert loss_of.on(implementation)(x, ids, reduction="sum", normalizer="positives").item() == pytest.approx(
+        each.sum().item() / 2, rel=1e-12
+    )
     dense = torch.rand(6, 5, dtype=torch.float64)
     each = loss_of.on(implementation)(x, dense)
     assert loss_of.on(implementation)(x, dense, reduction="mean").item() == pytest.approx(each.mean().item(), rel=1e-12)
@@ -85,7 +104,9 @@ def test_mean_divides_by_the_logits_that_are_not_ignored(implementation: Impleme
 
 @every_loss
 @implementations
-def test_a_normalizer_of_0_or_nan_that_nobody_reads_is_seen_in_the_result(implementation: Implementation, loss_of: Member) -> None:
+def test_a_normalizer_of_0_or_nan_that_nobody_reads_is_seen_in_the_result(
+    implementation: Implementation, loss_of: Member
+) -> None:
     for value in (0.0, torch.nan):
         x = torch.randn(6, 5, requires_grad=True)
         loss = loss_of.on(implementation)(x, torch.rand(6, 5), reduction="sum", normalizer=torch.tensor(value))

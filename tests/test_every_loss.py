@@ -1,4 +1,5 @@
-# Owns: that no list of losses leaves one out: a new loss is missed here before anything about it goes untested (docs/adding_a_loss.md).
+# Owns: that no list of losses leaves one out: a new loss is missed here before anything about it goes untested
+# (docs/adding_a_loss.md).
 # Must not know: what the lists are for.
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ OF_ONE_LOGIT = PUBLIC - {"softmax_focal_loss"}  # which has tables of its own
 
 LISTS = {
     "tests/losses": set(DECLARED),
-    "bench/family_baselines.py": {*family_baselines.BASELINES, "sigmoid_focal_loss"} - {"softmax_focal_loss"},  # bench/baselines.py is the focal loss's
+    "bench/family_baselines.py": {*family_baselines.BASELINES, "sigmoid_focal_loss"}
+    - {"softmax_focal_loss"},  # bench/baselines.py is the focal loss's
 }
 
 
@@ -40,10 +42,14 @@ def test_every_loss_has_a_number_a_module_and_its_line_in_the_documentation() ->
 def test_both_sides_number_the_losses_alike() -> None:
     header = (ROOT / "csrc/losses/parameters.h").read_text()
     names = [function.__name__.removesuffix("_loss") for function in FUNCTIONS]
-    assert re.findall(r"^  (?:ONE_LOGIT|ROW)\((\w+),", header, re.MULTILINE) == names and [spec.number for spec in LOSSES] == list(range(len(names)))
+    assert re.findall(r"^  (?:ONE_LOGIT|ROW)\((\w+),", header, re.MULTILINE) == names and [
+        spec.number for spec in LOSSES
+    ] == list(range(len(names)))
 
 
-@pytest.mark.parametrize("loss, parameter", [(loss, name) for loss, declared in DECLARED.items() for name in declared.parameters])
+@pytest.mark.parametrize(
+    "loss, parameter", [(loss, name) for loss, declared in DECLARED.items() for name in declared.parameters]
+)
 def test_a_call_that_differs_in_one_parameter_is_not_taken_for_the_one_before(loss: str, parameter: str) -> None:
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     targets = torch.tensor([0.0, 1.0, 0.4]).repeat(40, 1)

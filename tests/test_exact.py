@@ -62,19 +62,27 @@ def test_the_compiled_errors_are_those_of_python(exact: Exact, curve: Curve) -> 
         errors, again = found[what], errors_of(got, value, terms, x, curve.underflow)
         assert errors._replace(total=0) == again._replace(total=0) and errors.total == pytest.approx(again.total)
         # Python's own terms may be on the other side of a power of two, where a unit doubles.
-        assert (errors.count, errors.not_finite) == (len(x), whole[what].not_finite) and errors.worst == pytest.approx(whole[what].worst, rel=1e-3)
+        assert (errors.count, errors.not_finite) == (len(x), whole[what].not_finite) and errors.worst == pytest.approx(
+            whole[what].worst, rel=1e-3
+        )
         assert errors.total == pytest.approx(whole[what].total, rel=0.01)
 
 
 @pytest.mark.parametrize("place", [0, 255, 256, 1000, 1022])
 @pytest.mark.parametrize("planted, not_finite", [(3.0, 0), (20.0, 0), (-3e5, 0), (math.nan, 1), (-math.inf, 1)])
-def test_a_planted_error_is_seen_with_its_logit_its_bin_and_its_reach(exact: Exact, place: int, planted: float, not_finite: int) -> None:
+def test_a_planted_error_is_seen_with_its_logit_its_bin_and_its_reach(
+    exact: Exact, place: int, planted: float, not_finite: int
+) -> None:
     curve, x = Curve("sigmoid_focal_loss", 0.0, (("gamma", 2.0),)), torch.linspace(-9, 9, 1023)
     closed = exact.closed(curve, x)
     loss, gradient = closed.loss.float(), closed.gradient.float()
     gradient[place] += planted * ulp(closed.gradient, torch.float32)[place].item()
     found = exact.errors_of(curve, x, loss, gradient)
-    assert found["loss"].worst <= 0.5 and found["loss"].bins[0] == len(x) == found["loss"].count and found["loss"].good_below == math.inf
+    assert (
+        found["loss"].worst <= 0.5
+        and found["loss"].bins[0] == len(x) == found["loss"].count
+        and found["loss"].good_below == math.inf
+    )
     errors, right = found["gradient"], (len(x) - 1 + not_finite, *[0] * len(EDGES))
     assert errors.not_finite == not_finite and errors.count == sum(errors.bins) == len(x)
     assert errors.good_below == (abs(x[place]).item() if not_finite or abs(planted) > EDGES[-1] else math.inf)

@@ -66,9 +66,24 @@ def packaged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """examples/aoti/forward.cpp, compiled."""
     program, abi = tmp_path_factory.mktemp("forward") / "forward", int(torch.compiled_with_cxx11_abi())
-    include = [f"-I{TORCH / 'include'}", f"-I{TORCH / 'include/torch/csrc/api/include'}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
-    link = [f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
-    subprocess.run(["g++", "-std=c++20", "-O0", str(ROOT / "examples/aoti/forward.cpp"), *include, *link, "-o", str(program)], check=True)
+    include = [
+        f"-I{TORCH / 'include'}",
+        f"-I{TORCH / 'include/torch/csrc/api/include'}",
+        f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
+    ]
+    link = [
+        f"-L{TORCH / 'lib'}",
+        f"-Wl,-rpath,{TORCH / 'lib'}",
+        "-Wl,--no-as-needed",
+        "-ltorch",
+        "-ltorch_cpu",
+        "-lc10",
+        "-ldl",
+    ]
+    subprocess.run(
+        ["g++", "-std=c++20", "-O0", str(ROOT / "examples/aoti/forward.cpp"), *include, *link, "-o", str(program)],
+        check=True,
+    )
     return program
 
 
@@ -90,5 +105,9 @@ def test_an_aotinductor_package_gives_the_eager_numbers(packaged: tuple[nn.Modul
 def test_the_package_runs_from_a_c_plus_plus_program(packaged: tuple[nn.Module, Path], program: Path) -> None:
     criterion, path = packaged
     for rows in (8, 700):
-        done = subprocess.run([str(program), str(LIBRARY), str(path), str(rows), "5"], capture_output=True, text=True, check=True)
-        assert float(done.stdout) == pytest.approx(criterion(*arguments(rows)).item(), rel=1e-7)  # printed with 9 digits
+        done = subprocess.run(
+            [str(program), str(LIBRARY), str(path), str(rows), "5"], capture_output=True, text=True, check=True
+        )
+        assert float(done.stdout) == pytest.approx(
+            criterion(*arguments(rows)).item(), rel=1e-7
+        )  # printed with 9 digits

@@ -26,14 +26,17 @@ FORMULAS = [(loss.name, dict(options)) for loss in DECLARED.values() for options
 
 
 def limit(loss: str, x: float, t: float, parameters: dict[str, Any]) -> tuple[float, float]:
-    """Loss and gradient without alpha, with the limits of the formula where the logit is so large that exp(-|x|) is 0."""
+    """Loss and gradient without alpha, with the limits of the formula where the logit is so large that exp(-|x|) is
+    0."""
     if abs(x) <= 120:
         exact = closed(loss, torch.tensor([x], dtype=torch.float64), torch.tensor([t], dtype=torch.float64), parameters)
         return float(exact.loss), float(exact.gradient)
     return DECLARED[loss].limit(x, t, complete(loss, parameters))
 
 
-def run(implementation: Implementation, x: Tensor, targets: Any, loss: str = "sigmoid_focal_loss", **options: object) -> tuple[Tensor, Tensor]:
+def run(
+    implementation: Implementation, x: Tensor, targets: Any, loss: str = "sigmoid_focal_loss", **options: object
+) -> tuple[Tensor, Tensor]:
     leaf = x.clone().requires_grad_()
     value = getattr(implementation.module, loss)(leaf, targets, **options)
     return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
@@ -66,25 +69,39 @@ def limits(loss: str, logits: tuple[float, ...], t: float, parameters: tuple[tup
 @implementations
 @dtypes
 @pytest.mark.parametrize("loss, parameters", FORMULAS, ids=str)
-def test_loss_and_gradient_at_extreme_logits_are_their_limits(loss: str, parameters: dict[str, Any], dtype: torch.dtype, implementation: Implementation) -> None:
+def test_loss_and_gradient_at_extreme_logits_are_their_limits(
+    loss: str, parameters: dict[str, Any], dtype: torch.dtype, implementation: Implementation
+) -> None:
     x = torch.tensor(LOGITS, dtype=torch.float64).to(dtype)[:, None]
-    # 2^-6: these are limits and magnitudes, rounded to as few as 8 bits. The smallest probabilities are subnormals of one or two bits,
-    # which a cross entropy of 120 multiplies; torch.sigmoid of float32 has none. In float64 the root of p is bounded by exp(-400), which 3e38 multiplies.
-    lost = (SIGMOID.units if implementation.name == "reference" else 8) * 120 * 2.0**-149 if dtype != torch.float64 else 1e-130
+    # 2^-6: these are limits and magnitudes, rounded to as few as 8 bits. The smallest probabilities are subnormals of
+    # one or two bits, which a cross entropy of 120 multiplies; torch.sigmoid of float32 has none. In float64 the root
+    # of p is bounded by exp(-400), which 3e38 multiplies.
+    lost = (
+        (SIGMOID.units if implementation.name == "reference" else 8) * 120 * 2.0**-149
+        if dtype != torch.float64
+        else 1e-130
+    )
     near = {"rtol": 2**-6, "atol": 8 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps + lost}
     for kind, make in TARGETS.items():
         targets, t = make(len(x))
         t = 0.25 if loss in SCORED and kind == "positive ids" else t
         value, gradient = run(implementation, x, scored(loss, targets, t), loss, **parameters)
-        got, want = torch.cat([value, gradient], 1), limits(loss, tuple(x.flatten().tolist()), t, tuple(parameters.items())).to(dtype)
+        got, want = (
+            torch.cat([value, gradient], 1),
+            limits(loss, tuple(x.flatten().tolist()), t, tuple(parameters.items())).to(dtype),
+        )
         off = ~torch.isclose(got.double(), want.double(), **near).all(1)
         assert not off.any(), f"{kind}, x {x[off].tolist()}: got {got[off].tolist()}, want {want[off].tolist()}"
 
 
 @implementations
 @dtypes
-@pytest.mark.parametrize("loss, parameters", [row for row in FORMULAS if row[1].get("alpha", 0.25) not in (0.0, 1.0)], ids=str)
-def test_nan_logits_and_targets_show_in_their_own_results_and_nowhere_else(loss: str, parameters: dict[str, Any], dtype: torch.dtype, implementation: Implementation) -> None:
+@pytest.mark.parametrize(
+    "loss, parameters", [row for row in FORMULAS if row[1].get("alpha", 0.25) not in (0.0, 1.0)], ids=str
+)
+def test_nan_logits_and_targets_show_in_their_own_results_and_nowhere_else(
+    loss: str, parameters: dict[str, Any], dtype: torch.dtype, implementation: Implementation
+) -> None:
     x = torch.randn(40, 30).to(dtype)
     dense = torch.rand(40, 30).to(dtype)
     ids = torch.randint(-1, 31, (40,))
@@ -111,7 +128,9 @@ def test_nan_logits_and_targets_show_in_their_own_results_and_nowhere_else(loss:
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @pytest.mark.parametrize("ignore_index", [-2, -1, 3, 255])
 @every_member
-def test_ignored_rows_give_exactly_nothing_whatever_their_logits_and_weights(loss_of: Member, ignore_index: int, reduction: str, dtype: torch.dtype, implementation: Implementation) -> None:
+def test_ignored_rows_give_exactly_nothing_whatever_their_logits_and_weights(
+    loss_of: Member, ignore_index: int, reduction: str, dtype: torch.dtype, implementation: Implementation
+) -> None:
     x, ids = torch.randn(12, 5).to(dtype), torch.tensor([0, 5, 4, 1] * 3)
     ids[2:9] = ignore_index
     weight, scores = torch.rand(12, 5), torch.rand(12)
@@ -135,7 +154,9 @@ def test_weight_0_multiplies_and_does_not_hide_an_infinite_loss(implementation: 
 @implementations
 @pytest.mark.parametrize("gamma", [1e-300, 1e-40, 1e-3, 0.05, 13.0, 60.0, 1000.0, 1e30, 1e300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_any_finite_gamma_gives_finite_results_that_fall_with_gamma(dtype: torch.dtype, gamma: float, implementation: Implementation) -> None:
+def test_any_finite_gamma_gives_finite_results_that_fall_with_gamma(
+    dtype: torch.dtype, gamma: float, implementation: Implementation
+) -> None:
     x = torch.cat([torch.linspace(-120, 120, 961), torch.tensor([-3e38, 3e38, 1e-30])]).to(dtype)[:, None]
     for targets in (torch.full((len(x),), -1), torch.zeros(len(x), dtype=torch.int64), torch.full((len(x), 1), 0.25)):
         loss, gradient = run(implementation, x, targets, alpha=None, gamma=gamma)
@@ -148,11 +169,15 @@ def test_any_finite_gamma_gives_finite_results_that_fall_with_gamma(dtype: torch
 
 @implementations
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 1.7])
-def test_dense_targets_outside_0_and_1_follow_the_formula_unchecked(gamma: float, implementation: Implementation) -> None:
+def test_dense_targets_outside_0_and_1_follow_the_formula_unchecked(
+    gamma: float, implementation: Implementation
+) -> None:
     x, t = torch.linspace(-6, 6, 97)[:, None].repeat(1, 4), torch.tensor([-0.5, -0.1, 1.2, 2.0]).expand(97, 4)
     want = soft(x.double(), t.double(), gamma)
     loss, gradient = run(implementation, x, t, alpha=None, gamma=gamma)
-    settled = (torch.sigmoid(x) * (1 - t) + torch.sigmoid(-x) * t).abs() > 0.02  # near 1 - p_t = 0 there is nothing to compare
+    settled = (
+        torch.sigmoid(x) * (1 - t) + torch.sigmoid(-x) * t
+    ).abs() > 0.02  # near 1 - p_t = 0 there is nothing to compare
     assert settled.sum() > 300
     assert torch.allclose(loss[settled].double(), want.loss[settled], rtol=1e-4, atol=1e-5, equal_nan=True)
     assert torch.allclose(gradient[settled].double(), want.gradient[settled], rtol=1e-4, atol=1e-4, equal_nan=True)

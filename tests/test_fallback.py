@@ -1,4 +1,5 @@
-# Owns: importing the package without a usable native library: what is used instead, what is said, and that results stay right.
+# Owns: importing the package without a usable native library: what is used instead, what is said, and that results stay
+# right.
 # Must not know: formulas.
 from __future__ import annotations
 
@@ -70,19 +71,57 @@ def replace_library_by_one_for_another_processor(package: Path) -> None:
 INSTALLS = {
     "whole": Install(lambda package: None, {}, "native", 0, ()),
     "switched off": Install(lambda package: None, {"FOCAL_EXT_NATIVE": "0"}, "reference", 0, ("FOCAL_EXT_NATIVE=0",)),
-    "library missing": Install(lambda package: (package / "libfocal_ext.so").unlink(), {}, "reference", 1, ("has no libfocal_ext.so", "C++ compiler", "pip install")),
-    "library corrupt": Install(lambda package: (package / "libfocal_ext.so").write_bytes(b"\x7fELF" + b"no library" * 99), {}, "reference", 1, ("does not load into torch", "pip install")),
-    "library empty": Install(lambda package: (package / "libfocal_ext.so").write_bytes(b""), {}, "reference", 1, ("does not load into torch", "pip install")),
-    "torch too old": Install(replace_library_by_one_that_needs_a_newer_torch, {}, "reference", 1, ("does not load into torch", "needs torch >= 2.10", "aoti_torch_empty_stride2", "pip install")),
-    "library for another processor": Install(replace_library_by_one_for_another_processor, {}, "reference", 1, ("does not load into torch", "not for this processor", "pip install")),
-    "library of another version": Install(replace_library_by_another, {}, "reference", 1, ("is of version unknown, the package of", "pip install")),
+    "library missing": Install(
+        lambda package: (package / "libfocal_ext.so").unlink(),
+        {},
+        "reference",
+        1,
+        ("has no libfocal_ext.so", "C++ compiler", "pip install"),
+    ),
+    "library corrupt": Install(
+        lambda package: (package / "libfocal_ext.so").write_bytes(b"\x7fELF" + b"no library" * 99),
+        {},
+        "reference",
+        1,
+        ("does not load into torch", "pip install"),
+    ),
+    "library empty": Install(
+        lambda package: (package / "libfocal_ext.so").write_bytes(b""),
+        {},
+        "reference",
+        1,
+        ("does not load into torch", "pip install"),
+    ),
+    "torch too old": Install(
+        replace_library_by_one_that_needs_a_newer_torch,
+        {},
+        "reference",
+        1,
+        ("does not load into torch", "needs torch >= 2.10", "aoti_torch_empty_stride2", "pip install"),
+    ),
+    "library for another processor": Install(
+        replace_library_by_one_for_another_processor,
+        {},
+        "reference",
+        1,
+        ("does not load into torch", "not for this processor", "pip install"),
+    ),
+    "library of another version": Install(
+        replace_library_by_another, {}, "reference", 1, ("is of version unknown, the package of", "pip install")
+    ),
     "library of another commit": Install(rename_an_op, {}, "reference", 1, ("has no op first_bad_id", "pip install")),
 }
 
 
 def python(*arguments: str, folder: Path = TESTS.parent, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("FOCAL_EXT_")}
-    return subprocess.run([sys.executable, *arguments], env={**env, "OMP_NUM_THREADS": "1", **environment}, cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**env, "OMP_NUM_THREADS": "1", **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.native
@@ -101,7 +140,9 @@ def test_a_damaged_installation_says_why_once_and_computes_the_same(name: str, t
     assert all(part in message for _, message in said for part in install.reason)
 
     x = torch.linspace(-4, 4, 12).view(4, 3).double().requires_grad_()
-    want = focal_ext.reference.sigmoid_focal_loss(x, torch.tensor([0, -1, -2, 3]), reduction="sum", normalizer="positives")
+    want = focal_ext.reference.sigmoid_focal_loss(
+        x, torch.tensor([0, -1, -2, 3]), reduction="sum", normalizer="positives"
+    )
     assert loss == pytest.approx(want.item(), rel=1e-6)
     assert gradient == pytest.approx(torch.autograd.grad(want, x)[0].flatten().tolist(), rel=1e-5)
 
@@ -123,17 +164,37 @@ def test_build_info_tells_all_that_is_in_use() -> None:
 
 @pytest.mark.parametrize(
     "environment",
-    [{"FOCAL_EXT_NATIVE": "0"}, {"FOCAL_EXT_TEST_BACKEND": "nativ"}, pytest.param({"FOCAL_EXT_TEST_BACKEND": "reference"}, marks=pytest.mark.native)],
+    [
+        {"FOCAL_EXT_NATIVE": "0"},
+        {"FOCAL_EXT_TEST_BACKEND": "nativ"},
+        pytest.param({"FOCAL_EXT_TEST_BACKEND": "reference"}, marks=pytest.mark.native),
+    ],
     ids=str,
 )
 def test_the_suite_fails_when_it_would_run_over_another_backend(environment: dict[str, str]) -> None:
-    done = python("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(TESTS / "test_empty.py"), **environment)
+    done = python(
+        "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(TESTS / "test_empty.py"), **environment
+    )
     assert done.returncode == 1 and "focal_ext is not under test" in done.stdout + done.stderr
 
 
 @pytest.mark.native
 def test_an_installation_without_native_code_passes_the_suites_rules_too() -> None:
-    modules = [str(TESTS / f"test_{name}.py") for name in ("errors", "empty", "constants", "overwrite", "transforms", "numerics")]
+    modules = [
+        str(TESTS / f"test_{name}.py")
+        for name in ("errors", "empty", "constants", "overwrite", "transforms", "numerics")
+    ]
     # focal_ext.reference by name is the same here as everywhere.
-    done = python("-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", "not focal_ext.reference", *modules, FOCAL_EXT_NATIVE="0", FOCAL_EXT_TEST_BACKEND="reference")
+    done = python(
+        "-m",
+        "pytest",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not focal_ext.reference",
+        *modules,
+        FOCAL_EXT_NATIVE="0",
+        FOCAL_EXT_TEST_BACKEND="reference",
+    )
     assert done.returncode == 0, done.stdout[-3000:]

@@ -1,4 +1,5 @@
-# Owns: the convolution fused with its loss: its gradients against the plain chain in float64, autograd, autocast, the module.
+# Owns: the convolution fused with its loss: its gradients against the plain chain in float64, autograd, autocast, the
+# module.
 # Must not know: formulas; how chunks are cut (test_chunks.py); errors (test_fused_head_errors.py).
 from __future__ import annotations
 
@@ -19,8 +20,16 @@ fused = focal_ext.conv_sigmoid_focal_loss
 CHANNELS, ANCHORS, CLASSES = 6, 3, 5
 SIZES = ((9, 12), (5, 7), (3, 3))
 PLANE = 9 * 12 * CLASSES * 4  # bytes of one anchor of one image on the finest level, in float32
-BUDGETS = {"one chunk a level": 2**30, "one image": 3 * PLANE, "two anchors": 2 * PLANE, "one anchor": PLANE, "strips": PLANE // 3, "single rows": 1}
-# In float32 the goal is 2e-6 of the norm; bfloat16 stores each chunk's gradient with 8 bits, float64 is the oracle's own arithmetic.
+BUDGETS = {
+    "one chunk a level": 2**30,
+    "one image": 3 * PLANE,
+    "two anchors": 2 * PLANE,
+    "one anchor": PLANE,
+    "strips": PLANE // 3,
+    "single rows": 1,
+}
+# In float32 the goal is 2e-6 of the norm; bfloat16 stores each chunk's gradient with 8 bits, float64 is the oracle's
+# own arithmetic.
 NEAR = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float64: 1e-14}
 
 
@@ -45,12 +54,18 @@ GEOMETRIES = {
 class Given:
     """Features, parameters and labels of a head."""
 
-    def __init__(self, dtype: torch.dtype = torch.float32, layout: str = "contiguous", bias: bool = True, **about: Any) -> None:
+    def __init__(
+        self, dtype: torch.dtype = torch.float32, layout: str = "contiguous", bias: bool = True, **about: Any
+    ) -> None:
         about = about or geometry()
         self.conv = {"stride": about["stride"], "padding": about["padding"]}
         generator = torch.Generator().manual_seed(3)
         self.features = [x.detach().requires_grad_() for x in maps(Shape(2, 1, CHANNELS, SIZES), layout, dtype)]
-        self.weight = (torch.randn(ANCHORS * CLASSES, CHANNELS, *about["kernel"], generator=generator) * 0.1).to(dtype).requires_grad_()
+        self.weight = (
+            (torch.randn(ANCHORS * CLASSES, CHANNELS, *about["kernel"], generator=generator) * 0.1)
+            .to(dtype)
+            .requires_grad_()
+        )
         self.bias = torch.randn(ANCHORS * CLASSES, generator=generator).to(dtype).requires_grad_() if bias else None
         with torch.no_grad():
             sizes = [tuple(F.conv2d(x, self.weight, None, **self.conv).shape[2:]) for x in self.features]
@@ -72,7 +87,11 @@ class Given:
     def exact(self, **options: Any) -> list[Tensor]:
         """Loss and gradients of the plain chain in float64."""
         wide = [t.detach().double().requires_grad_() for t in self.leaves]
-        weight, bias, features = wide[0], wide[1] if self.bias is not None else None, wide[2 if self.bias is not None else 1 :]
+        weight, bias, features = (
+            wide[0],
+            wide[1] if self.bias is not None else None,
+            wide[2 if self.bias is not None else 1 :],
+        )
         logits = [F.conv2d(x, weight, bias, **self.conv) for x in features]
         options = {name: value.double() if isinstance(value, Tensor) else value for name, value in options.items()}
         loss = focal_ext.pyramid.sigmoid_focal_loss(logits, self.ids, CLASSES, **options)
@@ -115,7 +134,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "alpha off, gamma 0": {"alpha": None, "gamma": 0.0},
     "alpha of classes": {"alpha": torch.linspace(0.1, 0.9, CLASSES), "gamma": 1.7},
     "weight of images": {"weight": torch.tensor([[0.5], [3.0]])},
-    "weight of anchors": {"weight": torch.rand(2, sum(Given().shape.counts), generator=torch.Generator().manual_seed(4))},
+    "weight of anchors": {
+        "weight": torch.rand(2, sum(Given().shape.counts), generator=torch.Generator().manual_seed(4))
+    },
     "smoothing": {"label_smoothing": 0.1},
     "background ignored": {"ignore_index": -1},
     "ignored background, mean": {"ignore_index": CLASSES, "reduction": "mean"},
@@ -154,8 +175,16 @@ def test_no_image_and_an_empty_level_give_zeros(count: int) -> None:
 @pytest.mark.parametrize("wanted", ["weight", "bias", "features", "one level", "weight and bias", "bias and one level"])
 def test_gradients_are_computed_for_those_who_want_one_and_nobody_else(wanted: str) -> None:
     given = Given()
-    everyone = dict(zip(("weight", "bias", "0", "1", "2"), torch.autograd.grad(given.run(memory_budget=PLANE), given.leaves)))
-    groups = {"weight": ["weight"], "bias": ["bias"], "features": ["0", "1", "2"], "one level": ["1"], "weight and bias": ["weight", "bias"]}
+    everyone = dict(
+        zip(("weight", "bias", "0", "1", "2"), torch.autograd.grad(given.run(memory_budget=PLANE), given.leaves))
+    )
+    groups = {
+        "weight": ["weight"],
+        "bias": ["bias"],
+        "features": ["0", "1", "2"],
+        "one level": ["1"],
+        "weight and bias": ["weight", "bias"],
+    }
     names = groups.get(wanted, ["bias", "1"])
     tensors = dict(zip(everyone, given.leaves))
     for name, tensor in tensors.items():
@@ -188,7 +217,8 @@ def test_each_chunk_is_convolved_once_in_each_direction_and_nothing_is_as_large_
     given = Given()
     with Ops() as ops:
         given.run(memory_budget=PLANE, normalizer="positives").backward()
-    # one anchor of one image on the finest level; four of them fit on the second (6 chunks of 35 of 108 positions: 3 anchors an image)
+    # one anchor of one image on the finest level; four of them fit on the second (6 chunks of 35 of 108 positions: 3
+    # anchors an image)
     assert ops.names.count("aten.convolution_backward") == 2 * 3 + 2 + 1
     assert ops.names.count("aten.convolution") + ops.names.count("aten.conv2d") == 2 * 3 + 2 + 1
     largest_feature = max(x.numel() for x in given.features)
@@ -210,7 +240,9 @@ def test_autocast_casts_as_a_convolution_does() -> None:
         loss, plain = given.run(memory_budget=PLANE), given.chain()
     gradients, want = (torch.autograd.grad(value, given.leaves) for value in (loss, plain))
     assert [g.dtype for g in gradients] == [t.dtype for t in given.leaves]
-    assert torch.allclose(loss, plain, rtol=1e-3)  # both see the same bfloat16 logits, up to the order of summation before the rounding
+    assert torch.allclose(
+        loss, plain, rtol=1e-3
+    )  # both see the same bfloat16 logits, up to the order of summation before the rounding
     assert_near([g.double() for g in gradients], [g.double() for g in want], NEAR[torch.bfloat16])
     with torch.autocast("cpu", torch.bfloat16):
         assert Given(torch.float64).run().dtype == torch.float64
@@ -250,8 +282,12 @@ def test_the_head_is_the_plain_convolution_without_targets_and_its_loss_with_the
     plain = nn.Conv2d(CHANNELS, ANCHORS * CLASSES, 3, padding=1)
     plain.load_state_dict(head.state_dict())
     assert list(head.state_dict()) == ["weight", "bias"] and not isinstance(head, nn.Conv2d)
-    assert torch.allclose(head.bias.sigmoid(), torch.tensor(0.02)) and float(head.weight.std()) == pytest.approx(0.01, rel=0.1)
-    want = focal_ext.pyramid.sigmoid_focal_loss([plain(x) for x in given.features], given.ids, CLASSES, normalizer="positives")
+    assert torch.allclose(head.bias.sigmoid(), torch.tensor(0.02)) and float(head.weight.std()) == pytest.approx(
+        0.01, rel=0.1
+    )
+    want = focal_ext.pyramid.sigmoid_focal_loss(
+        [plain(x) for x in given.features], given.ids, CLASSES, normalizer="positives"
+    )
     for training in (True, False):
         head.train(training)
         logits = head(given.features)
@@ -261,10 +297,14 @@ def test_the_head_is_the_plain_convolution_without_targets_and_its_loss_with_the
     loss.backward()
     want.backward()
     assert torch.allclose(head.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-6)
-    assert torch.allclose(head(given.features, given.ids, normalizer=2.0), 0.5 * head(given.features, given.ids, normalizer=1.0))
+    assert torch.allclose(
+        head(given.features, given.ids, normalizer=2.0), 0.5 * head(given.features, given.ids, normalizer=1.0)
+    )
     weighted = head(given.features, given.ids, weight=torch.full((2, 1), 3.0))
     assert torch.allclose(weighted, 3 * loss, rtol=1e-6)
-    assert repr(head).startswith(f"FusedFocalHead({CHANNELS}, {ANCHORS}, {CLASSES}, kernel_size=3, alpha=0.25") and "memory_budget" in repr(head)
+    assert repr(head).startswith(
+        f"FusedFocalHead({CHANNELS}, {ANCHORS}, {CLASSES}, kernel_size=3, alpha=0.25"
+    ) and "memory_budget" in repr(head)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -287,7 +327,10 @@ def test_a_validation_loss_stores_no_logits(training: bool) -> None:
             loss = head(given.features, given.ids)
         with LargestTensor() as of_logits:
             logits = head(given.features)
-    assert torch.allclose(loss, focal_ext.pyramid.sigmoid_focal_loss(logits, given.ids, CLASSES), rtol=1e-6) and not loss.requires_grad
+    assert (
+        torch.allclose(loss, focal_ext.pyramid.sigmoid_focal_loss(logits, given.ids, CLASSES), rtol=1e-6)
+        and not loss.requires_grad
+    )
     assert of_logits.numel == logits[0].numel() and of_loss.numel < of_logits.numel / 3
 
 

@@ -1,4 +1,5 @@
-# Owns: how many of all logits of bf16 and fp16 have the loss map's correctly rounded value, on the CPU and by the CUDA kernels.
+# Owns: how many of all logits of bf16 and fp16 have the loss map's correctly rounded value, on the CPU and by the CUDA
+# kernels.
 # Must not know: formulas; how far off the others are (tolerances.py).
 from __future__ import annotations
 
@@ -16,13 +17,21 @@ from torch import Tensor
 
 SHARE = {torch.bfloat16: 0.999, torch.float16: 0.995}
 CALLS: dict[str, list[dict[str, Any]]] = {
-    "sigmoid_focal_loss": [{"gamma": gamma, "alpha": alpha} for gamma in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0) for alpha in (0.25, 0.375)],
+    "sigmoid_focal_loss": [
+        {"gamma": gamma, "alpha": alpha} for gamma in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0) for alpha in (0.25, 0.375)
+    ],
     "quality_focal_loss": [{"beta": beta} for beta in (1.0, 1.5, 2.0, 3.0)],
     "varifocal_loss": [{"gamma": gamma} for gamma in (1.0, 1.5, 2.0, 3.0)],
     "asymmetric_loss": [{}, {"gamma_neg": 2.0, "clip": None}, {"gamma_neg": 1.5, "gamma_pos": 0.5}],
 }
-CALLS |= {name: [dict(options) for options in loss.members.values()] for name, loss in DECLARED.items() if name not in CALLS}
-TARGETS: dict[str, Callable[[Tensor], Tensor]] = {"0": torch.zeros_like, "1": torch.ones_like, "0.3125": lambda x: torch.full_like(x, 0.3125)}
+CALLS |= {
+    name: [dict(options) for options in loss.members.values()] for name, loss in DECLARED.items() if name not in CALLS
+}
+TARGETS: dict[str, Callable[[Tensor], Tensor]] = {
+    "0": torch.zeros_like,
+    "1": torch.ones_like,
+    "0.3125": lambda x: torch.full_like(x, 0.3125),
+}
 
 
 def every_finite_number(dtype: torch.dtype) -> Tensor:
@@ -34,7 +43,9 @@ def every_finite_number(dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("kernels", ["CPU", "CUDA"])
 @pytest.mark.parametrize("dtype", SHARE, ids=str)
 @pytest.mark.parametrize("loss", CALLS)
-def test_nearly_all_values_of_a_loss_map_are_correctly_rounded(loss: str, dtype: torch.dtype, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearly_all_values_of_a_loss_map_are_correctly_rounded(
+    loss: str, dtype: torch.dtype, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kernels == "CUDA":
         if build.why_impossible():
             pytest.skip(f"the kernels cannot be compiled here: {build.why_impossible()}")

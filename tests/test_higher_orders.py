@@ -1,4 +1,5 @@
-# Owns: second and third derivatives of the reference, which create_graph=True and torch.func reach, against the textbook formulas.
+# Owns: second and third derivatives of the reference, which create_graph=True and torch.func reach, against the
+# textbook formulas.
 # Must not know: the native library; values and first derivatives (test_oracle.py).
 from __future__ import annotations
 
@@ -19,12 +20,25 @@ GAMMAS = (0.0, 0.5, 1.5, 2.0, 20.0)
 
 def options_of(loss: str, gamma: float, live: bool) -> dict[str, Any]:
     """Every exponent as given, no clip, which is a kink; all else as everyday."""
-    kinds: dict[str, Any] = {"exponent": gamma, "exponent from 1": max(gamma, 1.0), "alpha": None, "clip": None, "flag": live}
+    kinds: dict[str, Any] = {
+        "exponent": gamma,
+        "exponent from 1": max(gamma, 1.0),
+        "alpha": None,
+        "clip": None,
+        "flag": live,
+    }
     return {name: kinds.get(kind, DECLARED[loss].parameters[name][0]) for name, kind in DECLARED[loss].drawn.items()}
 
 
-ROWS = [(loss, gamma, live) for loss in DECLARED for gamma in GAMMAS for live in (True, False) if live or "modulator_gradient" in DECLARED[loss].parameters]
-# Relative: each order differentiates a product of three factors, whose terms add up to at most (2 gamma + |x|)^3 times their sum's size.
+ROWS = [
+    (loss, gamma, live)
+    for loss in DECLARED
+    for gamma in GAMMAS
+    for live in (True, False)
+    if live or "modulator_gradient" in DECLARED[loss].parameters
+]
+# Relative: each order differentiates a product of three factors, whose terms add up to at most (2 gamma + |x|)^3 times
+# their sum's size.
 RELATIVE = {torch.float64: 1e-9, torch.float32: 2e-3}
 SUBNORMAL = {torch.float64: 1e-300, torch.float32: 1e-36}  # below it digits are lost to underflow on the way
 
@@ -49,7 +63,9 @@ def compare(got: list[float], exact: list[float], dtype: torch.dtype, where: str
 
 
 @pytest.mark.parametrize("loss, gamma, live", ROWS)
-def test_second_and_third_derivatives_of_hard_targets_are_the_textbook_formulas(loss: str, gamma: float, live: bool) -> None:
+def test_second_and_third_derivatives_of_hard_targets_are_the_textbook_formulas(
+    loss: str, gamma: float, live: bool
+) -> None:
     options = options_of(loss, gamma, live)
     for logit in LOGITS:
         for target in (0.0, 1.0):
@@ -58,7 +74,12 @@ def test_second_and_third_derivatives_of_hard_targets_are_the_textbook_formulas(
             exact = exact_orders(lambda z, t=t, y=y: DECLARED[loss].textbook(z, y, t, **options), logit)
             for dtype in RELATIVE:
                 x, dense = torch.tensor(logit, dtype=dtype, requires_grad=True), torch.tensor([target], dtype=dtype)
-                got = orders(lambda z, dense=dense: getattr(focal_ext.reference, loss)(z[None], dense, reduction="sum", **options), x)
+                got = orders(
+                    lambda z, dense=dense: getattr(focal_ext.reference, loss)(
+                        z[None], dense, reduction="sum", **options
+                    ),
+                    x,
+                )
                 compare(got, exact, dtype, f"x {logit}, target {target}, {dtype}")
 
 
@@ -76,6 +97,9 @@ def test_second_and_third_derivatives_of_softmax_are_the_textbook_formulas(gamma
         for dtype in RELATIVE:
             x, rest = torch.tensor(logit, dtype=dtype, requires_grad=True), torch.tensor([0.5, -1], dtype=dtype)
             got = orders(
-                lambda z, rest=rest: focal_ext.reference.softmax_focal_loss(torch.cat([z[None], rest])[None], torch.tensor([label]), gamma=gamma, reduction="sum"), x
+                lambda z, rest=rest: focal_ext.reference.softmax_focal_loss(
+                    torch.cat([z[None], rest])[None], torch.tensor([label]), gamma=gamma, reduction="sum"
+                ),
+                x,
             )
             compare(got, exact, dtype, f"x {logit}, {dtype}")

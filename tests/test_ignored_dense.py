@@ -1,4 +1,5 @@
-# Owns: what ignore_index does to dense targets, and what integers among them may be, on every route; and the same by the CUDA kernels.
+# Owns: what ignore_index does to dense targets, and what integers among them may be, on every route; and the same by
+# the CUDA kernels.
 # Must not know: formulas; values with everything else at work, which are rows of the tables of cases.
 from __future__ import annotations
 
@@ -18,7 +19,17 @@ from torch import Tensor
 LOSSES = reference.__all__
 ROW = "softmax_focal_loss"  # whose rows are ignored as a whole
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-DENSE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.float32, torch.bfloat16, torch.float64)
+DENSE = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.float32,
+    torch.bfloat16,
+    torch.float64,
+)
 losses = pytest.mark.parametrize("loss", LOSSES)
 
 
@@ -29,7 +40,11 @@ def with_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return focal_ext
 
 
-ROUTES: dict[str, Callable[[pytest.MonkeyPatch], ModuleType]] = {"fused": lambda _: focal_ext, "reference": lambda _: reference, "CUDA kernels": with_cuda_kernels}
+ROUTES: dict[str, Callable[[pytest.MonkeyPatch], ModuleType]] = {
+    "fused": lambda _: focal_ext,
+    "reference": lambda _: reference,
+    "CUDA kernels": with_cuda_kernels,
+}
 
 
 @pytest.fixture(params=ROUTES)
@@ -41,14 +56,19 @@ def ignored_index(dtype: torch.dtype) -> int:
     return -7 if dtype in (torch.int8, torch.int16) else 255
 
 
-def problem(dtype: torch.dtype = torch.float32, targets: torch.dtype = torch.float32, shape: tuple[int, int] = (150, 9)) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of which the ignored are not finite, targets, and where those are ignored; more than a block of elements."""
+def problem(
+    dtype: torch.dtype = torch.float32, targets: torch.dtype = torch.float32, shape: tuple[int, int] = (150, 9)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of which the ignored are not finite, targets, and where those are ignored; more than a block of
+    elements."""
     rng = torch.Generator().manual_seed(3)
     there = torch.rand(shape, generator=rng) < 0.1
     x = (torch.randn(shape, generator=rng) * 4).to(dtype)
     odd = torch.tensor([torch.nan, torch.inf, -torch.inf]).to(dtype)[torch.randint(3, shape, generator=rng)]
     t = (torch.rand(shape, generator=rng) < 0.2).to(targets)
-    t = torch.where(there, torch.tensor(ignored_index(targets)), t.to(torch.int64) if targets is torch.uint16 else t).to(targets)
+    t = torch.where(
+        there, torch.tensor(ignored_index(targets)), t.to(torch.int64) if targets is torch.uint16 else t
+    ).to(targets)
     return torch.where(there, odd, x), t, there
 
 
@@ -70,7 +90,9 @@ def without(loss: str, x: Tensor, t: Tensor, there: Tensor) -> tuple[Tensor, Ten
 @losses
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_an_ignored_element_counts_0_whatever_its_logit(loss: str, dtype: torch.dtype, reduction: str, module: ModuleType) -> None:
+def test_an_ignored_element_counts_0_whatever_its_logit(
+    loss: str, dtype: torch.dtype, reduction: str, module: ModuleType
+) -> None:
     x, t, there = problem(dtype, torch.uint8 if reduction == "mean" else dtype)
     kept = kept_of(loss, there)
     value, gradient = run(module, loss, x, t, reduction=reduction, ignore_index=255)
@@ -90,7 +112,9 @@ def test_an_ignored_element_counts_0_whatever_its_logit(loss: str, dtype: torch.
 def test_every_dtype_of_targets_holds_the_ignored(loss: str, targets: torch.dtype, module: ModuleType) -> None:
     x, t, there = problem(targets=targets)
     got = run(module, loss, x, t, reduction="mean", ignore_index=ignored_index(targets))
-    want = run(module, loss, x, torch.where(there, 255.0, without(loss, x, t, there)[1]), reduction="mean", ignore_index=255)
+    want = run(
+        module, loss, x, torch.where(there, 255.0, without(loss, x, t, there)[1]), reduction="mean", ignore_index=255
+    )
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
@@ -124,7 +148,9 @@ def test_a_weight_that_is_not_finite_changes_nothing(loss: str, module: ModuleTy
     kept = kept_of(loss, there)
     weight = torch.where(kept, 0.5, torch.nan)
     value, gradient = run(module, loss, x, t, reduction="none", ignore_index=255, weight=weight)
-    assert value.isfinite().all() and gradient.isfinite().all() and (value[~kept] == 0).all() and (value[kept] != 0).any()
+    assert (
+        value.isfinite().all() and gradient.isfinite().all() and (value[~kept] == 0).all() and (value[kept] != 0).any()
+    )
 
 
 @losses
@@ -149,8 +175,12 @@ def test_second_derivatives_and_transforms_ignore_too(loss: str) -> None:
     for gradient in (first.detach(), second, transformed):
         assert gradient.isfinite().all() and not gradient[~kept].count_nonzero() and gradient[kept].count_nonzero()
     torch.testing.assert_close(transformed, first.detach())
-    batched = torch.func.vmap(partial(getattr(focal_ext, loss), reduction="sum", ignore_index=255))(x[:, None], t[:, None])
-    assert batched.isfinite().all() and (batched.sum() / (kept_of(loss, there)).sum()).item() == pytest.approx(function(x, t).item())
+    batched = torch.func.vmap(partial(getattr(focal_ext, loss), reduction="sum", ignore_index=255))(
+        x[:, None], t[:, None]
+    )
+    assert batched.isfinite().all() and (batched.sum() / (kept_of(loss, there)).sum()).item() == pytest.approx(
+        function(x, t).item()
+    )
 
 
 @losses
@@ -162,26 +192,46 @@ def test_a_compiled_graph_ignores_too(loss: str) -> None:
         leaf = x.clone().requires_grad_()
         value = torch.compile(function, backend="eager", fullgraph=True)(leaf, t)
         got = value.detach(), torch.autograd.grad(value, leaf)[0]
-        assert all(torch.equal(a, b) for a, b in zip(got, run(focal_ext, loss, x, t, reduction="mean", ignore_index=255)))
+        assert all(
+            torch.equal(a, b) for a, b in zip(got, run(focal_ext, loss, x, t, reduction="mean", ignore_index=255))
+        )
 
 
-BAD = ((torch.uint8, 3), (torch.uint8, 255), (torch.int8, -1), (torch.int32, 256), (torch.int64, 2**40), (torch.uint16, 2), (torch.int64, -2))
+BAD = (
+    (torch.uint8, 3),
+    (torch.uint8, 255),
+    (torch.int8, -1),
+    (torch.int32, 256),
+    (torch.int64, 2**40),
+    (torch.uint16, 2),
+    (torch.int64, -2),
+)
 
 
 @losses
 @pytest.mark.parametrize("targets, value", BAD)
 @pytest.mark.parametrize("module", [focal_ext, reference], ids=["fused", "reference"])
 @pytest.mark.parametrize("reduction", ["none", "sum"])
-def test_an_integer_that_is_no_label_is_named(loss: str, targets: torch.dtype, value: int, module: ModuleType, reduction: str) -> None:
+def test_an_integer_that_is_no_label_is_named(
+    loss: str, targets: torch.dtype, value: int, module: ModuleType, reduction: str
+) -> None:
     t = torch.zeros(5, 4, dtype=torch.int64)
     t[3, 1] = t[4, 0] = value
-    with pytest.raises(ValueError, match=rf"^targets: dense integers must be 0 or 1, or ignore_index=9, got {value} at \(3, 1\); use ignore_index={value} to skip it, or float"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            rf"^targets: dense integers must be 0 or 1, or ignore_index=9, got {value} at \(3, 1\); use "
+            rf"ignore_index={value} to skip it, or float"
+        ),
+    ):
         getattr(module, loss)(torch.randn(5, 4), t.to(targets), reduction=reduction, ignore_index=9)
 
 
 @losses
 @pytest.mark.parametrize("targets, value", BAD)
-def test_where_values_are_not_read_it_is_nan(loss: str, targets: torch.dtype, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_values_are_not_read_it_is_nan(
+    loss: str, targets: torch.dtype, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     t = torch.zeros(5, 4, dtype=torch.int64)
     t[3, 1] = value
     bad = torch.zeros(5, 4, dtype=torch.bool)
@@ -191,7 +241,9 @@ def test_where_values_are_not_read_it_is_nan(loss: str, targets: torch.dtype, va
     module = with_cuda_kernels(monkeypatch)
     monkeypatch.setattr(focal_ext._arguments, "values_are_readable", lambda *_: False)
     leaf = torch.randn(5, 4, requires_grad=True)
-    loss_map = focal_ext._autograd.dispatch(*getattr(module, loss).__wrapped__(leaf, t.to(targets), reduction="none", ignore_index=9)[:4])
+    loss_map = focal_ext._autograd.dispatch(
+        *getattr(module, loss).__wrapped__(leaf, t.to(targets), reduction="none", ignore_index=9)[:4]
+    )
     assert torch.equal(loss_map.isnan(), bad if loss != ROW else bad[:, 1])
     assert torch.equal(torch.autograd.grad(loss_map.sum(), leaf)[0].isnan(), bad)
 

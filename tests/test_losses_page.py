@@ -23,10 +23,14 @@ G = torch.Generator().manual_seed(0)
 X = torch.randn(40, 5, generator=G, dtype=torch.float64) * 3
 IDS = torch.randint(0, 5, (40,), generator=G).where(torch.rand(40, generator=G) < 0.4, -1)
 IOUS = torch.rand(40, generator=G, dtype=torch.float64)
-IOUS[IDS >= 0] *= (torch.rand(int((IDS >= 0).sum()), generator=G) < 0.8)  # some of 0
+IOUS[IDS >= 0] *= torch.rand(int((IDS >= 0).sum()), generator=G) < 0.8  # some of 0
 HARD = (IDS[:, None] == torch.arange(5)).double()
 Q = HARD * IOUS[:, None]
-HEAT = torch.rand(2, 3, 4, 5, generator=G, dtype=torch.float64).pow(4).masked_fill(torch.rand(2, 3, 4, 5, generator=G) < 0.1, 1.0)
+HEAT = (
+    torch.rand(2, 3, 4, 5, generator=G, dtype=torch.float64)
+    .pow(4)
+    .masked_fill(torch.rand(2, 3, 4, 5, generator=G) < 0.1, 1.0)
+)
 N = 7.0
 
 
@@ -93,7 +97,11 @@ def compare(code: str, want: Callable[[Tensor], Tensor], x: Tensor, **names: Any
 @pytest.mark.parametrize("who", WANT)
 def test_the_line_of_a_detector_is_its_loss(who: str) -> None:
     (code,) = (line for names, line in LINES.items() if names.startswith(who))
-    x = HEAT * 0 + torch.randn(HEAT.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) if who == "CornerNet" else X
+    x = (
+        HEAT * 0 + torch.randn(HEAT.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        if who == "CornerNet"
+        else X
+    )
     compare(code, WANT[who], x, ids=IDS, ious=IOUS, n=N, heatmaps=HEAT, labels=HARD)
 
 
@@ -104,7 +112,10 @@ def test_every_line_is_compared() -> None:
 def test_the_gradient_of_an_easy_negative_is_up_to_three_times_as_large_with_the_modulators() -> None:
     x = torch.full((1, 1), -8.0, dtype=torch.float64, requires_grad=True)
     pair = (torch.tensor([-1]), torch.zeros(1))
-    live, constant = (torch.autograd.grad(focal_ext.varifocal_loss(x, pair, reduction="sum", modulator_gradient=flag), x)[0] for flag in (True, False))
+    live, constant = (
+        torch.autograd.grad(focal_ext.varifocal_loss(x, pair, reduction="sum", modulator_gradient=flag), x)[0]
+        for flag in (True, False)
+    )
     p = x.detach().sigmoid()
     assert torch.allclose(live / constant, 1 + 2 * (1 - p) * -torch.log1p(-p) / p) and float(live / constant) > 2.99
 
@@ -113,7 +124,13 @@ def test_partial_labels_positive_weights_text_masks_and_drawn_classes() -> None:
     partial, positive, text, federated = BLOCKS
     x, ids = X.view(4, 10, 5), IDS.view(4, 10)
     labelled = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]) == 1
-    compare(partial, lambda x: (focal(x.flatten(0, 1)).view(4, 10, 5) * labelled[:, None]).sum(), x, ids=ids, labelled=labelled)
+    compare(
+        partial,
+        lambda x: (focal(x.flatten(0, 1)).view(4, 10, 5) * labelled[:, None]).sum(),
+        x,
+        ids=ids,
+        labelled=labelled,
+    )
     w = torch.tensor([1.0, 2.0, 3.0, 0.5, 7.0], dtype=torch.float64)
     compare(positive, lambda x: F.binary_cross_entropy_with_logits(x, HARD, pos_weight=w), X, labels=HARD, w=w)
     seen = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]) == 1

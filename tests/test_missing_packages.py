@@ -20,7 +20,9 @@ def said(*requirements: str) -> str:
 
 def test_every_missing_package_is_in_one_message_with_the_command_that_installs_them(tmp_path: Path) -> None:
     listed = tmp_path / "requirements.txt"
-    listed.write_text("# a comment\nno-such-package>=1\npytest>=9999  # another\npytest>=8\nmissing-too; python_version < '3'\n")
+    listed.write_text(
+        "# a comment\nno-such-package>=1\npytest>=9999  # another\npytest>=8\nmissing-too; python_version < '3'\n"
+    )
     message = said("torch>=2.10", "also-absent", str(listed))
     assert "\n  also-absent: not installed\n  no-such-package>=1: not installed\n" in message
     assert f": {pytest.__version__} is installed\n" in message

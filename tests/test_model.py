@@ -1,4 +1,5 @@
-# Owns: that the model of the CUDA kernels' times follows the machine code, and keeps what bench/results/model.csv says is within its limit.
+# Owns: that the model of the CUDA kernels' times follows the machine code, and keeps what bench/results/model.csv says
+# is within its limit.
 # Must not know: how long anything takes on a GPU: no figure here is a measurement.
 from __future__ import annotations
 
@@ -95,9 +96,17 @@ ONE_IMAGE = [case for case in CASES if case.rows == 201_600 and not case.pyramid
 
 def beyond(code: predict.Code, case: Case) -> list[str]:
     """Cells of one case that the table has within their limits, and the kernels have not."""
-    kept = [chip for chip in CHIPS if (line := written()[chip.name, "bf16", case.name])["within"] == "yes" and line["limit"]]
-    ratios = {chip.name: predict.main_kernel(code, chip, "bf16", case) / predict.bytes_us(chip, case.bytes("bf16")) for chip in kept if chip.arch == "sm_90"}
-    return [f"{case.name}, {chip}: model {ratio:.2f}" for chip, ratio in ratios.items() if ratio > case.limits[chip, "bf16"]]
+    kept = [
+        chip for chip in CHIPS if (line := written()[chip.name, "bf16", case.name])["within"] == "yes" and line["limit"]
+    ]
+    ratios = {
+        chip.name: predict.main_kernel(code, chip, "bf16", case) / predict.bytes_us(chip, case.bytes("bf16"))
+        for chip in kept
+        if chip.arch == "sm_90"
+    }
+    return [
+        f"{case.name}, {chip}: model {ratio:.2f}" for chip, ratio in ratios.items() if ratio > case.limits[chip, "bf16"]
+    ]
 
 
 @pytest.mark.cuda_code
@@ -110,8 +119,12 @@ def test_the_kernels_keep_the_limits_that_the_table_says_they_keep(code: predict
 def test_a_slower_schedule_would_be_found(code: predict.Code) -> None:
     body = code.bodies["focal", "bf16"]
     header, _, trace = body.stream
-    longer = [block + [instruction("FFMA")] * len(trace) if i == header else block for i, block in enumerate(body.opcodes)]
+    longer = [
+        block + [instruction("FFMA")] * len(trace) if i == header else block for i, block in enumerate(body.opcodes)
+    ]
     planted = copy(code)
     planted.bodies, planted.costs = {("focal", "bf16"): replace(body, opcodes=longer)}, {}
     background = next(case for case in ONE_IMAGE if case.special is NONE)
-    assert [sentence.split(":")[0] for sentence in beyond(planted, background)] == [f"{background.name}, {chip}" for chip in ("H100 SXM", "H200")]
+    assert [sentence.split(":")[0] for sentence in beyond(planted, background)] == [
+        f"{background.name}, {chip}" for chip in ("H100 SXM", "H200")
+    ]

@@ -15,6 +15,7 @@ from focal_ext import losses
 from losses import DECLARED
 from torch import Tensor, nn
 
+
 def module_of(loss: str) -> type[nn.Module]:
     return getattr(focal_ext, "".join(part.capitalize() for part in loss.split("_")))
 
@@ -38,7 +39,9 @@ def function_of(module: type[nn.Module]) -> Any:
 def test_a_module_is_its_function_with_the_same_arguments_and_defaults(module: type[nn.Module]) -> None:
     function, targets = function_of(module), targets_of(module)
     own = inspect.signature(module).parameters
-    theirs = {name: p for name, p in inspect.signature(function).parameters.items() if name not in ("inputs", "targets")}
+    theirs = {
+        name: p for name, p in inspect.signature(function).parameters.items() if name not in ("inputs", "targets")
+    }
     assert {n: (p.default, p.kind) for n, p in own.items()} == {n: (p.default, p.kind) for n, p in theirs.items()}
     options = {**MODULES[module], "reduction": "sum", "normalizer": "positives", "ignore_index": -5}
     made, weight = module(**options), torch.rand(3)
@@ -79,15 +82,25 @@ def test_a_parameter_is_trained_saved_and_copied_with_the_module(option: str) ->
     made(X, IDS).backward()
     assert list(made.state_dict()) == [option] and getattr(made, option).grad.any()
     torch.optim.SGD(made.parameters(), 0.01).step()
-    other = focal_ext.SigmoidFocalLoss(**{option: nn.Parameter(start.detach().clone())}, reduction="sum", ignore_index=-5)
+    other = focal_ext.SigmoidFocalLoss(
+        **{option: nn.Parameter(start.detach().clone())}, reduction="sum", ignore_index=-5
+    )
     other.load_state_dict(made.state_dict())
     twin = copy.deepcopy(made)
-    assert torch.equal(other(X, IDS), made(X, IDS)) and torch.equal(twin(X, IDS), made(X, IDS)) and isinstance(getattr(twin, option), nn.Parameter)
+    assert (
+        torch.equal(other(X, IDS), made(X, IDS))
+        and torch.equal(twin(X, IDS), made(X, IDS))
+        and isinstance(getattr(twin, option), nn.Parameter)
+    )
 
 
 @every_module
 def test_wrong_options_are_errors_when_the_module_is_made(module: type[nn.Module]) -> None:
-    for wrong in ({"reduction": "avg"}, {"reduction": "mean", "normalizer": 2.0}, *({name: -0.5} for name in MODULES[module])):
+    for wrong in (
+        {"reduction": "avg"},
+        {"reduction": "mean", "normalizer": 2.0},
+        *({name: -0.5} for name in MODULES[module]),
+    ):
         with pytest.raises((ValueError, TypeError), match=list(wrong)[-1]):
             module(**wrong)
 

@@ -18,10 +18,23 @@ def as_if_nothing_were_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "_other_copy", lambda: None)
 
 
-@pytest.mark.parametrize("name, value", [("FOCAL_EXT_NATIVE", "false"), ("FOCAL_EXT_NATIVE", "off"), ("FOCAL_EXT_NATIVE", " 0"), ("FOCAL_EXT_CPU_LEVEL", "avx2"), ("FOCAL_EXT_CPU_LEVEL", "X86-64-V3")])
-def test_a_misspelt_value_of_the_environment_is_an_error_with_the_right_ones(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("FOCAL_EXT_NATIVE", "false"),
+        ("FOCAL_EXT_NATIVE", "off"),
+        ("FOCAL_EXT_NATIVE", " 0"),
+        ("FOCAL_EXT_CPU_LEVEL", "avx2"),
+        ("FOCAL_EXT_CPU_LEVEL", "X86-64-V3"),
+    ],
+)
+def test_a_misspelt_value_of_the_environment_is_an_error_with_the_right_ones(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=f"{name}: must be one of {', '.join(_native.SWITCHES[name])}, or not set, got {value!r}"):
+    with pytest.raises(
+        ValueError, match=f"{name}: must be one of {', '.join(_native.SWITCHES[name])}, or not set, got {value!r}"
+    ):
         _native._load()
 
 
@@ -63,17 +76,25 @@ def test_a_torch_that_is_new_enough_is_taken_by_its_number(version: str, monkeyp
     assert _native._load() is None
 
 
-def test_a_file_that_is_no_library_is_said_with_the_linkers_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_that_is_no_library_is_said_with_the_linkers_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("FOCAL_EXT_NATIVE", raising=False)
     library = tmp_path / "libfocal_ext.so"
     library.write_bytes(b"not a library, but long enough to have a header" * 4)
     monkeypatch.setattr(_native, "LIBRARY", library)
     reason = str(_native._load())
-    assert f"does not load into torch {torch.__version__}" in reason and "invalid ELF header" in reason and _native.REINSTALL in reason
+    assert (
+        f"does not load into torch {torch.__version__}" in reason
+        and "invalid ELF header" in reason
+        and _native.REINSTALL in reason
+    )
 
 
 @pytest.mark.parametrize("error", [OSError("libgone.so: cannot open shared object file: No such file or directory")])
-def test_a_library_that_the_linker_does_not_find_may_be_for_another_processor(error: OSError, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_library_that_the_linker_does_not_find_may_be_for_another_processor(
+    error: OSError, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def fail(path: str) -> None:
         raise error
 

@@ -14,10 +14,15 @@ LIMIT_BITS = 1123024896  # the bit pattern of float32 120
 
 
 def stratified(strata: int, seed: int = 1) -> Tensor:
-    """float32 logits in [-120, 120]: one random bit pattern of each of `strata` equal ranges of patterns, for either sign."""
+    """float32 logits in [-120, 120]: one random bit pattern of each of `strata` equal ranges of patterns, for either
+    sign."""
     rng = torch.Generator().manual_seed(seed)
     width = (LIMIT_BITS + 1) / strata
-    bits = ((torch.arange(strata) + torch.rand(strata, generator=rng, dtype=torch.float64)) * width).long().clamp(max=LIMIT_BITS)
+    bits = (
+        ((torch.arange(strata) + torch.rand(strata, generator=rng, dtype=torch.float64)) * width)
+        .long()
+        .clamp(max=LIMIT_BITS)
+    )
     magnitude = bits.to(torch.int32).view(torch.float32)
     return torch.cat([magnitude, -magnitude])
 
@@ -26,7 +31,9 @@ PATTERNS = stratified(2**19)  # 2^20 logits: a mean over them estimates the mean
 LINEAR = (torch.rand(2**18, generator=torch.Generator().manual_seed(2)) - 0.5) * 240  # where a detector's logits are
 
 
-def loss_and_gradient(inputs: Tensor, targets: Tensor, gamma: float, implementation: Implementation = PUBLIC, **options: float) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(
+    inputs: Tensor, targets: Tensor, gamma: float, implementation: Implementation = PUBLIC, **options: float
+) -> tuple[Tensor, Tensor]:
     """The bare formula: no alpha, no weight, not reduced; C = 1."""
     leaf = inputs[:, None].clone().requires_grad_()
     loss = implementation.module.sigmoid_focal_loss(leaf, targets, None, gamma, **options)
@@ -65,14 +72,19 @@ def soft_targets(count: int) -> Tensor:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: i.module.__name__)
 @pytest.mark.parametrize("label_smoothing", (0.0, 1e-9, 1e-6, 1e-3, 0.1, 1.0))
 @pytest.mark.parametrize("gamma", GAMMAS)
-def test_float32_soft_targets_stay_within_the_claimed_share_of_their_terms(gamma: float, label_smoothing: float, implementation: Implementation) -> None:
+def test_float32_soft_targets_stay_within_the_claimed_share_of_their_terms(
+    gamma: float, label_smoothing: float, implementation: Implementation
+) -> None:
     """Smoothed ones too: 1 - t' of a target near 1 is not the rest of t' = t (1-s) + s/2 rounded."""
     x = torch.cat([PATTERNS[::4], LINEAR])
     t = soft_targets(len(x))
     loss, gradient = loss_and_gradient(x, t[:, None], gamma, implementation, label_smoothing=label_smoothing)
     want = soft(x.double(), t.double(), gamma, label_smoothing)
     lost = SIGMOID.units if implementation.name == "reference" else 1.0
-    unit, subnormal = 2.0**-23, 2.0**-149 * lost * 120 * (1 + gamma)  # a subnormal power is rounded before gamma ce multiplies it
+    unit, subnormal = (
+        2.0**-23,
+        2.0**-149 * lost * 120 * (1 + gamma),
+    )  # a subnormal power is rounded before gamma ce multiplies it
     claim = CLAIMS[implementation.name, "soft"].units
     off = (loss.double() - want.loss).abs() - subnormal
     assert (off <= claim * unit * want.loss).all(), f"{(off / want.loss / unit).max():.1f} units"
@@ -96,7 +108,9 @@ def exact_everywhere(z: Tensor, gamma: float) -> Closed:
 @pytest.mark.parametrize("label", [-1, 0], ids=["negative", "positive"])
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_every_half_precision_logit_gives_the_correctly_rounded_result(dtype: torch.dtype, gamma: float, label: int) -> None:
+def test_every_half_precision_logit_gives_the_correctly_rounded_result(
+    dtype: torch.dtype, gamma: float, label: int
+) -> None:
     x = all_patterns(dtype)
     sign, targets = (1 if label < 0 else -1), torch.full((len(x),), label)
     want = exact_everywhere(sign * x.double(), gamma)
@@ -106,7 +120,11 @@ def test_every_half_precision_logit_gives_the_correctly_rounded_result(dtype: to
     (normalised,) = torch.autograd.grad(total, leaf)
 
     share = CLAIMS[str(dtype), "correctly rounded"].units
-    for what, got, exact in (("loss", loss, want.loss), ("gradient", gradient, sign * want.gradient), ("normalised", normalised[:, 0], sign * want.gradient / 7)):
+    for what, got, exact in (
+        ("loss", loss, want.loss),
+        ("gradient", gradient, sign * want.gradient),
+        ("normalised", normalised[:, 0], sign * want.gradient / 7),
+    ):
         errors = error_in_ulp(got, rounded(exact, dtype))
         right = (errors == 0).double().mean()
         assert right >= share, f"{what}: {right:.4%} correctly rounded"
@@ -121,7 +139,9 @@ def test_half_precision_losses_stay_within_the_claimed_error_before_they_are_rou
     loss = torch.stack([PUBLIC.module.sigmoid_focal_loss(logit[None, None], label, None, gamma, "sum") for logit in x])
     want = hard(x.double(), gamma).loss
     units = (loss.double() - want).abs() / want * 2**23
-    assert loss.dtype == torch.float32 and units.max() <= CLAIMS[PUBLIC.name, "half"].units, f"{units.max():.1f} units at {x[units.argmax()].item()!r}"
+    assert loss.dtype == torch.float32 and units.max() <= CLAIMS[PUBLIC.name, "half"].units, (
+        f"{units.max():.1f} units at {x[units.argmax()].item()!r}"
+    )
 
 
 def test_distances_in_ulp_are_those_of_the_formats() -> None:
@@ -131,7 +151,14 @@ def test_distances_in_ulp_are_those_of_the_formats() -> None:
         up = torch.nextafter(got, torch.full_like(got, torch.inf))
         assert error_in_ulp(up[:3], one[:3]).tolist() == [1, 1, 1]
         assert float(up[4]) == 2.0**smallest
-    assert error_in_ulp(torch.tensor([float("nan"), 1.0, float("inf")]), torch.tensor([1.0, float("nan"), 1.0]).double()).tolist() == [torch.inf] * 3
-    assert error_in_ulp(torch.tensor([float("nan"), float("inf")]), torch.tensor([float("nan"), float("inf")]).double()).tolist() == [0, 0]
+    assert (
+        error_in_ulp(
+            torch.tensor([float("nan"), 1.0, float("inf")]), torch.tensor([1.0, float("nan"), 1.0]).double()
+        ).tolist()
+        == [torch.inf] * 3
+    )
+    assert error_in_ulp(
+        torch.tensor([float("nan"), float("inf")]), torch.tensor([float("nan"), float("inf")]).double()
+    ).tolist() == [0, 0]
     halfway = 1 + 2.0**-8 + 2.0**-40  # by way of float32 it becomes a tie and falls to 1
     assert rounded(torch.tensor([halfway], dtype=torch.float64), torch.bfloat16).item() == 1 + 2.0**-7

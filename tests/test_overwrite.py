@@ -1,4 +1,5 @@
-# Owns: overwrite_inputs=True: the gradient replaces the logits, and every way in which that could go unnoticed is an error.
+# Owns: overwrite_inputs=True: the gradient replaces the logits, and every way in which that could go unnoticed is an
+# error.
 # Must not know: values (test_values.py).
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def layer(dtype: torch.dtype = torch.float32, layout: str = "contiguous") -> tup
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if "expanded" not in name])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 @every_loss
-def test_the_gradient_is_written_over_the_logits(loss_of: Member, reduction: str, layout: str, dtype: torch.dtype) -> None:
+def test_the_gradient_is_written_over_the_logits(
+    loss_of: Member, reduction: str, layout: str, dtype: torch.dtype
+) -> None:
     leaf, inner = layer(dtype, layout)
     values = inner.detach().clone()
     want = torch.autograd.grad(loss_of(inner, IDS, reduction=reduction).sum(), leaf)[0]
@@ -72,8 +75,13 @@ def test_whoever_else_saved_the_logits_gets_autograds_own_error() -> None:
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("second, sentence", [(0, "replaced by the first backward.*needs overwrite_inputs=False"), (1, "modified by an inplace operation")])
-def test_a_second_backward_of_an_unreduced_loss_raises_whether_of_the_same_or_of_another(second: int, sentence: str) -> None:
+@pytest.mark.parametrize(
+    "second, sentence",
+    [(0, "replaced by the first backward.*needs overwrite_inputs=False"), (1, "modified by an inplace operation")],
+)
+def test_a_second_backward_of_an_unreduced_loss_raises_whether_of_the_same_or_of_another(
+    second: int, sentence: str
+) -> None:
     leaf, inner = layer()
     losses = [loss_of(inner, IDS, overwrite_inputs=True).sum() for _ in range(2)]
     losses[0].backward(retain_graph=True)
@@ -110,7 +118,9 @@ def test_no_later_call_takes_a_gradient_for_logits(overwrite: bool, class_dim: i
 def test_a_second_derivative_is_refused(reduction: str) -> None:
     leaf, inner = layer()
     with pytest.raises(RuntimeError, match="once differentiable"):
-        torch.autograd.grad(loss_of(inner, IDS, reduction=reduction, overwrite_inputs=True).sum(), leaf, create_graph=True)
+        torch.autograd.grad(
+            loss_of(inner, IDS, reduction=reduction, overwrite_inputs=True).sum(), leaf, create_graph=True
+        )
 
 
 @implementations
@@ -138,7 +148,9 @@ def test_without_a_gradient_nothing_is_overwritten(reduction: str, implementatio
     with torch.no_grad():
         implementation.module.sigmoid_focal_loss(inner, IDS, reduction=reduction, overwrite_inputs=True)
     plain = before.clone()
-    assert not implementation.module.sigmoid_focal_loss(plain, IDS, reduction=reduction, overwrite_inputs=True).requires_grad
+    assert not implementation.module.sigmoid_focal_loss(
+        plain, IDS, reduction=reduction, overwrite_inputs=True
+    ).requires_grad
     assert torch.equal(inner, before) and torch.equal(plain, before)
 
 
@@ -148,14 +160,22 @@ def test_where_the_reference_computes_it_is_ignored_and_the_gradient_right(imple
     grads = []
     for overwrite in (False, True):
         leaf, inner = layer()
-        loss = implementation.module.sigmoid_focal_loss(inner, IDS, reduction="sum", weight=weight, overwrite_inputs=overwrite)
+        loss = implementation.module.sigmoid_focal_loss(
+            inner, IDS, reduction="sum", weight=weight, overwrite_inputs=overwrite
+        )
         grads.append(torch.autograd.grad(loss, (leaf, weight)))
     assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
     x = torch.randn(40, 5)
-    total = lambda x, overwrite: implementation.module.sigmoid_focal_loss(x * 1, IDS[0], reduction="sum", overwrite_inputs=overwrite)  # noqa: E731
+    total = lambda x, overwrite: implementation.module.sigmoid_focal_loss(  # noqa: E731
+        x * 1, IDS[0], reduction="sum", overwrite_inputs=overwrite
+    )
     assert torch.equal(torch.func.grad(total)(x, True), torch.func.grad(total)(x, False))
-    direct = torch.func.grad(lambda x: implementation.module.sigmoid_focal_loss(x, IDS[0], reduction="sum", overwrite_inputs=True))
-    assert torch.equal(direct(x), torch.func.grad(total)(x, False))  # a leaf of the transform, which is none of the caller's
+    direct = torch.func.grad(
+        lambda x: implementation.module.sigmoid_focal_loss(x, IDS[0], reduction="sum", overwrite_inputs=True)
+    )
+    assert torch.equal(
+        direct(x), torch.func.grad(total)(x, False)
+    )  # a leaf of the transform, which is none of the caller's
 
 
 @pytest.mark.native
@@ -197,7 +217,12 @@ def test_hooks_on_the_logits_see_the_gradient_and_may_replace_it() -> None:
         loss_of(inner, IDS, reduction="sum", overwrite_inputs=overwrite).backward()
         grads.append((leaf.grad, inner.grad))
     assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
-    assert len(seen) == 4 and torch.equal(seen[0], seen[2]) and torch.equal(seen[1], 3 * seen[0]) and torch.equal(seen[1], seen[3])
+    assert (
+        len(seen) == 4
+        and torch.equal(seen[0], seen[2])
+        and torch.equal(seen[1], 3 * seen[0])
+        and torch.equal(seen[1], seen[3])
+    )
 
 
 @pytest.mark.native
@@ -207,7 +232,11 @@ def test_checkpoint_recomputes_logits_and_overwrites_those(reduction: str, reent
     grads = []
     for overwrite in (False, True):
         leaf, _ = layer()
-        loss = checkpoint(lambda x, o=overwrite: loss_of(x * 1, IDS, reduction=reduction, overwrite_inputs=o).sum(), leaf, use_reentrant=reentrant)
+        loss = checkpoint(
+            lambda x, o=overwrite: loss_of(x * 1, IDS, reduction=reduction, overwrite_inputs=o).sum(),
+            leaf,
+            use_reentrant=reentrant,
+        )
         loss.backward()
         grads.append(leaf.grad)
     assert torch.equal(*grads)

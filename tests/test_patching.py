@@ -1,4 +1,5 @@
-# Owns: that replacing a library's functions finds every name bound to them, tells what it replaced, and puts all of it back.
+# Owns: that replacing a library's functions finds every name bound to them, tells what it replaced, and puts all of it
+# back.
 # Must not know: any library: one is made up here. tests/integrations has the real ones.
 from __future__ import annotations
 
@@ -27,8 +28,14 @@ class Derived(Criterion):
 """,
 }
 NAMES = [
-    "rivers.criterion.Criterion.loss", "rivers.criterion.Criterion.static", "rivers.criterion.Derived.also", "rivers.criterion.LOSSES['focal']", "rivers.criterion.focal",
-    "rivers.criterion.renamed", "rivers.loss.focal", "train.focal",
+    "rivers.criterion.Criterion.loss",
+    "rivers.criterion.Criterion.static",
+    "rivers.criterion.Derived.also",
+    "rivers.criterion.LOSSES['focal']",
+    "rivers.criterion.focal",
+    "rivers.criterion.renamed",
+    "rivers.loss.focal",
+    "train.focal",
 ]
 
 
@@ -57,7 +64,11 @@ def rivers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def switch(version: str | None = "1.2.0", monkeypatch: pytest.MonkeyPatch | None = None, **places: Any) -> Switch:
-    made = Switch("rivers", known="1.2.0", places={"rivers.loss:focal": fused, "rivers.criterion:Criterion.loss": fused_method, **places})
+    made = Switch(
+        "rivers",
+        known="1.2.0",
+        places={"rivers.loss:focal": fused, "rivers.criterion:Criterion.loss": fused_method, **places},
+    )
     made._version = lambda: version
     return made
 
@@ -65,8 +76,16 @@ def switch(version: str | None = "1.2.0", monkeypatch: pytest.MonkeyPatch | None
 def answers(criterion: ModuleType) -> list[str]:
     """Who answers under every name there is."""
     kinds = criterion.Criterion(), criterion.Derived()
-    found = [criterion.focal(1), criterion.renamed(1), criterion.LOSSES["focal"](1), criterion.Criterion.static(1), sys.modules["rivers.loss"].focal(1)]
-    return [who for who, *_ in (*found, *(kind.loss(1) for kind in kinds), kinds[1].also(1), sys.modules["train"].focal(1))]
+    found = [
+        criterion.focal(1),
+        criterion.renamed(1),
+        criterion.LOSSES["focal"](1),
+        criterion.Criterion.static(1),
+        sys.modules["rivers.loss"].focal(1),
+    ]
+    return [
+        who for who, *_ in (*found, *(kind.loss(1) for kind in kinds), kinds[1].also(1), sys.modules["train"].focal(1))
+    ]
 
 
 def test_every_name_is_replaced_listed_and_put_back(rivers: ModuleType) -> None:
@@ -78,9 +97,13 @@ def test_every_name_is_replaced_listed_and_put_back(rivers: ModuleType) -> None:
     assert one.restore() == tuple(NAMES) and set(answers(rivers)) == {"rivers"} and one.restore() == ()
 
 
-def test_what_is_imported_while_it_is_replaced_is_replaced_and_put_back(rivers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_imported_while_it_is_replaced_is_replaced_and_put_back(
+    rivers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with switch().patched():
-        later = module("rivers.later", "from rivers.loss import focal\nclass Later:\n    static = staticmethod(focal)", monkeypatch)
+        later = module(
+            "rivers.later", "from rivers.loss import focal\nclass Later:\n    static = staticmethod(focal)", monkeypatch
+        )
         assert later.focal(1)[0] == later.Later.static(1)[0] == "fused"
     assert later.focal(1)[0] == later.Later.static(1)[0] == "rivers"
 
@@ -111,7 +134,9 @@ def test_what_another_has_replaced_since_is_left_alone(rivers: ModuleType) -> No
     assert rivers.focal is abs and rivers.renamed(1)[0] == "rivers"
 
 
-def test_the_same_function_imported_from_focal_ext_is_not_put_back(rivers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_function_imported_from_focal_ext_is_not_put_back(
+    rivers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = module("mine", "", monkeypatch)
     mine.focal = fused
     with switch().patched():
@@ -135,7 +160,11 @@ def test_what_was_put_in_pickles_by_the_librarys_name(rivers: ModuleType) -> Non
 
 
 WRONG = {
-    "a module gone": ({"rivers.gone:focal": fused}, "2.0.0", r"knows version 1.2.0 and here is 2.0.0: rivers.gone is missing. Install rivers==1.2.0"),
+    "a module gone": (
+        {"rivers.gone:focal": fused},
+        "2.0.0",
+        r"knows version 1.2.0 and here is 2.0.0: rivers.gone is missing. Install rivers==1.2.0",
+    ),
     "a module gone, of the version that was tried": ({"rivers.gone:focal": fused}, "1.2.0", "rivers.gone is missing"),
     "a module gone, of no version": ({"rivers.gone:focal": fused}, None, "here is an unknown one"),
     "a name gone": ({"rivers.loss:gone": fused}, "1.1.0", "rivers.loss has no gone"),
@@ -146,7 +175,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_where_a_place_is_not_as_it_was_nothing_is_replaced_and_the_known_version_named(rivers: ModuleType, name: str) -> None:
+def test_where_a_place_is_not_as_it_was_nothing_is_replaced_and_the_known_version_named(
+    rivers: ModuleType, name: str
+) -> None:
     places, version, sentence = WRONG[name]
     with pytest.raises(RuntimeError, match=sentence):
         switch(version, **places).apply()
@@ -185,4 +216,7 @@ def test_threads_that_enter_and_leave_at_the_same_time_leave_nothing_behind(rive
 
 
 def test_classes_of_ours_are_not_searched(rivers: ModuleType) -> None:
-    assert not any(binding.label.startswith("focal_ext") for binding, _ in _patching.bindings_of([fused, _patching.bindings_of], ["focal_ext"]))
+    assert not any(
+        binding.label.startswith("focal_ext")
+        for binding, _ in _patching.bindings_of([fused, _patching.bindings_of], ["focal_ext"])
+    )

@@ -1,4 +1,5 @@
-# Owns: random calls of every loss, drawn by hypothesis, against the float64 reference: loss and gradient, for every implementation.
+# Owns: random calls of every loss, drawn by hypothesis, against the float64 reference: loss and gradient, for every
+# implementation.
 # Must not know: formulas, how far off an answer may be (test_values.py says how it is judged).
 #
 # pytest draws the same examples at every run. `make fuzz` draws others for FUZZ_MINUTES, from a seed it prints.
@@ -24,7 +25,9 @@ from test_values import message, rounded_before_grad_output, slack
 
 EXAMPLES = 350  # of each loss: 2,450 in all
 EXPONENT = st.one_of(st.sampled_from((0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)), st.floats(0, 5))
-FRACTION = st.one_of(st.sampled_from((0.0, 0.25, 0.5, 1.0)), st.floats(1e-36, 1))  # a smaller factor is no normal float32
+FRACTION = st.one_of(
+    st.sampled_from((0.0, 0.25, 0.5, 1.0)), st.floats(1e-36, 1)
+)  # a smaller factor is no normal float32
 KINDS: dict[str, st.SearchStrategy[Any]] = {
     "exponent": EXPONENT,
     "exponent from 1": st.one_of(st.sampled_from((0.0, 1.0, 2.0)), st.floats(1, 5)),
@@ -48,9 +51,17 @@ SHAPES = st.one_of(
 @st.composite
 def calls(draw: st.DrawFn, loss: str) -> Case:
     """A row of the table that may be in none: its axes in full, any shape and any number."""
-    axes = {axis: draw(st.sampled_from(values)) for axis, values in AXES[loss].items() if axis not in NUMBERS[loss] and axis != "shape"}
+    axes = {
+        axis: draw(st.sampled_from(values))
+        for axis, values in AXES[loss].items()
+        if axis not in NUMBERS[loss] and axis != "shape"
+    }
     axes |= {axis: draw(strategy) for axis, strategy in NUMBERS[loss].items()}
-    axes |= {"shape": draw(SHAPES), "weight": draw(st.sampled_from(WEIGHTS)), "layout": draw(st.sampled_from(list(AXES["sigmoid_focal_loss"]["layout"])))}
+    axes |= {
+        "shape": draw(SHAPES),
+        "weight": draw(st.sampled_from(WEIGHTS)),
+        "layout": draw(st.sampled_from(list(AXES["sigmoid_focal_loss"]["layout"]))),
+    }
     case = Case(loss, tuple((axis, axes[axis]) for axis in AXES[loss]))
     if case.is_dense:  # what only class ids have
         case = changed(case, ignore_index=-2, reduction=case.reduction.replace(" / positives", ""))
@@ -61,7 +72,9 @@ def calls(draw: st.DrawFn, loss: str) -> Case:
     if len(case.shape) < RANK_NEEDED.get(case.layout, 1):
         case = changed(case, layout="contiguous")
     hypothesis.assume(case.is_possible())
-    hypothesis.assume(case.ignore_index is None or case.ignore_index < 0 or case.ignore_index > 100 or case.shape[-1] > 0)
+    hypothesis.assume(
+        case.ignore_index is None or case.ignore_index < 0 or case.ignore_index > 100 or case.shape[-1] > 0
+    )
     return case
 
 
@@ -75,8 +88,16 @@ def judge(case: Case) -> None:
     want = expected(call, case.loss)
     for implementation in IMPLEMENTATIONS:
         loss, gradient = call.run(implementation, case.loss)
-        assert loss.shape == want.loss.shape and gradient.shape == call.inputs.shape and gradient.dtype == call.inputs.dtype
-        off = outside(loss, want.loss, slack(implementation, case, call, want, "hard" if case.reduction == "none" else "sum", want.loss_magnitude))
+        assert (
+            loss.shape == want.loss.shape
+            and gradient.shape == call.inputs.shape
+            and gradient.dtype == call.inputs.dtype
+        )
+        off = outside(
+            loss,
+            want.loss,
+            slack(implementation, case, call, want, "hard" if case.reduction == "none" else "sum", want.loss_magnitude),
+        )
         assert not off.any(), f"{implementation.name}: {message(case, 'losses', loss, want.loss, off)}"
         room = slack(implementation, case, call, want, "hard", want.gradient_magnitude)
         if implementation.name != "reference" and case.reduction != "none" and case.dtype != "float16":
@@ -88,7 +109,9 @@ def judge(case: Case) -> None:
 def search(loss: str, examples: int, seed: int | None = None) -> None:
     """Judges random calls; a failing one is made smaller and shown."""
     health = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
-    test = settings(max_examples=examples, deadline=None, database=None, derandomize=seed is None, suppress_health_check=health)(given(calls(loss))(judge))
+    test = settings(
+        max_examples=examples, deadline=None, database=None, derandomize=seed is None, suppress_health_check=health
+    )(given(calls(loss))(judge))
     (test if seed is None else hypothesis.seed(seed)(test))()
 
 
@@ -110,4 +133,6 @@ def fuzz(minutes: float, seed: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.exit(fuzz(float(os.environ.get("FUZZ_MINUTES", "10")), int(os.environ.get("FUZZ_SEED", random.randrange(2**32)))))
+    sys.exit(
+        fuzz(float(os.environ.get("FUZZ_MINUTES", "10")), int(os.environ.get("FUZZ_SEED", random.randrange(2**32))))
+    )

@@ -1,4 +1,5 @@
-# Owns: the pyramid op's numbers: against permute + cat + the loss over rows to the bit, and against the reference in float64.
+# Owns: the pyramid op's numbers: against permute + cat + the loss over rows to the bit, and against the reference in
+# float64.
 # Must not know: autograd's rules, compiled graphs, errors (test_pyramid_autograd.py, test_pyramid_errors.py).
 from __future__ import annotations
 
@@ -33,13 +34,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "alpha list": {"alpha": per_class(EVERYDAY).tolist()},
     "alpha tensor": {"alpha": per_class(EVERYDAY)},
     "weight of images": {"weight": torch.tensor([[0.5], [3.0]])},
-    "weight of anchors": {"weight": torch.rand(2, sum(EVERYDAY.counts), generator=torch.Generator().manual_seed(5)) * 2},
+    "weight of anchors": {
+        "weight": torch.rand(2, sum(EVERYDAY.counts), generator=torch.Generator().manual_seed(5)) * 2
+    },
     "weight in float64": {"weight": torch.tensor([[0.25], [2.0]]).double()},
     "weight strided": {"weight": torch.tensor([[0.5, 1.0], [3.0, 1.0]])[:, ::2]},
     "weight 0": {"weight": torch.tensor([[0.0], [1.0]]), "reduction": "mean"},
     "smoothing": {"label_smoothing": 0.1},
     "smoothing 1, mean, gamma 0": {"label_smoothing": 1.0, "reduction": "mean", "gamma": 0.0},
-    "everything": {"alpha": per_class(EVERYDAY), "gamma": 1.7, "normalizer": "positives", "weight": torch.tensor([[0.5], [3.0]]), "label_smoothing": 0.05},
+    "everything": {
+        "alpha": per_class(EVERYDAY),
+        "gamma": 1.7,
+        "normalizer": "positives",
+        "weight": torch.tensor([[0.5], [3.0]]),
+        "label_smoothing": 0.05,
+    },
     "ignore -1": {"ignore_index": -1, "targets": lambda ids: ids.clamp(min=-1)},
     "ignore 255": {"ignore_index": 255, "targets": lambda ids: torch.where(ids == -2, 255, ids)},
     "ignore nothing": {"ignore_index": None, "targets": lambda ids: ids.clamp(min=-1)},
@@ -56,10 +65,15 @@ def rows_options(options: dict[str, Any]) -> dict[str, Any]:
     return {"reduction": "sum", **options, **({} if weight is None else {"weight": weight[..., None]})}
 
 
-def both(levels: Sequence[Tensor], ids: Tensor, classes: int, factor: float = 1.0, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+def both(
+    levels: Sequence[Tensor], ids: Tensor, classes: int, factor: float = 1.0, **options: Any
+) -> tuple[list[Tensor], list[Tensor]]:
     """(loss, gradient of each level) of the pyramid op, and of permute + cat + the loss over rows."""
     ours, theirs = leaves(levels), leaves(levels)
-    loss, plain = pyramid_loss(ours, ids, classes, **options), rows_loss(rows(theirs, classes), ids, **rows_options(options))
+    loss, plain = (
+        pyramid_loss(ours, ids, classes, **options),
+        rows_loss(rows(theirs, classes), ids, **rows_options(options)),
+    )
     assert loss.dtype == plain.dtype and loss.shape == ()
     return [loss, *torch.autograd.grad(factor * loss, ours)], [plain, *torch.autograd.grad(factor * plain, theirs)]
 
@@ -72,12 +86,15 @@ def exact(levels: Sequence[Tensor], ids: Tensor, classes: int, **options: Any) -
         value = torch.tensor(value) if isinstance(value, list) else value
         return value.double() if isinstance(value, Tensor) else value
 
-    loss = focal_ext.reference.sigmoid_focal_loss(rows(wide, classes), ids, **rows_options({name: widen(value) for name, value in options.items()}))
+    loss = focal_ext.reference.sigmoid_focal_loss(
+        rows(wide, classes), ids, **rows_options({name: widen(value) for name, value in options.items()})
+    )
     return [loss.detach(), *torch.autograd.grad(loss, wide)]
 
 
 def folds_weights(ids: Tensor, weight: Tensor | None = None, alpha: Any = 0.25, **_: Any) -> bool:
-    """Whether each image has one weight, which one number alpha is multiplied by before the gradients are: a rounding or two less."""
+    """Whether each image has one weight, which one number alpha is multiplied by before the gradients are: a rounding
+    or two less."""
     return weight is not None and weight.shape != ids.shape and not isinstance(alpha, (list, Tensor))
 
 
@@ -92,7 +109,9 @@ def assert_right(levels: Sequence[Tensor], ids: Tensor, classes: int, **options:
             assert torch.allclose(mine, theirs, rtol=2 * torch.finfo(dtype).eps, atol=absolute)
         else:
             assert torch.equal(mine, theirs)  # the share of bit-equal gradients is 1
-        smoothed = options.get("label_smoothing", 0) > 0  # where the gradient is a difference: relative to the largest then
+        smoothed = (
+            options.get("label_smoothing", 0) > 0
+        )  # where the gradient is a difference: relative to the largest then
         relative = units(PUBLIC.name, dtype, "soft" if smoothed else "hard")
         if dtype == torch.float64 and level.numel():
             relative += EXPONENT.units * torch.finfo(dtype).eps * options.get("gamma", 2.0) * float(level.abs().max())
@@ -119,7 +138,9 @@ def test_every_option_is_that_of_the_rows_op(name: str, dtype: torch.dtype, layo
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("factor", [3.0, 0.5, 0.0, 1024.0])
 def test_an_upstream_factor_multiplies_every_gradient(factor: float, dtype: torch.dtype) -> None:
-    got, plain = both(maps(EVERYDAY, "mixed", dtype), labels(EVERYDAY), EVERYDAY.classes, factor, normalizer="positives")
+    got, plain = both(
+        maps(EVERYDAY, "mixed", dtype), labels(EVERYDAY), EVERYDAY.classes, factor, normalizer="positives"
+    )
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(got[1:], plain[1:]))
     assert all(bool(gradient.any()) == (factor != 0) for gradient in got[1:])
 
@@ -144,9 +165,15 @@ def test_nan_and_infinite_logits_of_ignored_anchors_count_as_nothing(dtype: torc
     ignored = []
     for level, count in zip(levels, shape.counts):
         height, width = level.shape[2:]
-        off = (ids[:, offset : offset + count] == -2).view(shape.images, height, width, shape.anchors, 1).permute(0, 3, 4, 1, 2)
+        off = (
+            (ids[:, offset : offset + count] == -2)
+            .view(shape.images, height, width, shape.anchors, 1)
+            .permute(0, 3, 4, 1, 2)
+        )
         ignored.append(off.expand(-1, -1, shape.classes, -1, -1).reshape(level.shape))
-        level[ignored[-1]] = torch.tensor([torch.nan, torch.inf, -torch.inf]).to(dtype)[torch.arange(int(ignored[-1].sum())) % 3]
+        level[ignored[-1]] = torch.tensor([torch.nan, torch.inf, -torch.inf]).to(dtype)[
+            torch.arange(int(ignored[-1].sum())) % 3
+        ]
         offset += count
     inputs = leaves(way(level) for level, way in zip(levels, 3 * LAYOUTS[layout]))
     loss = pyramid_loss(inputs, ids, shape.classes, normalizer="positives")
@@ -172,13 +199,17 @@ def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype, name: str
         inputs = leaves(levels)
         loss = pyramid_loss(inputs, ids, shape.classes, normalizer="positives")
         results.append([loss, *torch.autograd.grad(loss, inputs)])
-    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other)) or PUBLIC.name == "reference"
+    assert (
+        all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other)) or PUBLIC.name == "reference"
+    )
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "mixed"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gradients_come_back_in_the_memory_format_of_their_level(dtype: torch.dtype, layout: str, overwrite: bool) -> None:
+def test_gradients_come_back_in_the_memory_format_of_their_level(
+    dtype: torch.dtype, layout: str, overwrite: bool
+) -> None:
     inputs = leaves(maps(EVERYDAY, layout, dtype))
     loss = pyramid_loss([x * 1 for x in inputs], labels(EVERYDAY), EVERYDAY.classes, overwrite_inputs=overwrite)
     gradients = torch.autograd.grad(loss, inputs)

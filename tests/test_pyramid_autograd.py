@@ -1,4 +1,5 @@
-# Owns: the pyramid op under autograd: kept graphs, second derivatives, overwriting, transforms, compiled graphs, the ops' contracts.
+# Owns: the pyramid op under autograd: kept graphs, second derivatives, overwriting, transforms, compiled graphs, the
+# ops' contracts.
 # Must not know: values (test_pyramid.py).
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sum": {},
     "mean": {"reduction": "mean"},
     "positives": {"normalizer": "positives"},
-    "weighted": {"weight": torch.tensor([[0.5], [2.0]], dtype=torch.float64), "gamma": 1.5, "alpha": [0.1, 0.6], "label_smoothing": 0.1},
+    "weighted": {
+        "weight": torch.tensor([[0.5], [2.0]], dtype=torch.float64),
+        "gamma": 1.5,
+        "alpha": [0.1, 0.6],
+        "label_smoothing": 0.1,
+    },
 }
 
 
@@ -32,10 +38,19 @@ def computed(dtype: torch.dtype = torch.float32, layout: str = "contiguous") -> 
     return inputs, [x * 1 for x in inputs]
 
 
-def plain(levels: list[Tensor], ids: Tensor, classes: int, reduction: str = "sum", weight: Tensor | None = None, **options: Any) -> Tensor:
+def plain(
+    levels: list[Tensor],
+    ids: Tensor,
+    classes: int,
+    reduction: str = "sum",
+    weight: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
     """permute + cat + the reference over rows."""
     weight = weight if weight is None else weight[..., None]
-    return focal_ext.reference.sigmoid_focal_loss(rows(levels, classes), ids, reduction=reduction, weight=weight, **options)
+    return focal_ext.reference.sigmoid_focal_loss(
+        rows(levels, classes), ids, reduction=reduction, weight=weight, **options
+    )
 
 
 def same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:
@@ -67,7 +82,9 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(name: str)
 
 def test_weight_alpha_and_normalizer_get_their_gradients() -> None:
     levels, ids = leaves(maps(TINY, dtype=torch.float64)), labels(TINY, often=0.25)
-    weight, alpha, normalizer = (t.double().requires_grad_() for t in (torch.tensor([[0.5], [2.0]]), torch.tensor([0.3, 0.6]), torch.tensor(4.0)))
+    weight, alpha, normalizer = (
+        t.double().requires_grad_() for t in (torch.tensor([[0.5], [2.0]]), torch.tensor([0.3, 0.6]), torch.tensor(4.0))
+    )
     call = lambda w, a, n, *x: loss_of(list(x), ids, TINY.classes, a, weight=w, normalizer=n)  # noqa: E731
     assert torch.autograd.gradcheck(call, (weight, alpha, normalizer, *levels))
 
@@ -89,7 +106,9 @@ def test_one_pass_without_a_copy_and_the_gradients_are_handed_over() -> None:
     assert not {"aten.clone", "aten.copy_", "aten.mul", "aten.mul_", "aten.cat"} & set(ops.names)
     with Ops() as ops, torch.no_grad():
         loss_of(inputs, IDS, SHAPE.classes, normalizer="positives")
-    assert [n for n in ops.names if "focal" in n] == ["focal_ext.pyramid_loss"] and ops.largest <= IDS.numel()  # nothing of the logits' size
+    assert [n for n in ops.names if "focal" in n] == [
+        "focal_ext.pyramid_loss"
+    ] and ops.largest <= IDS.numel()  # nothing of the logits' size
 
 
 @pytest.mark.native
@@ -105,8 +124,12 @@ def test_the_gradients_are_written_over_the_levels(factor: float, dtype: torch.d
     assert same(tuple(values), tuple(levels)) == (dtype == torch.float16)  # which is readable until backward
     results = torch.autograd.grad(loss, [*inputs, *levels])
     got, handed = results[:3], results[3:]
-    near = 2 * torch.finfo(dtype).smallest_normal if factor != 1 and dtype != torch.float16 else 0  # subnormal gradients are stored before the factor
-    assert all(torch.allclose(a, b, rtol=0, atol=near) for a, b in zip(got, want)) and [g.data_ptr() for g in handed] == [level.data_ptr() for level in levels]
+    near = (
+        2 * torch.finfo(dtype).smallest_normal if factor != 1 and dtype != torch.float16 else 0
+    )  # subnormal gradients are stored before the factor
+    assert all(torch.allclose(a, b, rtol=0, atol=near) for a, b in zip(got, want)) and [
+        g.data_ptr() for g in handed
+    ] == [level.data_ptr() for level in levels]
     assert all(level._version > version for level, version in zip(levels, versions))
 
 
@@ -134,7 +157,10 @@ def test_whoever_needs_the_overwritten_levels_again_gets_an_error() -> None:
 @pytest.mark.parametrize(
     "change, rule",
     [
-        (lambda levels: [levels[0].detach().requires_grad_(), *levels[1:]], r"levels\[0\] is a leaf that requires grad"),
+        (
+            lambda levels: [levels[0].detach().requires_grad_(), *levels[1:]],
+            r"levels\[0\] is a leaf that requires grad",
+        ),
         (lambda levels: [*levels[:2], levels[2][:1].expand(levels[2].shape)], r"levels\[2\] share memory"),
         (lambda levels: [levels[0], levels[0]], "two of levels share memory; clone"),
     ],
@@ -151,7 +177,9 @@ def test_saved_tensor_hooks_see_what_backward_uses() -> None:
     inputs, levels = computed()
     want = torch.autograd.grad(loss_of(levels, IDS, SHAPE.classes), inputs)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.detach().clone()), len(kept) - 1)[1], lambda i: kept[i].clone()):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (kept.append(t.detach().clone()), len(kept) - 1)[1], lambda i: kept[i].clone()
+    ):
         loss = loss_of(inputs, IDS, SHAPE.classes)
     assert same(torch.autograd.grad(loss, inputs), want)
 
@@ -184,7 +212,10 @@ def test_transforms_give_the_gradients_of_permute_cat_and_the_reference(name: st
     assert torch.allclose(value, theirs(levels), rtol=1e-12)
     assert torch.allclose(slope, sum((a * b).sum() for a, b in zip(want, direction)), rtol=1e-10)
     batch = [torch.stack([level, level * 0.5]) for level in levels]
-    assert torch.allclose(torch.vmap(lambda *x: ours(list(x)))(*batch), torch.stack([theirs(levels), theirs([level * 0.5 for level in levels])]))
+    assert torch.allclose(
+        torch.vmap(lambda *x: ours(list(x)))(*batch),
+        torch.stack([theirs(levels), theirs([level * 0.5 for level in levels])]),
+    )
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "positives"])
@@ -198,7 +229,10 @@ def test_one_graph_gives_the_eager_numbers(dtype: torch.dtype, layout: str, name
 
     inputs = leaves(maps(SHAPE, layout, dtype))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    want, got = ((loss.detach(), *torch.autograd.grad(2 * loss, inputs)) for loss in (call(*inputs) for call in (function, compiled)))
+    want, got = (
+        (loss.detach(), *torch.autograd.grad(2 * loss, inputs))
+        for loss in (call(*inputs) for call in (function, compiled))
+    )
     assert all(torch.allclose(a, b, rtol=2 * torch.finfo(dtype).eps, atol=1e-7) for a, b in zip(want, got))
 
 
@@ -214,19 +248,25 @@ def test_inductor_gives_the_eager_numbers(dynamic: bool) -> None:
         shape = Shape(sizes=((8, wide), (4, 6)))
         inputs, ids = leaves(maps(shape, "mixed")), labels(shape)
         eager, graph = (torch.autograd.grad(f(inputs, ids), inputs) for f in (function, compiled))
-        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(eager, graph))  # 1e-5: Inductor also compiles the reference's formulas
+        assert all(
+            torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(eager, graph)
+        )  # 1e-5: Inductor also compiles the reference's formulas
 
 
 def test_a_compiled_loss_is_once_differentiable_and_a_bad_id_makes_it_nan() -> None:
     torch._dynamo.reset()
     inputs, ids = leaves(maps(SHAPE)), IDS.clone()
-    compiled = torch.compile(lambda levels, ids: loss_of(levels, ids, SHAPE.classes), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda levels, ids: loss_of(levels, ids, SHAPE.classes), fullgraph=True, backend="aot_eager"
+    )
     ids[1, 3] = 93
     assert compiled(inputs, ids).isnan()
 
 
 def checked(levels: list[Tensor], targets: Tensor, classes: int, **options: Any) -> Call:
-    return focal_ext.sigmoid_focal_loss.__wrapped__(Levels(levels, classes), targets, **{"reduction": "sum", **options}).call
+    return focal_ext.sigmoid_focal_loss.__wrapped__(
+        Levels(levels, classes), targets, **{"reduction": "sum", **options}
+    ).call
 
 
 @pytest.mark.native
@@ -252,8 +292,19 @@ def test_the_ops_refuse_what_would_corrupt_memory() -> None:
     levels = maps(TINY)
     call = checked(levels, labels(TINY), 2)
     wrong = [call._replace(**{name: torch.zeros(3)}) for name in ("weight", "alpha", "normalizer")]
-    wrong += [call._replace(targets=call.targets[:, :3]), call._replace(classes=3), call._replace(classes=0), call._replace(divisor=9)]
-    others = [[], [levels[0], levels[1].double()], [levels[0].int(), levels[1].int()], [levels[0][..., ::2], levels[1]], [levels[0], levels[1][:1]]]
+    wrong += [
+        call._replace(targets=call.targets[:, :3]),
+        call._replace(classes=3),
+        call._replace(classes=0),
+        call._replace(divisor=9),
+    ]
+    others = [
+        [],
+        [levels[0], levels[1].double()],
+        [levels[0].int(), levels[1].int()],
+        [levels[0][..., ::2], levels[1]],
+        [levels[0], levels[1][:1]],
+    ]
     for bad in (*((levels, *c) for c in wrong), *((other, *call) for other in others)):
         with pytest.raises(RuntimeError):
             ops.pyramid_loss(*bad)

@@ -20,7 +20,8 @@ from test_pyramid import EVERYDAY, OPTIONS, exact, pyramid_loss
 from tolerances import EXPONENT, units
 from torch import Tensor
 
-# With 16 classes or less a tile of planes has them all; the first map needs several blocks of positions and the last ends in a part of one.
+# With 16 classes or less a tile of planes has them all; the first map needs several blocks of positions and the last
+# ends in a part of one.
 SHAPES = SHAPES | {
     "many tiles": Shape(anchors=2, classes=90, sizes=((16, 40), (8, 17), (4, 4))),
     "aligned maps": Shape(images=3, anchors=2, classes=17, sizes=((16, 40), (8, 20), (4, 8))),
@@ -55,7 +56,9 @@ def assert_right(levels: Sequence[Tensor], ids: Tensor, classes: int, grid: int,
     for got, right in zip(torch.autograd.grad(loss, ours), want[1:]):
         relative = units(f"cuda host, {kind}", dtype, "hard")
         if dtype == torch.float64 and right.numel():
-            relative += EXPONENT.units * eps * gamma * float(max(level.abs().max() for level in levels if level.numel()))
+            relative += (
+                EXPONENT.units * eps * gamma * float(max(level.abs().max() for level in levels if level.numel()))
+            )
         room = relative * (right.abs().max() if smoothed and right.numel() else right.abs())
         flushed = table.FLUSHED.units * 2.0**-126 * (1 + gamma) if dtype != torch.float64 else 0.0
         assert got.dtype == dtype and got.shape == right.shape
@@ -65,30 +68,55 @@ def assert_right(levels: Sequence[Tensor], ids: Tensor, classes: int, grid: int,
 def with_grids(rows: Sequence[tuple[str, str, torch.dtype]], shape_of: Callable[[str], Shape]) -> list[Any]:
     """Rows that the flavour has time for: under a sanitizer every fifth. Grids take turns."""
     every = {"plain": 1, "packed_plain": 1, "thread": 10}.get(FLAVOUR, 5)
-    return [(grid, row) for grid, row in list(zip(itertools.cycle(table.GRIDS), rows))[::every] if numel(shape_of(row[0])) <= LARGEST]
+    return [
+        (grid, row)
+        for grid, row in list(zip(itertools.cycle(table.GRIDS), rows))[::every]
+        if numel(shape_of(row[0])) <= LARGEST
+    ]
 
 
 def normalizer_of(grid: int) -> Any:
-    """Counting positives is a kernel of its own, the same for all grids, and takes longer than a row's other kernels: a third of the rows run it."""
+    """Counting positives is a kernel of its own, the same for all grids, and takes longer than a row's other kernels: a
+    third of the rows run it."""
     return "positives" if grid == table.GRIDS[0] else 7.3
 
 
 @pytest.mark.parametrize("grid, row", with_grids(ROWS, SHAPES.__getitem__), ids=str)
-def test_every_shape_layout_and_type_is_the_reference_s(row: tuple[str, str, torch.dtype], grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shape_layout_and_type_is_the_reference_s(
+    row: tuple[str, str, torch.dtype], grid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, grid)
     name, layout, dtype = row
-    assert_right(maps(SHAPES[name], layout, dtype), labels(SHAPES[name], often=0.02), SHAPES[name].classes, grid, normalizer=normalizer_of(grid))
+    assert_right(
+        maps(SHAPES[name], layout, dtype),
+        labels(SHAPES[name], often=0.02),
+        SHAPES[name].classes,
+        grid,
+        normalizer=normalizer_of(grid),
+    )
 
 
-@pytest.mark.parametrize("grid, row", with_grids([row for row in ROWS if row[2] != torch.float64], SHAPES.__getitem__), ids=str)
-def test_two_numbers_per_instruction_are_as_good(row: tuple[str, str, torch.dtype], grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "grid, row", with_grids([row for row in ROWS if row[2] != torch.float64], SHAPES.__getitem__), ids=str
+)
+def test_two_numbers_per_instruction_are_as_good(
+    row: tuple[str, str, torch.dtype], grid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, grid, PACKED)
     name, layout, dtype = row
-    assert_right(maps(SHAPES[name], layout, dtype), labels(SHAPES[name], often=0.02), SHAPES[name].classes, grid, normalizer=normalizer_of(grid))
+    assert_right(
+        maps(SHAPES[name], layout, dtype),
+        labels(SHAPES[name], often=0.02),
+        SHAPES[name].classes,
+        grid,
+        normalizer=normalizer_of(grid),
+    )
 
 
 @pytest.mark.parametrize("grid, row", with_grids(OPTION_ROWS, lambda _: EVERYDAY), ids=str)
-def test_every_option_is_the_reference_s(row: tuple[str, str, torch.dtype], grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_is_the_reference_s(
+    row: tuple[str, str, torch.dtype], grid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, grid)
     name, layout, dtype = row
     options = dict(OPTIONS[name])
@@ -97,21 +125,49 @@ def test_every_option_is_the_reference_s(row: tuple[str, str, torch.dtype], grid
 
 
 @dtypes
-@pytest.mark.parametrize("name, layout, grid", [("everyday", "mixed", 1), ("aligned maps", "contiguous", 3), ("aligned maps", "channels_last", 1), ("odd maps", "contiguous", 1)])
-def test_the_gradient_may_replace_the_logits_and_neither_grid_nor_order_changes_a_bit(name: str, layout: str, grid: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name, layout, grid",
+    [
+        ("everyday", "mixed", 1),
+        ("aligned maps", "contiguous", 3),
+        ("aligned maps", "channels_last", 1),
+        ("odd maps", "contiguous", 1),
+    ],
+)
+def test_the_gradient_may_replace_the_logits_and_neither_grid_nor_order_changes_a_bit(
+    name: str, layout: str, grid: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shape = SHAPES[name]
-    levels, ids, results = [level.clamp(-20, 20) for level in maps(shape, layout, dtype)], labels(shape), []  # no subnormal loses bits before the factor
+    levels, ids, results = (
+        [level.clamp(-20, 20) for level in maps(shape, layout, dtype)],
+        labels(shape),
+        [],
+    )  # no subnormal loses bits before the factor
     for overwrite, blocks in ((False, table.GRIDS[-1]), (False, grid), (True, grid)):
         use(monkeypatch, blocks)
         inputs = leaves(levels)
-        loss = pyramid_loss([x * 1 for x in inputs], ids, shape.classes, normalizer="positives", overwrite_inputs=overwrite)
+        loss = pyramid_loss(
+            [x * 1 for x in inputs], ids, shape.classes, normalizer="positives", overwrite_inputs=overwrite
+        )
         results.append([*map(bits, torch.autograd.grad(4 * loss, inputs)), bits(loss)])
     assert results[0][:-1] == results[1][:-1] == results[2][:-1]
     assert results[1][-1] == results[2][-1]  # the order of a sum is the grid's
 
 
-@pytest.mark.parametrize("name, layout, dtype", list(zip(ID_DTYPES, itertools.cycle(("contiguous", "channels_last", "mixed")), itertools.cycle((torch.float32, torch.bfloat16)))), ids=str)
-def test_a_bad_id_makes_its_anchor_nan_and_no_other(dtype: torch.dtype, layout: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name, layout, dtype",
+    list(
+        zip(
+            ID_DTYPES,
+            itertools.cycle(("contiguous", "channels_last", "mixed")),
+            itertools.cycle((torch.float32, torch.bfloat16)),
+        )
+    ),
+    ids=str,
+)
+def test_a_bad_id_makes_its_anchor_nan_and_no_other(
+    dtype: torch.dtype, layout: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, table.GRIDS[-1])
     monkeypatch.setattr(_run, "_check_targets", lambda logits, call: None)  # nobody reads a value on a GPU
     shape, id_dtype = SHAPES["aligned maps"], getattr(torch, name)
@@ -119,27 +175,63 @@ def test_a_bad_id_makes_its_anchor_nan_and_no_other(dtype: torch.dtype, layout: 
     bad = torch.zeros(ids.shape, dtype=torch.bool)
     bad[:, ::97] = True
     wrong = ids.to(torch.int64).masked_fill(bad, torch.iinfo(id_dtype).max if name != "uint64" else -1).to(id_dtype)
-    clean, broken = (torch.autograd.grad(pyramid_loss(inputs, i, shape.classes, ignore_index=None), inputs) for i in (ids, wrong) if (inputs := leaves(maps(shape, layout, dtype))))
+    clean, broken = (
+        torch.autograd.grad(pyramid_loss(inputs, i, shape.classes, ignore_index=None), inputs)
+        for i in (ids, wrong)
+        if (inputs := leaves(maps(shape, layout, dtype)))
+    )
     for level, right, where in zip(broken, clean, bad.split(shape.counts, dim=1)):
         images, _, height, width = level.shape
-        where = where.view(images, height, width, shape.anchors, 1).permute(0, 3, 4, 1, 2).expand(-1, -1, shape.classes, -1, -1).reshape(level.shape)
+        where = (
+            where.view(images, height, width, shape.anchors, 1)
+            .permute(0, 3, 4, 1, 2)
+            .expand(-1, -1, shape.classes, -1, -1)
+            .reshape(level.shape)
+        )
         assert level[where].isnan().all() and where.any()
-        assert torch.allclose(level[~where].float(), right[~where].float(), rtol=2**-7 if dtype == torch.bfloat16 else 2**-18, atol=1e-37)
+        assert torch.allclose(
+            level[~where].float(), right[~where].float(), rtol=2**-7 if dtype == torch.bfloat16 else 2**-18, atol=1e-37
+        )
 
 
 @dtypes
-@pytest.mark.parametrize("name, layout, smoothing", [("everyday", "mixed", 0.0), ("aligned maps", "contiguous", 0.0), ("aligned maps", "contiguous", 0.1), ("aligned maps", "channels_last", 0.0)])
-def test_logits_of_ignored_anchors_count_as_nothing_whatever_they_and_the_factor_are(smoothing: float, name: str, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name, layout, smoothing",
+    [
+        ("everyday", "mixed", 0.0),
+        ("aligned maps", "contiguous", 0.0),
+        ("aligned maps", "contiguous", 0.1),
+        ("aligned maps", "channels_last", 0.0),
+    ],
+)
+def test_logits_of_ignored_anchors_count_as_nothing_whatever_they_and_the_factor_are(
+    smoothing: float, name: str, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, 3)
     shape, ids = SHAPES[name], labels(SHAPES[name])
-    for value, normalizer in ((torch.nan, "positives"), (torch.inf, "positives"), (-torch.inf, 3.0), (torch.nan, 1e-310)):
+    for value, normalizer in (
+        (torch.nan, "positives"),
+        (torch.inf, "positives"),
+        (-torch.inf, 3.0),
+        (torch.nan, 1e-310),
+    ):
         levels = maps(shape, "contiguous", dtype)
         ignored = []
         for level, part in zip(levels, (ids == -2).split(shape.counts, dim=1)):
             images, _, height, width = level.shape
-            ignored.append(part.view(images, height, width, shape.anchors, 1).permute(0, 3, 4, 1, 2).expand(-1, -1, shape.classes, -1, -1).reshape(level.shape))
+            ignored.append(
+                part.view(images, height, width, shape.anchors, 1)
+                .permute(0, 3, 4, 1, 2)
+                .expand(-1, -1, shape.classes, -1, -1)
+                .reshape(level.shape)
+            )
             level[ignored[-1]] = value
-        inputs = leaves([channels_last(level) if layout == "channels_last" or (layout == "mixed" and i % 2 == 0) else level for i, level in enumerate(levels)])
+        inputs = leaves(
+            [
+                channels_last(level) if layout == "channels_last" or (layout == "mixed" and i % 2 == 0) else level
+                for i, level in enumerate(levels)
+            ]
+        )
         loss = pyramid_loss(inputs, ids, shape.classes, normalizer=normalizer, label_smoothing=smoothing)
         for gradient, off in zip(torch.autograd.grad(loss, inputs), ignored):
             assert not gradient[off].any() and off.any()

@@ -1,5 +1,7 @@
-# Owns: every loss over the levels of a pyramid: the numbers and gradients of the function over rows, pairs, lists, what has no kernel.
-# Must not know: the sigmoid focal loss's own table (test_pyramid.py), errors that all losses share (test_pyramid_errors.py).
+# Owns: every loss over the levels of a pyramid: the numbers and gradients of the function over rows, pairs, lists, what
+# has no kernel.
+# Must not know: the sigmoid focal loss's own table (test_pyramid.py), errors that all losses share
+# (test_pyramid_errors.py).
 from __future__ import annotations
 
 from typing import Any
@@ -15,7 +17,11 @@ from torch import Tensor
 SHAPE = Shape(images=3, anchors=2, classes=5, sizes=((7, 5), (3, 4), (1, 2)))
 IDS = labels(SHAPE)
 SCORES = torch.rand(IDS.shape, generator=torch.Generator().manual_seed(0))
-WEIGHTS = {"": None, "of images": torch.tensor([[0.5], [2.0], [0.0]]), "of anchors": torch.rand(IDS.shape, generator=torch.Generator().manual_seed(1))}
+WEIGHTS = {
+    "": None,
+    "of images": torch.tensor([[0.5], [2.0], [0.0]]),
+    "of anchors": torch.rand(IDS.shape, generator=torch.Generator().manual_seed(1)),
+}
 LOSSES = [name for name in focal_ext.pyramid.__all__ if name.endswith("_loss")]
 
 
@@ -32,7 +38,9 @@ def given(loss: str, shape: Shape = SHAPE) -> tuple[Any, Any]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_levels_give_the_numbers_and_gradients_of_their_rows(loss: str, layout: str, dtype: torch.dtype, reduction: str, weight: str) -> None:
+def test_levels_give_the_numbers_and_gradients_of_their_rows(
+    loss: str, layout: str, dtype: torch.dtype, reduction: str, weight: str
+) -> None:
     levels, (targets, of_rows), factor = leaves(maps(SHAPE, layout, dtype)), given(loss), WEIGHTS[weight]
     got = getattr(focal_ext.pyramid, loss)(levels, targets, SHAPE.classes, reduction=reduction, weight=factor)
     wide = [level.detach().double().requires_grad_() for level in levels]
@@ -41,14 +49,20 @@ def test_levels_give_the_numbers_and_gradients_of_their_rows(loss: str, layout: 
     assert torch.allclose(got.double(), want, rtol=1e-5 if dtype != torch.float64 else 1e-12)
     unit = torch.finfo(dtype).eps
     for gradient, exact in zip(torch.autograd.grad(got * 3, levels), torch.autograd.grad(want * 3, wide)):
-        # A unit of the logits' type for each of the two roundings, of the gradient and of its product with 3; float32's own error beside it.
-        assert torch.allclose(gradient.double(), exact, rtol=max(2 * unit, 2e-5 if dtype != torch.float64 else 1e-11), atol=1e-7)
+        # A unit of the logits' type for each of the two roundings, of the gradient and of its product with 3; float32's
+        # own error beside it.
+        assert torch.allclose(
+            gradient.double(), exact, rtol=max(2 * unit, 2e-5 if dtype != torch.float64 else 1e-11), atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_reference_has_the_same_function(loss: str) -> None:
     levels, targets = maps(SHAPE, "mixed", torch.float64), given(loss)[0]
-    ours, theirs = (getattr(module, loss)(levels, targets, SHAPE.classes) for module in (focal_ext.pyramid, focal_ext.reference.pyramid))
+    ours, theirs = (
+        getattr(module, loss)(levels, targets, SHAPE.classes)
+        for module in (focal_ext.pyramid, focal_ext.reference.pyramid)
+    )
     assert torch.allclose(ours, theirs, rtol=1e-12)
 
 
@@ -58,7 +72,9 @@ def test_levels_are_read_where_they_are(loss: str) -> None:
     levels = leaves(maps(SHAPE, "mixed"))
     with Ops() as seen:
         getattr(focal_ext.pyramid, loss)(levels, given(loss)[0], SHAPE.classes).backward()
-    assert "focal_ext.pyramid_loss_and_gradient" in seen.names and not any("copy" in name or "cat" in name or "clone" in name for name in seen.names)
+    assert "focal_ext.pyramid_loss_and_gradient" in seen.names and not any(
+        "copy" in name or "cat" in name or "clone" in name for name in seen.names
+    )
 
 
 @pytest.mark.parametrize("loss", SCORED)

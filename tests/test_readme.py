@@ -17,6 +17,12 @@ def test_the_tables_are_what_the_csv_files_say(page: str) -> None:
 def test_the_first_screen_stays_one_and_its_pages_exist() -> None:
     text = (readme.ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 120
-    pages = [(page, link) for page in ("README.md", "docs/README.md") for link in re.findall(r"\]\(([^)#:]+)", (readme.ROOT / page).read_text())]
+    pages = [
+        (page, link)
+        for page in ("README.md", "docs/README.md")
+        for link in re.findall(r"\]\(([^)#:]+)", (readme.ROOT / page).read_text())
+    ]
     assert len(pages) > 20 and all(((readme.ROOT / page).parent / link).exists() for page, link in pages)
-    assert {path.name for path in (readme.ROOT / "docs").glob("*.md")} - {"README.md"} <= {link for page, link in pages if page == "docs/README.md"}
+    assert {path.name for path in (readme.ROOT / "docs").glob("*.md")} - {"README.md"} <= {
+        link for page, link in pages if page == "docs/README.md"
+    }

@@ -1,5 +1,6 @@
-# Owns the parts of examples/retinanet that can be wrong without anyone noticing: labels, geometry, splits, checksums, limits.
-# Must not need a network, a display or more than torch and numpy; must not know training (test_retinanet_training.py).
+# Owns the parts of examples/retinanet that can be wrong without anyone noticing: labels, geometry, splits, checksums,
+# limits. Must not need a network, a display or more than torch and numpy; must not know training
+# (test_retinanet_training.py).
 
 import hashlib
 import zipfile
@@ -38,6 +39,7 @@ def random_scene(seed=0, height=96, width=160, count=20):
 
 # Geometry
 
+
 def test_iou_is_that_of_counted_pixels_and_zero_for_empty_boxes():
     a, b = boxes_of([0, 0, 4, 4], [2, 2, 2, 2]), boxes_of([2, 1, 6, 4], [0, 0, 4, 4], [9, 9, 10, 10], [2, 2, 2, 2])
     assert pairwise_iou(a, b).tolist() == [[pytest.approx(6 / 22), 1, 0, 0], [0, 0, 0, 0]]
@@ -58,7 +60,9 @@ def test_a_box_that_is_its_anchor_has_the_code_zero_and_a_wild_code_stays_finite
 
 
 def test_suppression_keeps_the_better_of_two_that_overlap_and_only_kept_boxes_suppress():
-    chain = boxes_of([0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10])  # neighbours overlap by 7/13, the outer two by 4/16
+    chain = boxes_of(
+        [0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10]
+    )  # neighbours overlap by 7/13, the outer two by 4/16
     assert suppress(chain, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]
     assert suppress(chain, torch.tensor([0.7, 0.9, 0.8]), 0.5).tolist() == [1]
     assert suppress(NONE, torch.zeros(0), 0.5).tolist() == []
@@ -66,10 +70,13 @@ def test_suppression_keeps_the_better_of_two_that_overlap_and_only_kept_boxes_su
 
 # Anchors
 
+
 def test_anchors_keep_the_area_of_their_scale_and_ratio_is_height_over_width():
     shapes = anchor_shapes(8, size=2.0)
     assert shapes.shape == (9, 4)
-    torch.testing.assert_close(area(shapes).reshape(3, 3), (16.0 ** 2 * 2 ** (2 * torch.arange(3) / 3))[:, None].expand(3, 3))
+    torch.testing.assert_close(
+        area(shapes).reshape(3, 3), (16.0**2 * 2 ** (2 * torch.arange(3) / 3))[:, None].expand(3, 3)
+    )
     width, height = (shapes[:, 2:] - shapes[:, :2]).unbind(1)
     torch.testing.assert_close(height / width, torch.tensor([0.5, 1.0, 2.0] * 3))
 
@@ -95,7 +102,14 @@ def test_a_head_output_lands_in_the_row_of_its_anchor():
 # Matching
 
 THRESHOLDS = [  # IoU of the anchor [0, 0, 100, 1] with a box [0, 0, x, 1] is x / 100
-    (51, 3), (50, 3), (49, IGNORED), (41, IGNORED), (40, IGNORED), (39, BACKGROUND), (1, BACKGROUND)]
+    (51, 3),
+    (50, 3),
+    (49, IGNORED),
+    (41, IGNORED),
+    (40, IGNORED),
+    (39, BACKGROUND),
+    (1, BACKGROUND),
+]
 
 
 @pytest.mark.parametrize("overlap, target", THRESHOLDS)
@@ -123,7 +137,11 @@ def test_a_region_to_ignore_hides_background_but_never_a_positive():
     anchors, box = boxes_of([0, 0, 10, 10], [20, 0, 30, 10], [60, 0, 70, 10]), boxes_of([0, 0, 10, 10])
     regions = boxes_of([0, 0, 10, 10], [20, 0, 30, 8])
     assert match(anchors, box, torch.tensor([0]), regions)[0].tolist() == [0, IGNORED, BACKGROUND]
-    assert match(anchors, NONE, torch.zeros(0, dtype=torch.int64), regions)[0].tolist() == [IGNORED, IGNORED, BACKGROUND]
+    assert match(anchors, NONE, torch.zeros(0, dtype=torch.int64), regions)[0].tolist() == [
+        IGNORED,
+        IGNORED,
+        BACKGROUND,
+    ]
 
 
 def test_without_objects_every_anchor_is_background():
@@ -138,9 +156,14 @@ def test_thresholds_in_the_wrong_order_are_refused():
 
 # Windows, splits, crops
 
+
 def test_a_window_owns_the_objects_centred_in_it_clips_them_and_ignores_the_rest_that_sticks_in():
-    scene = Scene(torch.zeros(1, 20, 40), boxes_of([2, 2, 8, 8], [14, 2, 22, 8], [16, 10, 26, 18], [30, 2, 38, 8]),
-                  torch.tensor([0, 1, 2, 3]), NONE)
+    scene = Scene(
+        torch.zeros(1, 20, 40),
+        boxes_of([2, 2, 8, 8], [14, 2, 22, 8], [16, 10, 26, 18], [30, 2, 38, 8]),
+        torch.tensor([0, 1, 2, 3]),
+        NONE,
+    )
     left, right = window(scene, 0, 0, 20, 20), window(scene, 20, 0, 40, 20)
     assert left.boxes.tolist() == [[2, 2, 8, 8], [14, 2, 20, 8]] and left.labels.tolist() == [0, 1]
     assert left.ignored.tolist() == [[16, 10, 20, 18]]
@@ -185,6 +208,7 @@ def test_the_same_seed_gives_the_same_crops_and_the_global_random_state_is_not_t
 
 # Data
 
+
 def test_a_mask_gives_one_box_per_instance_with_exclusive_ends():
     masks = numpy.zeros((6, 9), dtype=numpy.uint16)
     masks[1:3, 2:5], masks[5, 8] = 7, 3
@@ -213,10 +237,12 @@ def test_a_broken_wheel_is_refused_with_the_way_out(tmp_path):
 
 # Detections
 
+
 def test_detection_decodes_clips_and_keeps_classes_apart():
     anchors = grid_anchors(64, 64)
     logits = torch.full((1, len(anchors), 2), -9.0)
     logits[0, 0, 0], logits[0, 1, 1], logits[0, 1, 0] = 3.0, 2.0, 1.0
+
     class Fixed(torch.nn.Module):
         num_classes = 2
 
@@ -230,9 +256,17 @@ def test_detection_decodes_clips_and_keeps_classes_apart():
 
 
 def test_each_truth_is_hit_once_and_what_lies_in_an_ignored_region_is_not_counted():
-    scene = Scene(torch.zeros(1, 50, 50), boxes_of([0, 0, 10, 10], [30, 30, 40, 40]), torch.tensor([0, 0]), boxes_of([20, 0, 24, 10]))
-    found = Detections(boxes_of([0, 0, 10, 9], [0, 0, 9, 10], [20, 0, 25, 10], [30, 30, 40, 40]),
-                       torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.zeros(4, dtype=torch.int64))
+    scene = Scene(
+        torch.zeros(1, 50, 50),
+        boxes_of([0, 0, 10, 10], [30, 30, 40, 40]),
+        torch.tensor([0, 0]),
+        boxes_of([20, 0, 24, 10]),
+    )
+    found = Detections(
+        boxes_of([0, 0, 10, 9], [0, 0, 9, 10], [20, 0, 25, 10], [30, 30, 40, 40]),
+        torch.tensor([0.9, 0.8, 0.7, 0.2]),
+        torch.zeros(4, dtype=torch.int64),
+    )
     verdicts, missed = judge(scene, found, min_score=0.5)
     assert [verdict for *_, verdict in verdicts] == [HIT, FALSE_ALARM, NOT_COUNTED]
     assert [box.tolist() for box in missed] == [[30, 30, 40, 40]]

@@ -1,5 +1,5 @@
-# Owns the training of examples/retinanet: its losses, that every head follows the reference, and that a wrong one is noticed.
-# Must not need a network or a display; whole trainings are `make demo`.
+# Owns the training of examples/retinanet: its losses, that every head follows the reference, and that a wrong one is
+# noticed. Must not need a network or a display; whole trainings are `make demo`.
 
 import math
 from types import SimpleNamespace
@@ -33,7 +33,9 @@ def test_the_box_loss_is_smooth_l1_on_positives_only_per_positive():
     regression = torch.full((3, 2, 4), 100.0)
     regression[0, 0], regression[1, 1] = torch.tensor([0.05, 0, 0, 0]), torch.tensor([0, -1.0, 0, 0])
     beta = 1 / 9
-    assert float(box_loss(regression, anchors, truth, targets)) == pytest.approx((0.5 * 0.05 ** 2 / beta + 1 - beta / 2) / 2)
+    assert float(box_loss(regression, anchors, truth, targets)) == pytest.approx(
+        (0.5 * 0.05**2 / beta + 1 - beta / 2) / 2
+    )
 
 
 def test_the_untrained_network_starts_at_the_prior():
@@ -46,8 +48,20 @@ REFERENCE = focal_ext.reference.sigmoid_focal_loss
 
 
 def short_training(head, **arguments):
-    return train(build(0, widths=(8, 8, 8, 8, 8), channels=8), random_scene(), head, steps=4, batch_size=2, crop_size=64,
-                 learning_rate=2e-3, weight_decay=1e-4, alpha=0.25, gamma=2.0, seed=0, **arguments)
+    return train(
+        build(0, widths=(8, 8, 8, 8, 8), channels=8),
+        random_scene(),
+        head,
+        steps=4,
+        batch_size=2,
+        crop_size=64,
+        learning_rate=2e-3,
+        weight_decay=1e-4,
+        alpha=0.25,
+        gamma=2.0,
+        seed=0,
+        **arguments,
+    )
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -71,14 +85,20 @@ def test_a_focal_loss_with_a_wrong_gradient_is_noticed_though_its_value_is_right
         value = REFERENCE(inputs, *arguments, **options)
         return 3 * value - 2 * value.detach()
 
-    figures = agreement.agreement(short_training(over_rows(doubled), twin=REFERENCE), short_training(over_rows(REFERENCE)))
+    figures = agreement.agreement(
+        short_training(over_rows(doubled), twin=REFERENCE), short_training(over_rows(REFERENCE))
+    )
     assert figures["same_logits"] < 1e-6 and figures["same_gradients"] == pytest.approx(2, rel=1e-5)
     assert any("same_gradients" in sentence for sentence in agreement.complaints(figures))
 
 
 def test_a_difference_that_is_not_a_number_is_a_complaint():
-    history = SimpleNamespace(loss=[1.0, 1.0, 1.0], focal=[1.0, math.nan, 1.0], twin=[1.0, 1.0, 1.0], gradient_difference=[0.0])
-    assert ["same_logits" in sentence for sentence in agreement.complaints(agreement.agreement(history, history))] == [True]
+    history = SimpleNamespace(
+        loss=[1.0, 1.0, 1.0], focal=[1.0, math.nan, 1.0], twin=[1.0, 1.0, 1.0], gradient_difference=[0.0]
+    )
+    assert ["same_logits" in sentence for sentence in agreement.complaints(agreement.agreement(history, history))] == [
+        True
+    ]
 
 
 def test_evaluations_happen_at_the_steps_asked_for():

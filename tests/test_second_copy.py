@@ -12,17 +12,23 @@ import pytest
 
 pytestmark = pytest.mark.native
 HERE = Path(focal_ext.__file__).resolve().parents[1]
-# Case -> what a child process does. `here` and `there` are folders with the package, `anew` forgets the modules and imports from a folder.
+# Case -> what a child process does. `here` and `there` are folders with the package, `anew` forgets the modules and
+# imports from a folder.
 CASES = {
     "a second copy": "anew(here); anew(there)",
     "a library loaded by torch": "torch.ops.load_library(library(there)); anew(here)",
     "a library loaded by another program's linker": "ctypes.CDLL(library(there)); anew(here)",
-    "its library replaced by an equal one": "anew(there); shutil.copy(library(there), library(there) + '.new'); os.replace(library(there) + '.new', library(there)); anew(there); step()",
+    "its library replaced by an equal one": (
+        "anew(there); shutil.copy(library(there), library(there) + '.new'); os.replace(library(there) + '.new', "
+        "library(there)); anew(there); step()"
+    ),
     "the same copy again": "anew(here); anew(here); step()",
     "the same copy through a link": "anew(here); anew(link); step()",
     "its own library loaded before": "torch.ops.load_library(library(here)); anew(here); step()",
     "a reload": "importlib.reload(anew(here)); importlib.reload(sys.modules['focal_ext._native']); step()",
-    "the reference of a second copy": "anew(here); os.environ['FOCAL_EXT_NATIVE'] = '0'; print(anew(there).build_info()['backend'])",
+    "the reference of a second copy": (
+        "anew(here); os.environ['FOCAL_EXT_NATIVE'] = '0'; print(anew(there).build_info()['backend'])"
+    ),
 }
 SCRIPT = """
 import ctypes, importlib, os, shutil, sys
@@ -62,7 +68,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     there, link = tmp_path_factory.mktemp("there"), tmp_path_factory.mktemp("link")
     shutil.copytree(HERE / "focal_ext", there / "focal_ext", ignore=shutil.ignore_patterns("__pycache__"))
     (link / "focal_ext").symlink_to(HERE / "focal_ext")
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(HERE), str(there), str(link), *CASES.values()], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(HERE), str(there), str(link), *CASES.values()],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     lines = done.stdout.splitlines()
     assert lines[1::2] == ["ended with 0"] * len(CASES), done.stdout + done.stderr
     return dict(zip(CASES, lines[::2], strict=True))
@@ -71,10 +82,22 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("a ") and case != "a reload"])
 def test_another_copy_is_refused_with_both_paths(case: str, outcomes: dict[str, str]) -> None:
     said = outcomes[case]
-    assert said.startswith("ImportError focal_ext: this process has loaded ") and said.count("/focal_ext/libfocal_ext.so") == 2, said
+    assert (
+        said.startswith("ImportError focal_ext: this process has loaded ")
+        and said.count("/focal_ext/libfocal_ext.so") == 2
+    ), said
 
 
-@pytest.mark.parametrize("case", ["the same copy again", "its library replaced by an equal one", "the same copy through a link", "its own library loaded before", "a reload"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "the same copy again",
+        "its library replaced by an equal one",
+        "the same copy through a link",
+        "its own library loaded before",
+        "a reload",
+    ],
+)
 def test_one_copy_may_be_imported_again(case: str, outcomes: dict[str, str]) -> None:
     assert outcomes[case] == "native"
 

@@ -1,4 +1,5 @@
-# Owns: `python -m focal_ext`: it finds a wrong value, a wrong gradient and a loss that raises, and says what is missing.
+# Owns: `python -m focal_ext`: it finds a wrong value, a wrong gradient and a loss that raises, and says what is
+# missing.
 # Must not know: formulas.
 from __future__ import annotations
 

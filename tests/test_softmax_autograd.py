@@ -1,4 +1,5 @@
-# Owns: the softmax focal loss under every PyTorch feature: derivatives of any order, torch.func, compiled graphs, overwritten logits.
+# Owns: the softmax focal loss under every PyTorch feature: derivatives of any order, torch.func, compiled graphs,
+# overwritten logits.
 # Must not know: values (test_softmax_values.py).
 from __future__ import annotations
 
@@ -50,8 +51,14 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(row: str, 
 
 @implementations
 def test_targets_weight_alpha_and_normalizer_have_gradients(implementation: Implementation) -> None:
-    tensors = tuple(t.clone().requires_grad_() for t in (X, OPTIONS["dense"][0], torch.rand(6).double(), torch.rand(4).double(), torch.tensor(3.0).double()))
-    assert torch.autograd.gradcheck(lambda x, t, w, a, n: implementation.module.softmax_focal_loss(x, t, a, 1.5, "sum", weight=w, normalizer=n), tensors)
+    tensors = tuple(
+        t.clone().requires_grad_()
+        for t in (X, OPTIONS["dense"][0], torch.rand(6).double(), torch.rand(4).double(), torch.tensor(3.0).double())
+    )
+    assert torch.autograd.gradcheck(
+        lambda x, t, w, a, n: implementation.module.softmax_focal_loss(x, t, a, 1.5, "sum", weight=w, normalizer=n),
+        tensors,
+    )
 
 
 @implementations
@@ -65,12 +72,16 @@ def test_func_grad_jvp_hessian_and_vmap_are_autograds(row: str, implementation: 
     with torch.autograd.forward_ad.dual_level():
         forward = torch.autograd.forward_ad.unpack_dual(function(torch.autograd.forward_ad.make_dual(X, V))).tangent
     assert torch.allclose(forward, slope, rtol=1e-12)
-    assert torch.allclose(torch.func.hessian(function)(X), torch.autograd.functional.hessian(function, X), rtol=1e-9, atol=1e-14)
+    assert torch.allclose(
+        torch.func.hessian(function)(X), torch.autograd.functional.hessian(function, X), rtol=1e-9, atol=1e-14
+    )
     targets, options = OPTIONS[row]
     options = {name: value for name, value in options.items() if name != "weight"}
     one = lambda x, t: implementation.module.softmax_focal_loss(x, t, **options)  # noqa: E731
     batch, labels = torch.stack([X, V]), torch.stack([targets, targets.flip(0)])
-    assert torch.allclose(torch.vmap(one)(batch, labels), torch.stack([one(x, t) for x, t in zip(batch, labels)]), rtol=1e-12)
+    assert torch.allclose(
+        torch.vmap(one)(batch, labels), torch.stack([one(x, t) for x, t in zip(batch, labels)]), rtol=1e-12
+    )
 
 
 @pytest.mark.native
@@ -106,7 +117,10 @@ def test_one_graph_gives_the_eager_numbers(dtype: torch.dtype, row: str) -> None
     targets, options = OPTIONS[row]
     function = lambda x, t: PUBLIC.module.softmax_focal_loss(x * 1, t, **options)  # noqa: E731
     x = X.to(dtype)
-    eager, compiled = (compiled_results(f, x, targets) for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")))
+    eager, compiled = (
+        compiled_results(f, x, targets)
+        for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager"))
+    )
     near = {"rtol": max(2 * torch.finfo(dtype).eps, units("reference", dtype, "softmax sum")), "atol": 1e-7}
     for got, want in zip(compiled, eager):
         assert got.dtype == want.dtype and torch.allclose(got, want, **near)
@@ -114,19 +128,32 @@ def test_one_graph_gives_the_eager_numbers(dtype: torch.dtype, row: str) -> None
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4)], ids=str)
 @dtypes
-def test_a_single_row_and_permuted_rows_compile_too(dtype: torch.dtype, shape: tuple, ) -> None:
+def test_a_single_row_and_permuted_rows_compile_too(
+    dtype: torch.dtype,
+    shape: tuple,
+) -> None:
     torch._dynamo.reset()
     x, ids = torch.randn(shape).to(dtype), torch.randint(4, shape[:-1])
     for layout in ("contiguous", "classes slowest", "rows permuted") if len(shape) > 1 else ("contiguous",):
-        function = lambda x, t, layout=layout: PUBLIC.module.softmax_focal_loss(LAYOUTS[layout](x), t, reduction="none")  # noqa: E731
-        eager, compiled = (compiled_results(f, x, ids) for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")))
-        assert torch.equal(eager[0], compiled[0]) and torch.allclose(eager[1], compiled[1], rtol=2 * torch.finfo(dtype).eps)
+        function = lambda x, t, layout=layout: PUBLIC.module.softmax_focal_loss(  # noqa: E731
+            LAYOUTS[layout](x), t, reduction="none"
+        )
+        eager, compiled = (
+            compiled_results(f, x, ids)
+            for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager"))
+        )
+        assert torch.equal(eager[0], compiled[0]) and torch.allclose(
+            eager[1], compiled[1], rtol=2 * torch.finfo(dtype).eps
+        )
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_inductor_gives_the_eager_numbers(dynamic: bool) -> None:
     torch._dynamo.reset()
-    function = lambda x, t: PUBLIC.module.softmax_focal_loss(x.transpose(0, 1), t, gamma=1.5) + PUBLIC.module.softmax_focal_loss(x, t.t(), reduction="none").sum()  # noqa: E731
+    function = lambda x, t: (  # noqa: E731
+        PUBLIC.module.softmax_focal_loss(x.transpose(0, 1), t, gamma=1.5)
+        + PUBLIC.module.softmax_focal_loss(x, t.t(), reduction="none").sum()
+    )
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic)
     for rows in (12, 13, 20) if dynamic else (12,):
         x, ids = torch.randn(rows, 3, 5), torch.randint(5, (3, rows))
@@ -137,9 +164,13 @@ def test_inductor_gives_the_eager_numbers(dynamic: bool) -> None:
 def test_a_bad_id_in_a_compiled_graph_makes_its_row_nan_and_no_other() -> None:
     torch._dynamo.reset()
     ids, x = torch.tensor([0, 4, -1, 3, -100]), torch.randn(5, 4, requires_grad=True)
-    loss = torch.compile(lambda x: PUBLIC.module.softmax_focal_loss(x, ids, reduction="none"), fullgraph=True, backend="aot_eager")(x)
+    loss = torch.compile(
+        lambda x: PUBLIC.module.softmax_focal_loss(x, ids, reduction="none"), fullgraph=True, backend="aot_eager"
+    )(x)
     bad = torch.tensor([False, True, True, False, False])
-    assert torch.equal(loss.isnan(), bad) and torch.equal(torch.autograd.grad(loss.sum(), x)[0].isnan(), bad[:, None].expand(5, 4))
+    assert torch.equal(loss.isnan(), bad) and torch.equal(
+        torch.autograd.grad(loss.sum(), x)[0].isnan(), bad[:, None].expand(5, 4)
+    )
 
 
 @pytest.mark.native
@@ -152,12 +183,20 @@ def test_the_gradient_is_written_over_the_logits(targets: str, reduction: str, l
     for overwrite in (False, True):
         leaf = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
         inner = LAYOUTS[layout](leaf * 1)
-        t = torch.randint(5, (3, 40), generator=torch.Generator().manual_seed(2)) if targets == "ids" else torch.rand(3, 40, 5, generator=torch.Generator().manual_seed(2)).to(dtype)
+        t = (
+            torch.randint(5, (3, 40), generator=torch.Generator().manual_seed(2))
+            if targets == "ids"
+            else torch.rand(3, 40, 5, generator=torch.Generator().manual_seed(2)).to(dtype)
+        )
         loss = PUBLIC.module.softmax_focal_loss(inner, t, reduction=reduction, overwrite_inputs=overwrite)
         memory = inner.data_ptr()
         at_once = overwrite and reduction != "none" and dtype != torch.float16
-        seen = (leaf,) if at_once and inner._base is not None else (leaf, inner)  # a view that was written is a new tensor to autograd
-        got, *over = torch.autograd.grad(loss, seen, torch.rand(loss.shape, generator=torch.Generator().manual_seed(3)).to(loss.dtype))
+        seen = (
+            (leaf,) if at_once and inner._base is not None else (leaf, inner)
+        )  # a view that was written is a new tensor to autograd
+        got, *over = torch.autograd.grad(
+            loss, seen, torch.rand(loss.shape, generator=torch.Generator().manual_seed(3)).to(loss.dtype)
+        )
         results.append(got)
     assert all(g.data_ptr() == memory and torch.equal(inner.detach(), g) for g in over)
     if reduction == "none" or dtype == torch.float16:
@@ -177,5 +216,7 @@ def test_retained_graphs_and_factors_scale_the_gradient_once_each(implementation
 @pytest.mark.native
 def test_the_gradient_beside_the_loss_is_the_recomputed_one() -> None:
     x, ids = (torch.randn(700, 30) * 5).requires_grad_(), torch.randint(30, (700,))
-    fused, recomputed = (torch.autograd.grad(focal_ext.softmax_focal_loss(x, ids, reduction=r).sum(), x)[0] for r in ("sum", "none"))
+    fused, recomputed = (
+        torch.autograd.grad(focal_ext.softmax_focal_loss(x, ids, reduction=r).sum(), x)[0] for r in ("sum", "none")
+    )
     assert torch.equal(fused, recomputed)

@@ -50,12 +50,20 @@ def test_planes_have_the_loss_and_gradient_of_the_closed_form(row: Row, monkeypa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("classes, positions", [(3, 100), (80, 33), (300, 40)], ids=["few", "shared by warps", "many"])
 def test_planes_of_levels_in_place_on_any_grid(classes: int, positions: int, dtype: torch.dtype) -> None:
-    """Anchors, weights of images, ignored and bad ids; the gradient may replace the logits; every position's bits are the grid's no more."""
+    """Anchors, weights of images, ignored and bad ids; the gradient may replace the logits; every position's bits are
+    the grid's no more."""
     rng = torch.Generator().manual_seed(0)
     levels = [(torch.randn(2, 2 * classes, n, 1, generator=rng) * 4).to(dtype) for n in (positions, 7)]
     ids = torch.randint(classes, (2, 2 * (positions + 7)), generator=rng)
     ids[:, ::5], ids[0, 3] = -100, classes
-    call = focal_ext.pyramid.softmax_focal_loss.__wrapped__.__wrapped__(focal_ext._levels.Levels(levels, classes), ids, reduction="sum", normalizer="positives", weight=torch.rand(2, 1), label_smoothing=0.1).call
+    call = focal_ext.pyramid.softmax_focal_loss.__wrapped__.__wrapped__(
+        focal_ext._levels.Levels(levels, classes),
+        ids,
+        reduction="sum",
+        normalizer="positives",
+        weight=torch.rand(2, 1),
+        label_smoothing=0.1,
+    ).call
     results = []
     for grid in table.GRIDS:
         loss, gradients = ops(grid).pyramid_loss_and_gradient(levels, *call)
@@ -66,14 +74,24 @@ def test_planes_of_levels_in_place_on_any_grid(classes: int, positions: int, dty
         assert all(bits(a) == bits(b) for a, b in zip(written, gradients))
     assert len(set(results)) == 1
     rows = torch.cat([level.view(2, 2, classes, -1).permute(0, 3, 1, 2).reshape(2, -1, classes) for level in levels], 1)
-    want = torch.cat([g.view(2, 2, classes, -1).permute(0, 3, 1, 2).reshape(2, -1, classes) for g in gradients], 1).float()
-    of_rows = focal_ext.softmax_focal_loss.__wrapped__(rows, ids, reduction="sum", normalizer="positives", weight=call.weight, label_smoothing=0.1).call
+    want = torch.cat(
+        [g.view(2, 2, classes, -1).permute(0, 3, 1, 2).reshape(2, -1, classes) for g in gradients], 1
+    ).float()
+    of_rows = focal_ext.softmax_focal_loss.__wrapped__(
+        rows, ids, reduction="sum", normalizer="positives", weight=call.weight, label_smoothing=0.1
+    ).call
     got = ops().loss_and_gradient(rows, *of_rows)[1].float()
-    assert torch.allclose(got, want, rtol=2 * torch.finfo(dtype).eps, atol=1e-7, equal_nan=True) and not got[ids == -100].any()
+    assert (
+        torch.allclose(got, want, rtol=2 * torch.finfo(dtype).eps, atol=1e-7, equal_nan=True)
+        and not got[ids == -100].any()
+    )
 
 
-# Rows of each way to read a row of logits; of those that count rows, by a kernel that takes longer than the others and knows no grid, some.
-LONG_AND_SHORT = [row for row in SMALL if row.shape in ((9, 80), (137, 91), (2, 4500), (3, 2049)) and row.reduction != "none"]
+# Rows of each way to read a row of logits; of those that count rows, by a kernel that takes longer than the others and
+# knows no grid, some.
+LONG_AND_SHORT = [
+    row for row in SMALL if row.shape in ((9, 80), (137, 91), (2, 4500), (3, 2049)) and row.reduction != "none"
+]
 COUNT = [row for row in LONG_AND_SHORT if row.reduction in ("mean", "sum / positives")]
 
 
@@ -98,7 +116,11 @@ def test_the_gradient_may_replace_the_logits(upstream: str, targets: str, classe
     rows = 5 if classes > 91 else 41
     x = (torch.randn(rows, classes) * 4).to(dtype)
     chosen = torch.randint(classes, (rows,)) if targets == "ids" else torch.rand(rows, classes).to(dtype)
-    factor = torch.rand(rows).to(dtype) if upstream == "map" else torch.tensor(3.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    factor = (
+        torch.rand(rows).to(dtype)
+        if upstream == "map"
+        else torch.tensor(3.0, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    )
     call = focal_ext.softmax_focal_loss.__wrapped__(x, chosen, reduction="sum", normalizer=7.3).call
     want = ops().gradient(x, *call, factor)
     ops().gradient_(x, *call, factor)

@@ -1,4 +1,5 @@
-# Owns: softmax results to the bit: any number of threads, AVX2 against AVX-512; and the tolerances on every instruction set.
+# Owns: softmax results to the bit: any number of threads, AVX2 against AVX-512; and the tolerances on every instruction
+# set.
 # Must not know: what the right results are (test_softmax_values.py).
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def results(row: Row) -> bytes:
 
 def digest(whole_gammas: bool) -> str:
     """Fingerprint of all rows; run in a subprocess for each instruction set."""
-    return hashlib.sha256(b"".join(results(row) for row in ROWS if (row.gamma in (0, 1, 2)) == whole_gammas)).hexdigest()
+    return hashlib.sha256(
+        b"".join(results(row) for row in ROWS if (row.gamma in (0, 1, 2)) == whole_gammas)
+    ).hexdigest()
 
 
 def test_large_rows_cross_chunks() -> None:

@@ -46,7 +46,9 @@ LIMITS = [
 @implementations
 @dtypes
 @pytest.mark.parametrize("logits, label, loss, gradient", LIMITS, ids=str)
-def test_infinite_and_large_logits_give_their_limits(logits: list, label: int, loss: float, gradient: list, dtype: torch.dtype, implementation: Implementation) -> None:
+def test_infinite_and_large_logits_give_their_limits(
+    logits: list, label: int, loss: float, gradient: list, dtype: torch.dtype, implementation: Implementation
+) -> None:
     x = torch.tensor([logits], dtype=dtype)
     for gamma, targets in product(GAMMAS, kinds(torch.tensor([label]), len(logits))):
         got, slope = run(implementation, x, targets, gamma=gamma)
@@ -56,21 +58,31 @@ def test_infinite_and_large_logits_give_their_limits(logits: list, label: int, l
 
 @implementations
 @dtypes
-@pytest.mark.parametrize("logits", [[INF, INF, 0.0], [-INF, -INF, -INF], [NAN, 0.0, 0.0], [0.0, 1.0, NAN], [INF, NAN, 0.0], [NAN, NAN, NAN]], ids=str)
-def test_a_row_without_a_limit_is_nan_and_no_other(logits: list, dtype: torch.dtype, implementation: Implementation) -> None:
+@pytest.mark.parametrize(
+    "logits",
+    [[INF, INF, 0.0], [-INF, -INF, -INF], [NAN, 0.0, 0.0], [0.0, 1.0, NAN], [INF, NAN, 0.0], [NAN, NAN, NAN]],
+    ids=str,
+)
+def test_a_row_without_a_limit_is_nan_and_no_other(
+    logits: list, dtype: torch.dtype, implementation: Implementation
+) -> None:
     x = torch.randn(40, 3).to(dtype)
     x[7] = x[39] = torch.tensor(logits, dtype=dtype)
     bad = (torch.arange(40) == 7) | (torch.arange(40) == 39)
     for gamma, targets in product(GAMMAS, (*kinds(torch.arange(40) % 3, 3), torch.rand(40, 3))):
         for smoothing in (0.0, 0.1) if targets.dim() == 1 else (0.0,):
             loss, gradient = run(implementation, x, targets, gamma=gamma, label_smoothing=smoothing)
-            assert torch.equal(loss.isnan(), bad) and torch.equal(gradient.isnan(), bad[:, None].expand(40, 3)), f"gamma {gamma}"
+            assert torch.equal(loss.isnan(), bad) and torch.equal(gradient.isnan(), bad[:, None].expand(40, 3)), (
+                f"gamma {gamma}"
+            )
 
 
 @implementations
 @pytest.mark.parametrize("gamma", [0.0, 1e-300, 1e-3, 0.5, 2.0, 13.0, 60.0, 1e3, 1e30, 1e300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_finite_logits_and_any_gamma_give_finite_results_that_fall_with_gamma(dtype: torch.dtype, gamma: float, implementation: Implementation) -> None:
+def test_finite_logits_and_any_gamma_give_finite_results_that_fall_with_gamma(
+    dtype: torch.dtype, gamma: float, implementation: Implementation
+) -> None:
     sides = torch.cat([torch.linspace(-300, 300, 601), torch.tensor([-1e38, 1e38, 1e-30, 17.3])])
     x = torch.stack([sides, torch.zeros_like(sides), torch.full_like(sides, -3.0)], -1).to(dtype)
     x = torch.cat([x, torch.tensor([[95.0, 0.0, -1e38]], dtype=dtype)])
@@ -82,16 +94,21 @@ def test_finite_logits_and_any_gamma_give_finite_results_that_fall_with_gamma(dt
             assert (loss <= entropy * 1.00001).all() and (loss >= 0).all()
             if gamma < 1e-30:
                 assert torch.allclose(loss, entropy, rtol=1e-5) and torch.allclose(gradient, slope, rtol=1e-5)
-        # A smoothed loss of 1e38 times gamma leaves float32's range on its way through autograd, so the reference stops at 300.
+        # A smoothed loss of 1e38 times gamma leaves float32's range on its way through autograd, so the reference stops
+        # at 300.
         near = x if implementation.name == "native" else x[x.abs().amax(-1) < 1e30]
-        smoothed, gradient = run(implementation, near, torch.full((len(near),), label), gamma=gamma, label_smoothing=0.1)
+        smoothed, gradient = run(
+            implementation, near, torch.full((len(near),), label), gamma=gamma, label_smoothing=0.1
+        )
         assert smoothed.isfinite().all() and gradient.isfinite().all()
 
 
 @implementations
 @dtypes
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_ignored_rows_give_exactly_nothing_whatever_their_logits_and_weights(reduction: str, dtype: torch.dtype, implementation: Implementation) -> None:
+def test_ignored_rows_give_exactly_nothing_whatever_their_logits_and_weights(
+    reduction: str, dtype: torch.dtype, implementation: Implementation
+) -> None:
     x, ids, weight = torch.randn(12, 5).to(dtype), torch.tensor([0, 1, 4, 1] * 3), torch.rand(12)
     ids[2:9] = -100
     clean = run(implementation, x, ids, reduction=reduction, weight=weight)
@@ -126,7 +143,8 @@ def test_a_sure_row_keeps_its_relative_accuracy(gamma: float, implementation: Im
 @implementations
 @pytest.mark.parametrize("smoothing", [0.9, 0.999, 0.99999])
 def test_what_smoothing_keeps_of_a_label_is_not_rounded(smoothing: float, implementation: Implementation) -> None:
-    """1 - s of a float32 s has few digits, and of a label far below the others it is most of the loss: 270 units of error at 0.99999."""
+    """1 - s of a float32 s has few digits, and of a label far below the others it is most of the loss: 270 units of
+    error at 0.99999."""
     x = torch.zeros(2, 1203)
     x[:, 3] = torch.tensor([-80.0, -1e6])
     ids, room = torch.tensor([3, 3]), units(implementation.name, torch.float32, "softmax")

@@ -15,17 +15,24 @@ Y = torch.randint(7, (40,), generator=torch.Generator().manual_seed(1))
 
 
 @implementations
-@pytest.mark.parametrize("logits, labels, loss", [([[1, 0], [0, 1]], [0, 1], 0.00566451), ([[1, 0, -1], [0, 1, 2]], [2, 1], 0.34956904)])
+@pytest.mark.parametrize(
+    "logits, labels, loss", [([[1, 0], [0, 1]], [0, 1], 0.00566451), ([[1, 0, -1], [0, 1, 2]], [2, 1], 0.34956904)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_mmcvs_own_test_values_come_out(logits: list, labels: list, loss: float, dtype: torch.dtype, implementation: Implementation) -> None:
+def test_mmcvs_own_test_values_come_out(
+    logits: list, labels: list, loss: float, dtype: torch.dtype, implementation: Implementation
+) -> None:
     x = torch.tensor(logits, dtype=dtype)
-    assert implementation.module.softmax_focal_loss(x, torch.tensor(labels), 0.25).item() == pytest.approx(loss, abs=1e-7)
+    assert implementation.module.softmax_focal_loss(x, torch.tensor(labels), 0.25).item() == pytest.approx(
+        loss, abs=1e-7
+    )
     dense = F.one_hot(torch.tensor(labels), x.shape[-1]).to(dtype)
     assert implementation.module.softmax_focal_loss(x, dense, 0.25).item() == pytest.approx(loss, abs=1e-7)
 
 
 def mmcv(x: Tensor, y: Tensor, gamma: float, alpha: float, weight: Tensor | None) -> Tensor:
-    """mmcv.ops.softmax_focal_loss with reduction="mean": weight[label] multiplies a row, the sum is divided by the rows."""
+    """mmcv.ops.softmax_focal_loss with reduction="mean": weight[label] multiplies a row, the sum is divided by the
+    rows."""
     p = F.softmax(x, -1).gather(1, y[:, None])[:, 0]
     scale = 1.0 if weight is None else weight[y]
     return (-alpha * (1 - p) ** gamma * p.log() * scale).sum() / len(x)
@@ -33,27 +40,42 @@ def mmcv(x: Tensor, y: Tensor, gamma: float, alpha: float, weight: Tensor | None
 
 @implementations
 @pytest.mark.parametrize("gamma, alpha", [(2.0, 0.25), (1.5, 0.9), (0.0, 1.0)])
-def test_mmcvs_formula_with_and_without_weights_of_classes(gamma: float, alpha: float, implementation: Implementation) -> None:
+def test_mmcvs_formula_with_and_without_weights_of_classes(
+    gamma: float, alpha: float, implementation: Implementation
+) -> None:
     ours = implementation.module.softmax_focal_loss(X, Y, alpha, gamma)
     assert torch.allclose(ours, mmcv(X, Y, gamma, alpha, None), rtol=1e-12)
     weight = torch.rand(7, dtype=torch.float64) * 3
-    assert torch.allclose(implementation.module.softmax_focal_loss(X, Y, alpha * weight, gamma), mmcv(X, Y, gamma, alpha, weight), rtol=1e-12)
+    assert torch.allclose(
+        implementation.module.softmax_focal_loss(X, Y, alpha * weight, gamma),
+        mmcv(X, Y, gamma, alpha, weight),
+        rtol=1e-12,
+    )
 
 
 @implementations
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("targets", ["ids", "dense"])
-def test_gamma_0_is_torchs_cross_entropy(targets: str, reduction: str, smoothing: float, implementation: Implementation) -> None:
+def test_gamma_0_is_torchs_cross_entropy(
+    targets: str, reduction: str, smoothing: float, implementation: Implementation
+) -> None:
     y = torch.where(torch.arange(40) % 5 == 0, -100, Y)
     options = {"reduction": reduction, "label_smoothing": smoothing}
     if targets == "dense":
         y, options = torch.softmax(X.flip(0), -1), {"reduction": reduction}
     ours, theirs = X.clone().requires_grad_(), X.clone().requires_grad_()
-    loss, want = implementation.module.softmax_focal_loss(ours, y, gamma=0.0, **options), F.cross_entropy(theirs, y, **options)
+    loss, want = (
+        implementation.module.softmax_focal_loss(ours, y, gamma=0.0, **options),
+        F.cross_entropy(theirs, y, **options),
+    )
     assert torch.allclose(loss, want, rtol=1e-12)
     upstream = torch.rand(loss.shape, dtype=torch.float64)
-    assert torch.allclose(*(torch.autograd.grad(v, leaf, upstream)[0] for v, leaf in ((loss, ours), (want, theirs))), rtol=1e-11, atol=1e-15)
+    assert torch.allclose(
+        *(torch.autograd.grad(v, leaf, upstream)[0] for v, leaf in ((loss, ours), (want, theirs))),
+        rtol=1e-11,
+        atol=1e-15,
+    )
 
 
 @implementations
@@ -69,18 +91,24 @@ def test_kornias_form_has_the_classes_second_and_no_average(implementation: Impl
     x, y = torch.randn(2, 5, 4, 3, dtype=torch.float64), torch.randint(5, (2, 4, 3))
     p = F.softmax(x, 1)
     kornia = (-0.5 * (1 - p) ** 2 * p.log() * F.one_hot(y, 5).movedim(-1, 1)).sum(1)
-    assert torch.allclose(implementation.module.softmax_focal_loss(x.movedim(1, -1), y, 0.5, reduction="none"), kornia, rtol=1e-12)
+    assert torch.allclose(
+        implementation.module.softmax_focal_loss(x.movedim(1, -1), y, 0.5, reduction="none"), kornia, rtol=1e-12
+    )
 
 
 @implementations
 def test_two_classes_are_the_sigmoid_loss_of_their_difference(implementation: Implementation) -> None:
     x, y = X[:, :2], Y % 2
-    sigmoid = implementation.module.sigmoid_focal_loss((x[:, 1] - x[:, 0])[:, None], y.double()[:, None], None, 2.0)[:, 0]
+    sigmoid = implementation.module.sigmoid_focal_loss((x[:, 1] - x[:, 0])[:, None], y.double()[:, None], None, 2.0)[
+        :, 0
+    ]
     assert torch.allclose(implementation.module.softmax_focal_loss(x, y, reduction="none"), sigmoid, rtol=1e-12)
 
 
 def test_the_module_is_the_function() -> None:
-    module = focal_ext.SoftmaxFocalLoss(alpha=torch.rand(7), gamma=1.5, label_smoothing=0.1, reduction="sum", normalizer="positives")
+    module = focal_ext.SoftmaxFocalLoss(
+        alpha=torch.rand(7), gamma=1.5, label_smoothing=0.1, reduction="sum", normalizer="positives"
+    )
     function = focal_ext.softmax_focal_loss(X, Y, module.alpha, 1.5, "sum", normalizer="positives", label_smoothing=0.1)
     assert torch.equal(module(X, Y), function) and "label_smoothing=0.1" in repr(module) and module.state_dict() == {}
     weight = torch.rand(40)

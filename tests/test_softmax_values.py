@@ -1,4 +1,5 @@
-# Owns: every row of the softmax table, loss and gradient, against the closed form; the closed form against 50 digits; long rows.
+# Owns: every row of the softmax table, loss and gradient, against the closed form; the closed form against 50 digits;
+# long rows.
 # Must not know: formulas.
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from softmax_table import LOSS, ROWS, Row, build
 from tolerances import EXPONENT, FLUSHED, SUBNORMAL, units
 from torch import Tensor
 
-implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda i: f"{i.module.__name__} {i.name}")
+implementations = pytest.mark.parametrize(
+    "implementation", IMPLEMENTATIONS, ids=lambda i: f"{i.module.__name__} {i.name}"
+)
 
 
 def slack(implementation: Implementation, row: Row, x: Tensor, magnitude: Tensor, reduced: bool) -> Tensor:
@@ -26,7 +29,10 @@ def slack(implementation: Implementation, row: Row, x: Tensor, magnitude: Tensor
 
 def first_off(what: str, got: Tensor, want: Tensor, off: Tensor) -> str:
     at = tuple(off.nonzero()[0].tolist())
-    return f"{int(off.sum())} of {off.numel()} {what} are off; the first at {at}: got {got[at].item()!r}, want {want[at].item()!r}"
+    return (
+        f"{int(off.sum())} of {off.numel()} {what} are off; the first at {at}: got {got[at].item()!r}, want "
+        f"{want[at].item()!r}"
+    )
 
 
 @implementations
@@ -56,7 +62,9 @@ def check_planes(row: Row, implementation: Implementation) -> None:
     moved = Call(planes(call.inputs), targets, {**call.options, "class_dim": 1}, upstream)
     loss, gradient = moved.run(implementation, LOSS)
     gradient = gradient.movedim(1, -1)
-    assert_right(row, implementation, call, loss[0] if added and loss.dim() else loss, gradient[0] if added else gradient)
+    assert_right(
+        row, implementation, call, loss[0] if added and loss.dim() else loss, gradient[0] if added else gradient
+    )
 
 
 def assert_right(row: Row, implementation: Implementation, call: Call, loss: Tensor, gradient: Tensor) -> None:
@@ -65,7 +73,9 @@ def assert_right(row: Row, implementation: Implementation, call: Call, loss: Ten
     narrow = call.inputs.dtype in (torch.bfloat16, torch.float16)
     assert gradient.dtype == call.inputs.dtype
     assert loss.dtype == (torch.float32 if narrow and row.reduction != "none" else call.inputs.dtype)
-    off = outside(loss, want.loss, slack(implementation, row, call.inputs, want.loss_magnitude, row.reduction != "none"))
+    off = outside(
+        loss, want.loss, slack(implementation, row, call.inputs, want.loss_magnitude, row.reduction != "none")
+    )
     assert not off.any(), first_off("losses", loss, want.loss, off)
     off = outside(gradient, want.gradient, slack(implementation, row, call.inputs, want.gradient_magnitude, False))
     assert not off.any(), first_off("gradients", gradient, want.gradient, off)
@@ -88,16 +98,22 @@ def test_the_closed_form_is_the_textbook_in_50_digits(gamma: float) -> None:
 @implementations
 @pytest.mark.parametrize("classes", [20_000, 100_000])
 @pytest.mark.parametrize("targets", ["ids", "smoothed", "dense"])
-def test_a_hundred_thousand_classes_keep_the_accuracy(targets: str, classes: int, implementation: Implementation) -> None:
+def test_a_hundred_thousand_classes_keep_the_accuracy(
+    targets: str, classes: int, implementation: Implementation
+) -> None:
     x = torch.randn(3, classes, generator=torch.Generator().manual_seed(1)) * 3
     ids, smoothing = torch.tensor([5, classes - 1, 70]), 0.1 if targets == "smoothed" else 0.0
     x[0, 5] = 40.0  # a row that is sure, and right
     t = torch.nn.functional.one_hot(ids, classes).double()
     if targets == "dense":
-        t = torch.rand(3, classes, generator=torch.Generator().manual_seed(2)).double() * (torch.arange(classes) % 7 == 0)
+        t = torch.rand(3, classes, generator=torch.Generator().manual_seed(2)).double() * (
+            torch.arange(classes) % 7 == 0
+        )
     want, slope, magnitude = closed(x.double(), t, t, 2.0, smoothing)
     leaf = x.clone().requires_grad_()
-    loss = implementation.module.softmax_focal_loss(leaf, t.float() if targets == "dense" else ids, reduction="none", label_smoothing=smoothing)
+    loss = implementation.module.softmax_focal_loss(
+        leaf, t.float() if targets == "dense" else ids, reduction="none", label_smoothing=smoothing
+    )
     (gradient,) = torch.autograd.grad(loss.sum(), leaf)
     room = units(implementation.name, torch.float32, "softmax sum")
     assert ((loss.double() - want).abs() <= room * want).all()

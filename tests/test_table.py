@@ -1,4 +1,5 @@
-# Owns: that large calls in half types, which look results up in a table of all 65,536 logits, give what small calls compute by the formula.
+# Owns: that large calls in half types, which look results up in a table of all 65,536 logits, give what small calls
+# compute by the formula.
 # Must not know: what the right results are (test_values.py, test_numerics.py ask small calls).
 from __future__ import annotations
 
@@ -31,10 +32,13 @@ def every_logit(dtype: torch.dtype, finite: bool = False) -> Tensor:
 
 
 def class_ids(rows: int, share: float = 0.1) -> Tensor:
-    """Background, and a share each positives and ignored, by default so many that half of the blocks of rows have too many for looking up; two ignored rows follow each other, two positives, and the last is a positive."""
+    """Background, and a share each positives and ignored, by default so many that half of the blocks of rows have too
+    many for looking up; two ignored rows follow each other, two positives, and the last is a positive."""
     rng = torch.Generator().manual_seed(1)
     draw = torch.rand(rows, generator=rng)
-    ids = torch.where(draw < share, torch.randint(0, CLASSES, (rows,), generator=rng), -1).masked_fill(draw > 1 - share, -2)
+    ids = torch.where(draw < share, torch.randint(0, CLASSES, (rows,), generator=rng), -1).masked_fill(
+        draw > 1 - share, -2
+    )
     ids[100:102], ids[200:202], ids[-1] = -2, 3, CLASSES - 1
     return ids
 
@@ -104,7 +108,10 @@ def test_dense_targets_are_looked_up_where_they_are_zero(dtype: torch.dtype) -> 
     t = torch.zeros_like(x)
     t[:: ROWS // 7, 2], t[5000:5003] = 0.3, 1.0
     whole = results(MEMBERS["sigmoid focal"], x, t, reduction="sum", normalizer=3.0)[1]
-    parts = [results(MEMBERS["sigmoid focal"], a, b, reduction="sum", normalizer=3.0)[1] for a, b in zip(x.split(2**14), t.split(2**14))]
+    parts = [
+        results(MEMBERS["sigmoid focal"], a, b, reduction="sum", normalizer=3.0)[1]
+        for a, b in zip(x.split(2**14), t.split(2**14))
+    ]
     assert bits(whole) == bits(torch.cat(parts))
 
 
@@ -113,7 +120,9 @@ def test_the_logits_may_be_overwritten(dtype: torch.dtype) -> None:
     x, ids = every_logit(dtype), class_ids(ROWS)
     _, want = results(MEMBERS["sigmoid focal"], x, ids, reduction="sum")
     target = x.clone().requires_grad_().clone()
-    (overwritten,) = torch.autograd.grad(focal_ext.sigmoid_focal_loss(target, ids, reduction="sum", overwrite_inputs=True), target)
+    (overwritten,) = torch.autograd.grad(
+        focal_ext.sigmoid_focal_loss(target, ids, reduction="sum", overwrite_inputs=True), target
+    )
     assert bits(overwritten) == bits(want) and overwritten.data_ptr() == target.data_ptr()
 
 
@@ -129,14 +138,24 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, dtype: torch.dt
 
 
 @every_half
-@pytest.mark.parametrize("share", [0.1, 0.005], ids=["by the formula", "looked up"])  # of a strip of 512 positions 51 or 3 are ignored
+@pytest.mark.parametrize(
+    "share", [0.1, 0.005], ids=["by the formula", "looked up"]
+)  # of a strip of 512 positions 51 or 3 are ignored
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_a_pyramid_looks_up_as_rows_do(layout: torch.memory_format, share: float, dtype: torch.dtype) -> None:
     anchors, sizes = 4, ((96, 97), (48, 49))
     rng = torch.Generator().manual_seed(3)
-    levels = [(torch.randn(2, anchors * CLASSES, *size, generator=rng) * 4 - 2).to(dtype).contiguous(memory_format=layout).requires_grad_() for size in sizes]
+    levels = [
+        (torch.randn(2, anchors * CLASSES, *size, generator=rng) * 4 - 2)
+        .to(dtype)
+        .contiguous(memory_format=layout)
+        .requires_grad_()
+        for size in sizes
+    ]
     assert sum(level.numel() for level in levels) > ABOVE
-    rows = torch.cat([level.unflatten(1, (anchors, CLASSES)).permute(0, 3, 4, 1, 2).reshape(2, -1, CLASSES) for level in levels], 1)
+    rows = torch.cat(
+        [level.unflatten(1, (anchors, CLASSES)).permute(0, 3, 4, 1, 2).reshape(2, -1, CLASSES) for level in levels], 1
+    )
     ids = class_ids(rows.shape[0] * rows.shape[1], share).view(rows.shape[:-1])
     total = focal_ext.pyramid.sigmoid_focal_loss(levels, ids, num_classes=CLASSES, normalizer="positives")
     want = focal_ext.sigmoid_focal_loss(rows, ids, reduction="sum", normalizer="positives")
@@ -147,7 +166,11 @@ def test_a_pyramid_looks_up_as_rows_do(layout: torch.memory_format, share: float
 
 def digest() -> str:
     """A fingerprint of gradient and sum, run in a subprocess for each instruction set."""
-    found = [results(MEMBERS[name], every_logit(dtype, finite=True), class_ids(ROWS), reduction="sum") for name in ("sigmoid focal", "quality focal") for dtype in HALVES]
+    found = [
+        results(MEMBERS[name], every_logit(dtype, finite=True), class_ids(ROWS), reduction="sum")
+        for name in ("sigmoid focal", "quality focal")
+        for dtype in HALVES
+    ]
     return hashlib.sha256(b"".join(bits(part) for pair in found for part in pair)).hexdigest()
 
 

@@ -50,7 +50,9 @@ def torch_threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(1)
 
 
-def test_calls_from_the_users_threads_at_once_give_what_each_gives_alone(expected: list[tuple[Tensor, Tensor]], torch_threads: int) -> None:
+def test_calls_from_the_users_threads_at_once_give_what_each_gives_alone(
+    expected: list[tuple[Tensor, Tensor]], torch_threads: int
+) -> None:
     start, wrong = threading.Barrier(CALLS), []
 
     def work(kind: int) -> None:
@@ -100,7 +102,13 @@ class Losses(Dataset):
 def test_workers_of_a_data_loader_compute_losses(method: str, expected: list[tuple[Tensor, Tensor]]) -> None:
     torch.set_num_threads(3)
     assert same(call(0), expected[0])  # the process that is forked has used its threads, which its children do not have
-    loader = DataLoader(Losses(), batch_size=None, num_workers=2, multiprocessing_context=multiprocessing.get_context(method), timeout=120)
+    loader = DataLoader(
+        Losses(),
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context=multiprocessing.get_context(method),
+        timeout=120,
+    )
     got = {index: (loss, gradient) for index, loss, gradient in loader}
     torch.set_num_threads(1)
     assert sorted(got) == list(range(2 * CALLS))

@@ -1,4 +1,5 @@
-# Owns: what records a call with example tensors: make_fx in all modes, torch.jit.trace, saved and loaded again, torch.onnx.export.
+# Owns: what records a call with example tensors: make_fx in all modes, torch.jit.trace, saved and loaded again,
+# torch.onnx.export.
 # Must not know: values (test_values.py); torch.compile and torch.export, which have files of their own.
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def batch(rows: int, dense: bool = False) -> tuple[Tensor, Tensor]:
     return randn(rows, 5), torch.rand(rows, 5, dtype=torch.float64) if dense else ids
 
 
-# ---- make_fx ------------------------------------------------------------------------------------------------------------------------
+# ---- make_fx ---------------------------------------------------------------------------------------------
 
 
 # A loss meets every mode, reduction and kind of targets; how a graph is recorded is the same for all losses.
@@ -55,7 +56,9 @@ def test_make_fx_records_a_loss_that_gives_the_eager_numbers(loss: str, reductio
         torch.testing.assert_close(graph(*given), function(*given), **CLOSE)
 
 
-@pytest.mark.parametrize("mode, reduction", [("real", "none"), ("real", "sum"), ("real", "mean"), ("fake", "positives"), ("symbolic", "sum")])
+@pytest.mark.parametrize(
+    "mode, reduction", [("real", "none"), ("real", "sum"), ("real", "mean"), ("fake", "positives"), ("symbolic", "sum")]
+)
 @every_row_loss
 def test_make_fx_records_the_gradient_with_an_upstream_factor(loss_of: Member, reduction: str, mode: str) -> None:
     def function(x: Tensor, targets: Tensor, factor: Tensor) -> Tensor:
@@ -83,7 +86,7 @@ def test_make_fx_records_a_pyramid(mode: str) -> None:
         torch.testing.assert_close(got, want, **CLOSE)
 
 
-# ---- torch.jit.trace ----------------------------------------------------------------------------------------------------------------
+# ---- torch.jit.trace -------------------------------------------------------------------------------------
 
 
 class Network(nn.Module):
@@ -98,7 +101,8 @@ class Network(nn.Module):
 
 
 def traced(network: nn.Module, *example: Any) -> list[torch.jit.ScriptModule]:
-    """The traced network and the same after saving and loading. No size that Python looked at may be baked in with a warning."""
+    """The traced network and the same after saving and loading. No size that Python looked at may be baked in with a
+    warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
@@ -120,8 +124,15 @@ def same_loss_and_gradients(network: nn.Module, graphs: list[torch.jit.ScriptMod
             torch.testing.assert_close(g, w, **CLOSE)
 
 
-@pairwise(lambda row: not (row["dense"] and row["reduction"] == "positives"), loss=LOSSES, reduction=REDUCTIONS, dense=(False, True))  # 'positives' counts class ids
-def test_a_traced_network_with_its_loss_gives_the_eager_numbers_for_any_number_of_rows(loss: str, reduction: str, dense: bool) -> None:
+@pairwise(
+    lambda row: not (row["dense"] and row["reduction"] == "positives"),
+    loss=LOSSES,
+    reduction=REDUCTIONS,
+    dense=(False, True),
+)  # 'positives' counts class ids
+def test_a_traced_network_with_its_loss_gives_the_eager_numbers_for_any_number_of_rows(
+    loss: str, reduction: str, dense: bool
+) -> None:
     network = Network(lambda x, t: LOSSES[loss](x, t, **options(reduction)))
 
     def given(rows: int) -> tuple[Tensor, Tensor]:
@@ -179,7 +190,7 @@ def test_a_bad_class_id_makes_a_traced_loss_nan(loss_of: Member) -> None:
     assert graph(randn(3, 8), torch.tensor([0, 1, 9])).isnan()
 
 
-# ---- torch.onnx.export --------------------------------------------------------------------------------------------------------------
+# ---- torch.onnx.export -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dynamo", [False, True], ids=["by tracing", "by torch.export"])

@@ -17,14 +17,20 @@ implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids
 X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 V = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 SCORES = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-IDS, DENSE = torch.tensor([0, -1, 3, -2, 4, 2]), torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+IDS, DENSE = (
+    torch.tensor([0, -1, 3, -2, 4, 2]),
+    torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2)),
+)
 OPTIONS = {
     "ids sum": (IDS, {"reduction": "sum"}),
     "ids mean": (IDS, {"reduction": "mean"}),
     "ids positives": (IDS, {"reduction": "sum", "normalizer": "positives"}),
     "pairs": ((IDS, SCORES), {"reduction": "sum", "modulator_gradient": False}),
     "dense": (DENSE, {"reduction": "mean", "gamma": 1.5}),
-    "weighted": (IDS, {"reduction": "sum", "gamma": 0.5, "weight": torch.rand(6, 1).double(), "alpha": [0.1, 0.5, 0.25, 0.9]}),
+    "weighted": (
+        IDS,
+        {"reduction": "sum", "gamma": 0.5, "weight": torch.rand(6, 1).double(), "alpha": [0.1, 0.5, 0.25, 0.9]},
+    ),
 }
 LOSS_OF = dict.fromkeys(OPTIONS, "sigmoid_focal_loss")
 for name, member in MEMBERS.items():
@@ -172,7 +178,12 @@ def test_ops_refuse_what_would_corrupt_memory() -> None:
     short, wrong = torch.tensor([0, 1]), torch.zeros(3)
     call = Call(*call)
     wrongs = [call._replace(**{name: wrong}) for name in ("scores", "weight", "alpha", "normalizer")]
-    for bad in ((x, *call._replace(targets=short)), *((x, *c) for c in wrongs), (x, *call._replace(loss=99)), (x.int(), *call)):
+    for bad in (
+        (x, *call._replace(targets=short)),
+        *((x, *c) for c in wrongs),
+        (x, *call._replace(loss=99)),
+        (x.int(), *call),
+    ):
         with pytest.raises(RuntimeError):
             ops.loss(*bad)
     with pytest.raises(RuntimeError):
@@ -185,5 +196,12 @@ def test_ops_refuse_what_would_corrupt_memory() -> None:
 def test_logits_left_from_a_finished_transform_keep_their_gradient() -> None:
     factor, left = torch.rand(6, 4, requires_grad=True), []
     torch.func.grad(lambda x: left.append(x * factor) or x.sum())(torch.randn(6, 4))
-    gradients = [torch.autograd.grad(module.sigmoid_focal_loss(left[0], torch.tensor([0, 3, -1, 2, 4, 1]), reduction="sum"), factor, retain_graph=True)[0] for module in (PUBLIC.module, PUBLIC.module.reference)]
+    gradients = [
+        torch.autograd.grad(
+            module.sigmoid_focal_loss(left[0], torch.tensor([0, 3, -1, 2, 4, 1]), reduction="sum"),
+            factor,
+            retain_graph=True,
+        )[0]
+        for module in (PUBLIC.module, PUBLIC.module.reference)
+    ]
     assert torch.allclose(*gradients, rtol=1e-5)

@@ -19,9 +19,19 @@ from examples.retinanet import logbook
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("two_trainers")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": "1",
+    }
     program = [str(Path(__file__).with_name("two_trainers.py")), str(made)]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return made
 
@@ -49,4 +59,7 @@ def test_a_checkpoint_holds_the_crops_of_every_process(found: list[dict[str, Any
 
 def test_the_first_process_speaks_for_all(folder: Path, found: list[dict[str, Any]]) -> None:
     assert [mine["spoke"] for mine in found] == [True, False]
-    assert len(logbook.read(folder / "run" / "metrics.csv")) == 4 and len(torch.load(folder / "run" / "last.pt", weights_only=True)["generators"]) == 2
+    assert (
+        len(logbook.read(folder / "run" / "metrics.csv")) == 4
+        and len(torch.load(folder / "run" / "last.pt", weights_only=True)["generators"]) == 2
+    )

@@ -1,5 +1,5 @@
-# Owns what docs/walkthrough.md promises of its command: resumed is uninterrupted, each option does what it says, files are whole.
-# Must not need a network, a display or the real photographs.
+# Owns what docs/walkthrough.md promises of its command: resumed is uninterrupted, each option does what it says, files
+# are whole. Must not need a network, a display or the real photographs.
 
 import math
 import sys
@@ -8,6 +8,7 @@ import types
 import numpy
 import pytest
 import torch
+
 pytest.importorskip("tqdm")
 pytest.importorskip("faster_coco_eval")
 from drawn import NONE, scene
@@ -25,7 +26,9 @@ TINY = "--epochs 3 --epoch-steps 2 --batch-size 2 --crop-size 64 --evaluate-ever
 
 @pytest.fixture(autouse=True)
 def one_data_set(monkeypatch):
-    monkeypatch.setitem(datasets.LOADERS, "nuclei", lambda cache: datasets.Dataset("nuclei", [scene(0), scene(1)], [scene(2)]))
+    monkeypatch.setitem(
+        datasets.LOADERS, "nuclei", lambda cache: datasets.Dataset("nuclei", [scene(0), scene(1)], [scene(2)])
+    )
 
 
 def run(folder, options=TINY):
@@ -33,6 +36,7 @@ def run(folder, options=TINY):
 
 
 # The command
+
 
 class Interruption(Exception):
     pass
@@ -80,7 +84,10 @@ def test_the_metrics_have_a_row_per_step_and_figures_where_the_network_was_evalu
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [bool(row["ap50"]) for row in rows] == [False] * 3 + [True, False, True]
     assert float(rows[-1]["recall"]) == result["recall"]
-    assert all(float(row["loss"]) == pytest.approx(float(row["classification"]) + float(row["boxes"]), rel=1e-6) for row in rows)
+    assert all(
+        float(row["loss"]) == pytest.approx(float(row["classification"]) + float(row["boxes"]), rel=1e-6)
+        for row in rows
+    )
 
 
 def test_a_finished_training_can_be_lengthened_but_not_turned_into_another(tmp_path):
@@ -121,10 +128,13 @@ def test_group_norm_hides_the_contrast_of_an_image_and_batch_norm_shows_it():
     image = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     for norm, factor in (("group", 1), ("batch", 3)):
         stem = Session(Settings(norm=norm), datasets.load("nuclei", None)).model.eval().stem
-        torch.testing.assert_close(stem(3 * image), factor * stem(image), rtol=1e-3, atol=1e-4)  # eps of the variance: 1e-5
+        torch.testing.assert_close(
+            stem(3 * image), factor * stem(image), rtol=1e-3, atol=1e-4
+        )  # eps of the variance: 1e-5
 
 
 # Losses by name
+
 
 def hard_case():
     generator = torch.Generator().manual_seed(0)
@@ -159,6 +169,7 @@ def test_mining_keeps_the_three_hardest_negatives_per_positive_of_each_image_and
 
 # Schedules, crops, data
 
+
 def test_learning_rates_follow_their_curves():
     def curve(**options):
         settings = Settings(epochs=4, epoch_steps=10, restart_epochs=2, **options)
@@ -189,7 +200,9 @@ def test_boxes_stay_on_their_pixels_however_a_crop_is_drawn(how):
         for box in [*crop.boxes, *crop.ignored]:
             rows, columns = numpy.nonzero(crop.image[0].numpy() > 0.5)
             inside = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-            assert box.tolist() == pytest.approx(inside, abs=0.0 if "scale" not in how else 1.0)  # an edge between pixels is blurred
+            assert box.tolist() == pytest.approx(
+                inside, abs=0.0 if "scale" not in how else 1.0
+            )  # an edge between pixels is blurred
             seen += 1
     assert seen > 10
 
@@ -209,8 +222,10 @@ def test_crops_none_come_from_a_fixed_grid_scaled_ones_show_objects_larger_and_s
 
 def test_a_scene_is_drawn_as_often_as_its_area():
     generator = torch.Generator().manual_seed(0)
-    small, large = (Scene(torch.full((1, 64, width), value), NONE, torch.zeros(0, dtype=torch.int64), NONE)
-                    for width, value in ((64, 0.0), (192, 1.0)))
+    small, large = (
+        Scene(torch.full((1, 64, width), value), NONE, torch.zeros(0, dtype=torch.int64), NONE)
+        for width, value in ((64, 0.0), (192, 1.0))
+    )
     share = sum(float(augment.draw([small, large], 64, ("crop",), generator).image[0, 0, 0]) for _ in range(400)) / 400
     assert abs(share - 0.75) < 0.1  # four and a half standard deviations of 400 draws
 
@@ -225,18 +240,26 @@ def test_an_annotation_gives_its_boxes_and_a_wheel_of_other_bytes_is_refused(tmp
 
 
 def test_the_hold_out_alone_does_not_set_the_grey_values_and_tiles_lose_no_object():
-    train, brighter = scene(0, channels=3), Scene(scene(1, channels=3).image * 9, *[getattr(scene(1), n) for n in ("boxes", "labels", "ignored")])
+    train, brighter = (
+        scene(0, channels=3),
+        Scene(scene(1, channels=3).image * 9, *[getattr(scene(1), n) for n in ("boxes", "labels", "ignored")]),
+    )
     (first,), (other,) = datasets.normalised([train], [brighter])
     torch.testing.assert_close(first.image.mean((1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
     assert float(other.image.mean()) > 5
     tiles = datasets.tiles(scene(0), 50)
-    assert sum(len(tile.boxes) for tile in tiles) == 12 and [tile.image.shape[-1] for tile in tiles[:4]] == [50, 50, 50, 10]
+    assert sum(len(tile.boxes) for tile in tiles) == 12 and [tile.image.shape[-1] for tile in tiles[:4]] == [
+        50,
+        50,
+        50,
+        10,
+    ]
 
 
 def test_composed_digits_lie_where_their_boxes_say_and_come_as_often_as_asked():
     ink = torch.zeros(10, digits.SIDE, digits.SIDE)
     for label in range(10):
-        ink[label, 5:20 + label, 8:30] = 0.9
+        ink[label, 5 : 20 + label, 8:30] = 0.9
     frequency = torch.tensor([4.0, 1, 0, 0, 0, 0, 0, 0, 0, 0])
     result = digits.compose(torch.zeros(600, 600), ink, torch.arange(10), frequency, torch.Generator().manual_seed(0))
     for box, label in zip(result.boxes.int().tolist(), result.labels.tolist()):
@@ -244,5 +267,9 @@ def test_composed_digits_lie_where_their_boxes_say_and_come_as_often_as_asked():
         assert (right - left, bottom - top) == (22, 15 + label)
         assert (result.image[0, top:bottom, left:right] == 0.9).all()
     total, rare = len(result.labels), int((result.labels == 1).sum())
-    assert result.labels.max() == 1 and float(result.image.sum()) == pytest.approx(0.9 * 22 * (15 * total + rare), rel=1e-5)
-    assert 60 < total < 110 and 6 < rare < 34  # of 121 cells .7 are filled, a fifth by the rare class; limits at 4 deviations
+    assert result.labels.max() == 1 and float(result.image.sum()) == pytest.approx(
+        0.9 * 22 * (15 * total + rare), rel=1e-5
+    )
+    assert (
+        60 < total < 110 and 6 < rare < 34
+    )  # of 121 cells .7 are filled, a fifth by the rare class; limits at 4 deviations

@@ -51,7 +51,9 @@ def test_the_sigmoid_of_the_scores_is_the_softmax():
 
 
 def test_a_softmax_network_starts_at_the_prior_and_trains():
-    session = Session(Settings(loss="softmax", prior=0.05, crop_size=64, batch_size=2, depth=1, epochs=1), several_classes())
+    session = Session(
+        Settings(loss="softmax", prior=0.05, crop_size=64, batch_size=2, depth=1, epochs=1), several_classes()
+    )
     bias = session.model.classify[-1].bias.reshape(9, CLASSES + 1)
     torch.testing.assert_close(bias.softmax(-1)[:, :-1].sum(-1), torch.full((9,), 0.05))
     rows = [session.step() for _ in range(6)]

@@ -77,7 +77,12 @@ def sharded_classes(rank: int) -> dict[str, Tensor]:
 
 PLACEMENTS = {"replicated": Replicate(), "rows": Shard(0), "classes": Shard(1)}
 # Reductions of DTensors, and whether the targets are dense.
-REDUCTIONS = {"none": {"reduction": "none"}, "mean": {"reduction": "mean"}, "positives": {"reduction": "sum", "normalizer": "positives"}, "dense": {"reduction": "mean"}}
+REDUCTIONS = {
+    "none": {"reduction": "none"},
+    "mean": {"reduction": "mean"},
+    "positives": {"reduction": "sum", "normalizer": "positives"},
+    "dense": {"reduction": "mean"},
+}
 
 
 def rows_of(loss: str, reduction: str) -> tuple[Tensor, Any]:
@@ -136,13 +141,20 @@ def main(rank: int, store: str, result: str) -> None:
         "local": {name: data_parallel(name, rank, lambda labels: "positives") for name in BATCHES},
         "step": {name: sharded_parameters(name, rank) for name in BATCHES},
         "classes": sharded_classes(rank),
-        "DTensors": {(loss, r, p): of_dtensors(loss, r, p) for loss in LOSSES for r in REDUCTIONS for p in PLACEMENTS if is_offered(loss, p)},
+        "DTensors": {
+            (loss, r, p): of_dtensors(loss, r, p)
+            for loss in LOSSES
+            for r in REDUCTIONS
+            for p in PLACEMENTS
+            if is_offered(loss, p)
+        },
         "refusals": refusals(),
         "mean": {name: shared(batch(name, rank)[1]) for name in BATCHES},
         "own group": focal_ext.distributed.mean_positives(batch("unequal", rank)[1], CLASSES, own),
     }
     torch.save(found, result)
-    # A group that is left to the interpreter's exit tears down its threads and sockets in any order, beside the other process's: end it here.
+    # A group that is left to the interpreter's exit tears down its threads and sockets in any order, beside the other
+    # process's: end it here.
     dist.destroy_process_group()
 
 

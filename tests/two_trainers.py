@@ -35,19 +35,47 @@ def main(folder: Path) -> None:
         batch = session.batch()
         shared = gradients(session, sum(session.losses(batch)))
         logits, code = session.network(batch.images)
-        local = gradients(session, session.criterion(logits, batch.targets) + box_loss(code, session.anchors, batch.truth, batch.targets))
+        local = gradients(
+            session,
+            session.criterion(logits, batch.targets) + box_loss(code, session.anchors, batch.truth, batch.targets),
+        )
         every = processes.gathered(batch)
         both = Batch(*(torch.cat([getattr(b, name) for b in every]) for name in ("images", "targets", "truth")))
         logits, code = session.model(both.images)
-        union = gradients(session, session.criterion(logits, both.targets) + box_loss(code, session.anchors, both.truth, both.targets))
+        union = gradients(
+            session, session.criterion(logits, both.targets) + box_loss(code, session.anchors, both.truth, both.targets)
+        )
         session.save(folder / "one.pt")
         following = processes.gathered(session.batch().images)
         processes.gathered(None)  # the file is there
         resumed = Session(TINY, dataset)
         resumed.load(torch.load(folder / "one.pt", weights_only=True))
         again = processes.gathered(resumed.batch().images)
-        result = command.main(["--epochs", "2", "--epoch-steps", "2", "--batch-size", "2", "--crop-size", "64", "--depth", "1", "--out", str(folder / "run")])
-    found = {"shared": shared, "local": local, "union": union, "positives": [int((b.targets >= 0).sum()) for b in every], "following": following, "again": again, "spoke": result is not None}
+        result = command.main(
+            [
+                "--epochs",
+                "2",
+                "--epoch-steps",
+                "2",
+                "--batch-size",
+                "2",
+                "--crop-size",
+                "64",
+                "--depth",
+                "1",
+                "--out",
+                str(folder / "run"),
+            ]
+        )
+    found = {
+        "shared": shared,
+        "local": local,
+        "union": union,
+        "positives": [int((b.targets >= 0).sum()) for b in every],
+        "following": following,
+        "again": again,
+        "spoke": result is not None,
+    }
     torch.save(found, folder / (os.environ["RANK"] + ".pt"))
 
 

@@ -1,9 +1,10 @@
-# Owns: the list of CUDA architectures: the forms and names of TORCH_CUDA_ARCH_LIST, as torch extensions take them, and what
-# an nvcc knows of them.
+# Owns: the list of CUDA architectures: the forms and names of TORCH_CUDA_ARCH_LIST, as torch extensions take them, and
+# what an nvcc knows of them.
 # Must not know: where nvcc is, what devices there are.
 
 # Images run on devices of the same major version with an equal or higher minor one, and no Tegra chip shares them with
-# others; code of "+PTX" is compiled by the driver for every later device. So 80 serves 8.6 and 8.9, 100 serves 10.3, its PTX
+# others; code of "+PTX" is compiled by the driver for every later device. So 80 serves 8.6 and 8.9, 100 serves 10.3,
+# its PTX
 # 11.0 and what comes, 120 serves 12.1. Orin, 8.7, is a Tegra chip: an image of its own, where the processor can be an Orin's.
 function(default_architectures out processor)
   set(orin)

@@ -49,8 +49,8 @@ function(ask_nvcc nvcc version_out known_out reason_out)
   set(${known_out} "${known}" PARENT_SCOPE)
 endfunction()
 
-# Compiles and links devices.cu as `program`, with the host compiler that is named, else with nvcc's own, else with that of
-# the C++ part. CMake's check_language tells no more of a failure than that there is no compiler.
+# Compiles and links devices.cu as `program`, with the host compiler that is named, else with nvcc's own, else with that
+# of the C++ part. CMake's check_language tells no more of a failure than that there is no compiler.
 function(try_nvcc nvcc version program host_out reason_out)
   set(named "${CMAKE_CUDA_HOST_COMPILER}")
   if(NOT named)
@@ -160,8 +160,8 @@ function(flags_of_nvcc out version architectures)
   set(${out} "${flags}" PARENT_SCOPE)
 endfunction()
 
-# Sets with_cuda and, if it is ON, cuda_version, cuda_architectures, cuda_flags and CMake's CUDA compiler and host compiler;
-# else reason_no_cuda.
+# Sets with_cuda and, if it is ON, cuda_version, cuda_architectures, cuda_flags and CMake's CUDA compiler and host
+# compiler; else reason_no_cuda.
 function(choose_cuda wanted listed)
   if(NOT wanted MATCHES "^(AUTO|ON|OFF)$")
     message(FATAL_ERROR "FOCAL_EXT_CUDA must be AUTO, ON or OFF, got '${wanted}'")

@@ -1,5 +1,5 @@
-// Owns: the trial of an nvcc: it compiles and links if nvcc, its host compiler and its runtime library fit together. Run, it prints the
-// compute capability of each visible device, "9.0", one a line.
+// Owns: the trial of an nvcc: it compiles and links if nvcc, its host compiler and its runtime library fit together.
+// Run, it prints the compute capability of each visible device, "9.0", one a line.
 // Must not know: anything of focal_ext.
 #include <cuda_runtime.h>
 #include <stdint.h>

@@ -1,4 +1,5 @@
-// Owns: a block of elements in float or double: how it is read from memory and written back, its special elements, its sum.
+// Owns: a block of elements in float or double: how it is read from memory and written back, its special elements, its
+// sum.
 // Must not know: losses, rows, planes. Compiled once per instruction set, inside its namespace.
 #pragma once
 #include "storage.h"
@@ -14,8 +15,10 @@ namespace {
 
 constexpr int64_t kBlock = 512;  // a few buffers of it stay in the first-level cache
 constexpr int64_t kAhead = 12;   // blocks between a prefetch and its use
-constexpr int64_t kLanes = 64;   // partial sums per block, the same at every vector width; fewer would wait for each other
-constexpr int64_t kStep = 32;    // formulas run over whole steps of padded blocks: no loop has a remainder, which halves the library
+// partial sums per block, the same at every vector width; fewer would wait for each other
+constexpr int64_t kLanes = 64;
+// formulas run over whole steps of padded blocks: no loop has a remainder, which halves the library
+constexpr int64_t kStep = 32;
 
 constexpr int64_t whole_steps(int64_t n) { return (n + kStep - 1) / kStep * kStep; }
 
@@ -32,7 +35,8 @@ struct Block {
   }
 };
 
-// What replaces elements of a block that is computed as if all were negatives: positives, and ranges of ignored (0) or bad (NaN) ones.
+// What replaces elements of a block that is computed as if all were negatives: positives, and ranges of ignored (0) or
+// bad (NaN) ones.
 template <class acc_t>
 struct Specials {
   Block<acc_t> positives;
@@ -46,8 +50,8 @@ struct Specials {
   }
 };
 
-// Formulas see blocks of float or double only: half types are widened and rounded here, a block at a time, which costs less than
-// the instructions that packing them inside the formula's loop would, and instantiates no loss twice.
+// Formulas see blocks of float or double only: half types are widened and rounded here, a block at a time, which costs
+// less than the instructions that packing them inside the formula's loop would, and instantiates no loss twice.
 template <class acc_t, class scalar_t>
 void widen(const scalar_t* from, int64_t n, acc_t* to) {
 #pragma omp simd
@@ -72,7 +76,8 @@ inline void narrow(const float* from, int64_t n, BFloat16* to) {
 }
 
 #ifdef __AVX512BW__
-// The same by the processor's own instruction: 6 % of loss and gradient. It takes subnormal numbers for 0: steps that have one go the other way.
+// The same by the processor's own instruction: 6 % of loss and gradient. It takes subnormal numbers for 0: steps that
+// have one go the other way.
 __attribute__((target("avx512bf16"))) inline void narrow_natively(const float* from, int64_t n, BFloat16* to) {
   constexpr int kSubnormal = 0x20;
   int64_t i = 0;
@@ -80,7 +85,8 @@ __attribute__((target("avx512bf16"))) inline void narrow_natively(const float* f
     const __m512 low = _mm512_loadu_ps(from + i), high = _mm512_loadu_ps(from + i + 16);
     const __m512i halves = __m512i(_mm512_cvtne2ps_pbh(high, low));
     const bool has_zero = _mm512_testn_epi16_mask(halves, _mm512_set1_epi16(0x7fff));
-    if (has_zero && (_mm512_fpclass_ps_mask(low, kSubnormal) | _mm512_fpclass_ps_mask(high, kSubnormal))) narrow(from + i, 32, to + i);
+    if (has_zero && (_mm512_fpclass_ps_mask(low, kSubnormal) | _mm512_fpclass_ps_mask(high, kSubnormal)))
+      narrow(from + i, 32, to + i);
     else _mm512_storeu_si512(to + i, halves);
   }
   narrow(from + i, n - i, to + i);
@@ -97,8 +103,8 @@ const acc_t* load_block(const void* tensor, Scalar scalar, int64_t begin, int64_
   return buffer;
 }
 
-// Whether the processor's own prefetching stops at the end of a page: asking saves an Intel Xeon 10 % (fp32) to 20 % (bf16) from memory and costs an
-// AMD EPYC (Zen 4) 5 to 16 %.
+// Whether the processor's own prefetching stops at the end of a page: asking saves an Intel Xeon 10 % (fp32) to 20 %
+// (bf16) from memory and costs an AMD EPYC (Zen 4) 5 to 16 %.
 inline bool pays_to_prefetch() {
 #if defined(__x86_64__)
   return __builtin_cpu_is("intel");
@@ -118,7 +124,8 @@ template <class acc_t>
 void store_block(const acc_t* values, int64_t n, void* tensor, Scalar scalar, int64_t begin) {
 #ifdef __AVX512BW__
   if constexpr (sizeof(acc_t) == sizeof(float))
-    if (scalar == Scalar::bf16 && __builtin_cpu_supports("avx512bf16")) return narrow_natively(values, n, static_cast<BFloat16*>(tensor) + begin);
+    if (scalar == Scalar::bf16 && __builtin_cpu_supports("avx512bf16"))
+      return narrow_natively(values, n, static_cast<BFloat16*>(tensor) + begin);
 #endif
   if (scalar == Scalar::bf16) narrow(values, n, static_cast<BFloat16*>(tensor) + begin);
   else if (scalar == Scalar::f16) narrow(values, n, static_cast<Float16*>(tensor) + begin);

@@ -46,7 +46,8 @@ class Elements {
   // Negatives with one factor for all: the hot path, and nearly every element of a detector. Returns the sum of losses.
   FOCAL_EXT_ONE_COPY double uniform(const acc_t* x, int64_t begin, int64_t n, Specials<acc_t>* specials) const {
     const bool within = within_limit<Math>::is_cheaper && is_within_limit(x, begin, n);
-    return emit(begin, n, [&](acc_t* values, acc_t* gradient) { compute_uniform(x, n, within, values, gradient); }, acc_t(p_.alpha_negative), specials);
+    return emit(begin, n, [&](acc_t* values, acc_t* gradient) { compute_uniform(x, n, within, values, gradient); },
+        acc_t(p_.alpha_negative), specials);
   }
 
   // Negatives with factors of their own.
@@ -55,7 +56,8 @@ class Elements {
       const Both term = loss.template negative<Math>(b.x[i]);
       return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
     };
-    return emit(begin, n, [&](acc_t* values, acc_t* gradient) { compute(n, term, values, gradient); }, acc_t(1), specials);
+    return emit(
+        begin, n, [&](acc_t* values, acc_t* gradient) { compute(n, term, values, gradient); }, acc_t(1), specials);
   }
 
   FOCAL_EXT_ONE_COPY double dense(const Block<acc_t>& b, int64_t begin, int64_t n) const {
@@ -63,7 +65,8 @@ class Elements {
       const Both term = loss.template dense<Math>(b.x[i], b.t[i]);
       return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
     };
-    return emit(begin, n, [&](acc_t* values, acc_t* gradient) { compute(n, term, values, gradient); }, acc_t(1), nullptr);
+    return emit(
+        begin, n, [&](acc_t* values, acc_t* gradient) { compute(n, term, values, gradient); }, acc_t(1), nullptr);
   }
 
   // Writes the positives of a block whose other elements are looked up. Returns the sum of all.
@@ -107,7 +110,8 @@ class Elements {
   }
 
   // Negatives with one factor for all; the losses without it.
-  FOCAL_EXT_ONE_COPY void compute_uniform(const acc_t* x, int64_t n, bool within, acc_t* values, acc_t* gradient) const {
+  FOCAL_EXT_ONE_COPY void compute_uniform(
+      const acc_t* x, int64_t n, bool within, acc_t* values, acc_t* gradient) const {
     const acc_t factor = acc_t(p_.alpha_negative * scale_);
     const auto with = [&]<class AnyMath>(AnyMath) {
       // By value: behind a pointer the compiler would have to reload them after every store.
@@ -120,7 +124,8 @@ class Elements {
     else with(Math());
   }
 
-  // Lets `terms` fill in n elements, puts the specials in their places, and writes what is wanted. The losses' common factor is left to their sum.
+  // Lets `terms` fill in n elements, puts the specials in their places, and writes what is wanted. The losses' common
+  // factor is left to their sum.
   template <class Terms>
   FOCAL_EXT_INLINE double emit(int64_t begin, int64_t n, Terms&& terms, acc_t factor, Specials<acc_t>* specials) const {
     alignas(64) acc_t values[kBlock], buffer[kBlock];  // whole lines of the cache: 1.5 % of bf16

@@ -1,5 +1,6 @@
 // Owns: what the loss and the derivative of one element are multiplied by: alpha, weight, the upstream gradient.
-// Must not know: formulas, how elements lie in rows or planes, threads, tensors, and the standard library (see storage.h).
+// Must not know: formulas, how elements lie in rows or planes, threads, tensors, and the standard library (see
+// storage.h).
 #pragma once
 #include "block.h"
 #include "kernels.h"
@@ -14,7 +15,8 @@ struct Upstream {
   const acc_t* map;
   acc_t scale;
   Upstream(const Problem& p, double scale, int64_t begin, int64_t n)
-      : map(p.grad_output_per_element ? load_block(p.grad_output, p.scalar, begin, n, buffer) : nullptr), scale(acc_t(scale)) {}
+      : map(p.grad_output_per_element ? load_block(p.grad_output, p.scalar, begin, n, buffer) : nullptr),
+        scale(acc_t(scale)) {}
   acc_t operator[](int64_t i) const { return map ? scale * map[i] : scale; }
 };
 
@@ -27,9 +29,12 @@ class Factors {
         weight_(static_cast<const acc_t*>(problem.weight)), uniform_(is_uniform(problem)) {}
 
  protected:
-  // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block. `named`: of the class that a class id names.
-  void fill(Block<acc_t>& b, int64_t i, int64_t row, int64_t c, acc_t x, acc_t t, acc_t upstream, bool named = false) const {
-    const acc_t of_one = alpha_ ? alpha_[c] : acc_t(p_.alpha_positive), of_zero = alpha_ ? acc_t(1) - alpha_[c] : acc_t(p_.alpha_negative);
+  // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block. `named`: of
+  // the class that a class id names.
+  void fill(
+      Block<acc_t>& b, int64_t i, int64_t row, int64_t c, acc_t x, acc_t t, acc_t upstream, bool named = false) const {
+    const acc_t of_one = alpha_ ? alpha_[c] : acc_t(p_.alpha_positive),
+                of_zero = alpha_ ? acc_t(1) - alpha_[c] : acc_t(p_.alpha_negative);
     const acc_t a = named ? Factor::of_named(t, of_one, of_zero) : Factor::of(t, of_one, of_zero);
     b.x[i] = a == 0 ? finite(x) : x;
     b.t[i] = t;
@@ -50,8 +55,10 @@ class Factors {
     }
   }
 
-  FOCAL_EXT_ONE_COPY void add_positive(Specials<acc_t>& s, int64_t at, int64_t row, int64_t c, acc_t x, acc_t upstream) const {
-    fill(s.positives, s.count, row, c, x, p_.scores ? static_cast<const acc_t*>(p_.scores)[row] : acc_t(1), upstream, true);
+  FOCAL_EXT_ONE_COPY void add_positive(
+      Specials<acc_t>& s, int64_t at, int64_t row, int64_t c, acc_t x, acc_t upstream) const {
+    fill(s.positives, s.count, row, c, x, p_.scores ? static_cast<const acc_t*>(p_.scores)[row] : acc_t(1), upstream,
+        true);
     s.at[s.count++] = at;
   }
 

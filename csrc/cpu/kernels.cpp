@@ -8,7 +8,8 @@
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
-// The arithmetic of a loss on float: as cheap as its results permit where it says how they behave, else right for everything.
+// The arithmetic of a loss on float: as cheap as its results permit where it says how they behave, else right for
+// everything.
 template <class Loss, Precision precision>
 auto host_math() {
   if constexpr (requires { Loss::tail; }) return Host<precision, Loss::tail>();
@@ -26,7 +27,8 @@ constexpr Precision kHalf = Precision::half;
 template <class Kernel>
 double with_instance(const Problem& problem, Kernel&& kernel) {
   // fp64 is the accurate path, not the fast one: few instances serve every parameter.
-  if (problem.scalar == Scalar::f64) return with_loss<false>(problem.loss_parameters, [&](const auto& loss) { return kernel(Double(), loss); });
+  if (problem.scalar == Scalar::f64)
+    return with_loss<false>(problem.loss_parameters, [&](const auto& loss) { return kernel(Double(), loss); });
   return with_loss<true>(problem.loss_parameters, [&]<class Loss>(const Loss& loss) {
     if (problem.scalar == Scalar::f32) return kernel(host_math<Loss, Precision::single>(), loss);
     return kernel(host_math<Loss, kHalf>(), loss);
@@ -37,7 +39,9 @@ double with_instance(const Problem& problem, Kernel&& kernel) {
 
 double run_chunk(const Problem& problem, int64_t index, const Common& common) {
   const int64_t begin = index * kChunk, rest = numel(problem) - begin, end = begin + (rest < kChunk ? rest : kChunk);
-  return with_instance(problem, [&]<class Math, class Loss>(Math, const Loss& loss) { return Rows<Math, Loss>(problem, loss, common).run(begin, end); });
+  return with_instance(problem, [&]<class Math, class Loss>(Math, const Loss& loss) {
+    return Rows<Math, Loss>(problem, loss, common).run(begin, end);
+  });
 }
 
 double run_strip(const Problem& problem, const Strip& strip, const Common& common) {

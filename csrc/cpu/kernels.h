@@ -7,11 +7,13 @@
 
 namespace focal_ext::cpu {
 
-// A chunk is the unit of work and of summation: sums inside it are in a fixed order, so results do not depend on who computes it.
+// A chunk is the unit of work and of summation: sums inside it are in a fixed order, so results do not depend on who
+// computes it.
 constexpr int64_t kChunk = 16384;
 constexpr int64_t kMaxStrip = 512;
 
-// Logits of a strip of a softmax loss whose exponentials are kept, or of dense targets three numbers for each: they fit the second-level cache.
+// Logits of a strip of a softmax loss whose exponentials are kept, or of dense targets three numbers for each: they fit
+// the second-level cache.
 constexpr int64_t kStripLogits = 65536, kDenseStripLogits = 16384;
 
 // Neighbouring positions of one anchor's planes, at most kMaxStrip of them.
@@ -20,7 +22,8 @@ struct Strip {
   int64_t anchor, first, count;
 };
 
-// The results of one half-precision logit as a negative: its loss, and the 16 bits to be stored for it, of the gradient or of the loss map.
+// The results of one half-precision logit as a negative: its loss, and the 16 bits to be stored for it, of the gradient
+// or of the loss map.
 struct Entry {
   float value;
   uint32_t stored;
@@ -28,13 +31,18 @@ struct Entry {
 constexpr int64_t kEntries = 65536;  // of a table, by the logit's bits
 
 // Whether all negatives have one factor.
-static inline bool is_uniform(const Problem& p) { return !p.alpha && !p.weight && !p.grad_output_per_element && p.alpha_negative != 0; }
+static inline bool is_uniform(const Problem& p) {
+  return !p.alpha && !p.weight && !p.grad_output_per_element && p.alpha_negative != 0;
+}
 
 // Rows of a chunk of a softmax loss, which sums over whole rows.
-static inline int64_t rows_of_chunk(int64_t classes) { return classes < 1 ? kChunk : classes < kChunk ? kChunk / classes : 1; }
+static inline int64_t rows_of_chunk(int64_t classes) {
+  return classes < 1 ? kChunk : classes < kChunk ? kChunk / classes : 1;
+}
 
-// What the chunks of a call have in common: the factor of gradients; the table of all logits' results unless it is null; and what is set where a
-// dense target is ignored, which makes the scale wrong if it was made of the number of all targets.
+// What the chunks of a call have in common: the factor of gradients; the table of all logits' results unless it is
+// null; and what is set where a dense target is ignored, which makes the scale wrong if it was made of the number of
+// all targets.
 struct Common {
   double scale;
   const Entry* table;

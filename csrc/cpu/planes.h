@@ -20,24 +20,27 @@ template <class Math, class Loss>
 AnyElements<typename Math::value_t> any_elements(const Elements<Math, Loss>& elements) {
   using acc_t = typename Math::value_t;
   using Of = Elements<Math, Loss>;
-  return {&elements,
-      [](const void* of, const acc_t* x, int64_t begin, int64_t n, Specials<acc_t>* s) { return static_cast<const Of*>(of)->uniform(x, begin, n, s); },
-      [](const void* of, const Block<acc_t>& b, int64_t begin, int64_t n, Specials<acc_t>* s) { return static_cast<const Of*>(of)->varied(b, begin, n, s); },
-      [](const void* of, LookedUp& b, Specials<acc_t>& s, int64_t n) {
+  return {&elements, [](const void* of, const acc_t* x, int64_t begin, int64_t n, Specials<acc_t>* s) {
+    return static_cast<const Of*>(of)->uniform(x, begin, n, s);
+  }, [](const void* of, const Block<acc_t>& b, int64_t begin, int64_t n, Specials<acc_t>* s) {
+    return static_cast<const Of*>(of)->varied(b, begin, n, s);
+  }, [](const void* of, LookedUp& b, Specials<acc_t>& s, int64_t n) {
     if constexpr (Of::has_halves) return static_cast<const Of*>(of)->finish(b, s, n);
     else return 0.;
   }};
 }
 
-// The problem is one image of one level: its rows are the level's anchors, position by position, and row p A + a has its class c at
-// offset (a classes + c) positions + p. A strip is a block of neighbouring positions of one anchor, with all their classes.
+// The problem is one image of one level: its rows are the level's anchors, position by position, and row p A + a has
+// its class c at offset (a classes + c) positions + p. A strip is a block of neighbouring positions of one anchor, with
+// all their classes.
 template <class acc_t, class Factor>
 class Planes : Factors<acc_t, Factor> {
   using Base = Factors<acc_t, Factor>;
   using Base::p_, Base::scale_, Base::uniform_;
 
  public:
-  Planes(const Problem& problem, const Common& common, const AnyElements<acc_t>& elements) : Base(problem, common), table_(common.table), any_(elements) {}
+  Planes(const Problem& problem, const Common& common, const AnyElements<acc_t>& elements)
+      : Base(problem, common), table_(common.table), any_(elements) {}
 
   double run(const Strip& strip) const {
     SpecialRows labels;

@@ -1,4 +1,5 @@
-// Owns: elements that lie in rows of classes, [rows, classes]: labels, targets, weights and upstream factors of a chunk of them.
+// Owns: elements that lie in rows of classes, [rows, classes]: labels, targets, weights and upstream factors of a chunk
+// of them.
 // Must not know: formulas, threads, tensors, and the standard library (see storage.h).
 #pragma once
 #include "elements.h"
@@ -27,12 +28,14 @@ class RowBlocks : Factors<acc_t, Factor> {
     return ignored_target(p_) != 0 && with_dense(p_, [=](const auto* t) { return is_zero(t + begin, n); });
   }
 
-  FOCAL_EXT_ONE_COPY void find_specials(Specials<acc_t>& specials, const SpecialRows& rows, const acc_t* x, int64_t begin, int64_t n) const {
+  FOCAL_EXT_ONE_COPY void find_specials(
+      Specials<acc_t>& specials, const SpecialRows& rows, const acc_t* x, int64_t begin, int64_t n) const {
     each_special(specials, specials, rows, begin, n, [x](int64_t at) { return x[at]; });
   }
 
   // The same for a block whose negatives are looked up.
-  FOCAL_EXT_ONE_COPY void tell_specials(LookedUp& block, Specials<acc_t>& positives, const SpecialRows& rows, int64_t begin, int64_t n) const {
+  FOCAL_EXT_ONE_COPY void tell_specials(
+      LookedUp& block, Specials<acc_t>& positives, const SpecialRows& rows, int64_t begin, int64_t n) const {
     each_special(block, positives, rows, begin, n, [&block](int64_t at) { return acc_t(block.skip(at)); });
   }
 
@@ -54,7 +57,8 @@ class RowBlocks : Factors<acc_t, Factor> {
     } else {
       const Upstream<acc_t> upstream(p_, scale_, begin, n);
       each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-        for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], t[offset + c], upstream[offset + c]);
+        for (int64_t c = first; c < last; ++c)
+          this->fill(b, offset + c, row, c, x[offset + c], t[offset + c], upstream[offset + c]);
       });
     }
     const acc_t ignored = acc_t(ignored_target(p_));
@@ -65,7 +69,8 @@ class RowBlocks : Factors<acc_t, Factor> {
 
  private:
   // The ignored count 0 whatever logit, weight and upstream factor are, and the bad are NaN.
-  FOCAL_EXT_ONE_COPY void replace(Block<acc_t>& b, const acc_t* t, int64_t n, acc_t ignored, bool integers, int found) const {
+  FOCAL_EXT_ONE_COPY void replace(
+      Block<acc_t>& b, const acc_t* t, int64_t n, acc_t ignored, bool integers, int found) const {
     if (found & 1) common_.tell_ignored();
     for (int64_t i = 0; i < n; ++i) {
       if (t[i] == ignored) b.x[i] = b.t[i] = b.value[i] = b.gradient[i] = 0;
@@ -74,13 +79,16 @@ class RowBlocks : Factors<acc_t, Factor> {
   }
 
   template <class Ranges, class Logit>
-  void each_special(Ranges& ranges, Specials<acc_t>& positives, const SpecialRows& rows, int64_t begin, int64_t n, Logit logit) const {
+  void each_special(Ranges& ranges, Specials<acc_t>& positives, const SpecialRows& rows, int64_t begin, int64_t n,
+      Logit logit) const {
     const Upstream<acc_t> upstream(p_, scale_, begin, n);
     const int64_t first = begin / p_.classes;
     for (int64_t i = 0; i < rows.count; ++i) {
-      const int64_t row = first + rows.at[i], label = rows.label[i], offset = row * p_.classes - begin, end = offset + p_.classes;
+      const int64_t row = first + rows.at[i], label = rows.label[i], offset = row * p_.classes - begin,
+                    end = offset + p_.classes;
       if (label < 0) ranges.add_range(offset > 0 ? offset : 0, end < n ? end : n, label == kBad);
-      else if (const int64_t at = offset + label; at >= 0 && at < n) this->add_positive(positives, at, row, label, logit(at), upstream[at]);
+      else if (const int64_t at = offset + label; at >= 0 && at < n)
+        this->add_positive(positives, at, row, label, logit(at), upstream[at]);
     }
   }
 
@@ -111,8 +119,10 @@ class Rows {
     double total = 0;
     for (int64_t at = begin; at < end; at += kBlock) {
       if (prefetches) prefetch_block(p_.inputs, p_.scalar, at + kAhead * kBlock);
-      // Whole lines of floats are written without being read first; halves wait for theirs: bf16 is 13 % faster so, fp32 15 % slower.
-      if (prefetches && size_of(p_.scalar) == 2 && p_.gradient) prefetch_block(p_.gradient, p_.scalar, at + kAhead * kBlock);
+      // Whole lines of floats are written without being read first; halves wait for theirs: bf16 is 13 % faster so,
+      // fp32 15 % slower.
+      if (prefetches && size_of(p_.scalar) == 2 && p_.gradient)
+        prefetch_block(p_.gradient, p_.scalar, at + kAhead * kBlock);
       total += block(at, end - at < kBlock ? end - at : kBlock);
     }
     return total;

@@ -50,8 +50,12 @@ int64_t chunks_of_rows(const Problem& p, int64_t rows) {
   return has_row_losses(p) ? (rows + chunk - 1) / chunk : chunks_of(rows * p.classes);
 }
 
-ChunkKernel chunk_kernel(const Problem& p) { return has_row_losses(p) ? FOCAL_EXT_BEST(run_rows) : FOCAL_EXT_BEST(run_chunk); }
-StripKernel strip_kernel(const Problem& p) { return has_row_losses(p) ? FOCAL_EXT_BEST(run_row_strip) : FOCAL_EXT_BEST(run_strip); }
+ChunkKernel chunk_kernel(const Problem& p) {
+  return has_row_losses(p) ? FOCAL_EXT_BEST(run_rows) : FOCAL_EXT_BEST(run_chunk);
+}
+StripKernel strip_kernel(const Problem& p) {
+  return has_row_losses(p) ? FOCAL_EXT_BEST(run_row_strip) : FOCAL_EXT_BEST(run_strip);
+}
 
 double acc_at(const void* values, Scalar scalar, int64_t i) {
   return scalar == Scalar::f64 ? static_cast<const double*>(values)[i] : double(static_cast<const float*>(values)[i]);
@@ -61,7 +65,9 @@ double acc_at(const void* values, Scalar scalar, int64_t i) {
 template <class T>
 class Each {
  public:
-  explicit Each(int64_t count, T value = T()) : count_(count), many_(count > 1 ? new T[count] : nullptr) { std::fill(begin(), end(), value); }
+  explicit Each(int64_t count, T value = T()) : count_(count), many_(count > 1 ? new T[count] : nullptr) {
+    std::fill(begin(), end(), value);
+  }
   T* begin() { return many_ ? many_.get() : &one_; }
   T* end() { return begin() + count_; }
   T& operator[](int64_t i) { return begin()[i]; }
@@ -77,8 +83,9 @@ class Each {
 template <class Count>
 Each<int64_t> counts_of_groups(const Problem& problem, int64_t chunks, ParallelFor parallel_for, Count count) {
   Each<int64_t> counts(problem.groups * chunks);
-  parallel(parallel_for, problem.groups * chunks,
-      [&](int64_t i) { counts[i] = problem.groups == 1 ? count(problem, i) : count(group_of(problem, i / chunks), i % chunks); });
+  parallel(parallel_for, problem.groups * chunks, [&](int64_t i) {
+    counts[i] = problem.groups == 1 ? count(problem, i) : count(group_of(problem, i / chunks), i % chunks);
+  });
   Each<int64_t> totals(problem.groups);
   for (int64_t i = 0; i < problem.groups * chunks; ++i) totals[i / chunks] += counts[i];
   return totals;
@@ -87,7 +94,8 @@ Each<int64_t> counts_of_groups(const Problem& problem, int64_t chunks, ParallelF
 // Dense targets that are not ignored, of softmax losses rows, of which `positions` lie side by side in planes.
 Each<int64_t> count_dense(const Problem& problem, int64_t positions, ParallelFor parallel_for) {
   const int64_t rows = problem.rows / std::max<int64_t>(problem.groups, 1), least = 1;
-  const int64_t width = has_row_losses(problem) ? problem.classes : 1, units = rows * problem.classes / std::max(width, least);
+  const int64_t width = has_row_losses(problem) ? problem.classes : 1,
+                units = rows * problem.classes / std::max(width, least);
   const int64_t size = std::max(kChunk / std::max(width, least), least), chunks = (units + size - 1) / size;
   return counts_of_groups(problem, chunks, parallel_for, [=](const Problem& group, int64_t chunk) {
     return with_dense(group, [&](const auto* t) {
@@ -139,10 +147,13 @@ Each<double> divisors_of(const Problem& problem, int64_t positions, ParallelFor 
   Each<double> divisors(problem.groups, problem.divisor_value);
   if (is_counted(problem)) {
     const bool dense = is_dense(problem.target), of_logits = problem.divisor == Divisor::kept && !dense;
-    const Each<int64_t> counts = dense ? count_dense(problem, positions, parallel_for) : count_rows(problem, parallel_for);
-    for (int64_t g = 0; g < problem.groups; ++g) divisors[g] = double(std::max<int64_t>(counts[g] * (of_logits ? problem.classes : 1), 1));
+    const Each<int64_t> counts =
+        dense ? count_dense(problem, positions, parallel_for) : count_rows(problem, parallel_for);
+    for (int64_t g = 0; g < problem.groups; ++g)
+      divisors[g] = double(std::max<int64_t>(counts[g] * (of_logits ? problem.classes : 1), 1));
   } else if (problem.divisor == Divisor::tensor) {
-    for (int64_t g = 0; g < problem.groups; ++g) divisors[g] = acc_at(problem.divisor_tensor, problem.scalar, problem.divisor_per_group ? g : 0);
+    for (int64_t g = 0; g < problem.groups; ++g)
+      divisors[g] = acc_at(problem.divisor_tensor, problem.scalar, problem.divisor_per_group ? g : 0);
   }
   return divisors;
 }
@@ -152,7 +163,9 @@ Each<double> scales_of(const Problem& problem, const Each<double>& divisors) {
   Each<double> scales(problem.groups);
   for (int64_t g = 0; g < problem.groups; ++g) {
     const bool has_upstream = problem.grad_output && !problem.grad_output_per_element;
-    scales[g] = (has_upstream ? acc_at(problem.grad_output, problem.scalar, problem.grad_output_per_group ? g : 0) : 1.0) / divisors[g];
+    scales[g] =
+        (has_upstream ? acc_at(problem.grad_output, problem.scalar, problem.grad_output_per_group ? g : 0) : 1.0) /
+        divisors[g];
   }
   return scales;
 }
@@ -165,14 +178,17 @@ void scale_chunk(void* gradient, int64_t begin, int64_t end, double factor) {
   for (int64_t i = begin; i < end; ++i) store(g[i], acc_t(load(g[i]) * acc_t(factor)));
 }
 
-// With a table 2^19 logits of bf16 take 215 us instead of 275 (two threads), of which it is about 50. Dense targets may have few blocks of zeros.
+// With a table 2^19 logits of bf16 take 215 us instead of 275 (two threads), of which it is about 50. Dense targets may
+// have few blocks of zeros.
 constexpr int64_t kTabulateAbove = 1 << 19, kTabulateDenseAbove = 1 << 22;
 
 bool pays_to_tabulate(const Problem& p, int64_t numel) {
-  return is_half(p.scalar) && is_uniform(p) && !has_row_losses(p) && numel >= (is_dense(p.target) ? kTabulateDenseAbove : kTabulateAbove);
+  return is_half(p.scalar) && is_uniform(p) && !has_row_losses(p) &&
+         numel >= (is_dense(p.target) ? kTabulateDenseAbove : kTabulateAbove);
 }
 
-// Null where it does not pay, or where there is no memory for it: then the formula computes every logit, and the sum is in its order.
+// Null where it does not pay, or where there is no memory for it: then the formula computes every logit, and the sum is
+// in its order.
 std::unique_ptr<Entry[]> tabulate(const Problem& problem, int64_t numel, double scale, ParallelFor parallel_for) {
   if (!pays_to_tabulate(problem, numel)) return nullptr;
   std::unique_ptr<Entry[]> table(new (std::nothrow) Entry[kEntries]);
@@ -182,16 +198,21 @@ std::unique_ptr<Entry[]> tabulate(const Problem& problem, int64_t numel, double 
   return table;
 }
 
-// Runs unit(i, what units have in common) for every i: units in any order, each group's sums in one. `units` of a group follow those of the one before.
+// Runs unit(i, what units have in common) for every i: units in any order, each group's sums in one. `units` of a group
+// follow those of the one before.
 template <class RunUnit>
-Each<double> sums_of_groups(const Problem& problem, int64_t units, const Each<double>& divisors, bool* has_ignored, ParallelFor parallel_for, RunUnit&& unit) {
+Each<double> sums_of_groups(const Problem& problem, int64_t units, const Each<double>& divisors, bool* has_ignored,
+    ParallelFor parallel_for, RunUnit&& unit) {
   Each<double> scales = scales_of(problem, divisors);
   const int64_t groups = problem.groups, group_numel = numel(problem) / std::max<int64_t>(groups, 1);
-  const bool alike = groups <= 1 || std::all_of(scales.begin(), scales.end(), [&](double scale) { return scale == scales[0]; });
-  const int64_t together = alike || !pays_to_tabulate(problem, group_numel) ? groups : 1;  // groups that share a table, or have none
+  const bool alike =
+      groups <= 1 || std::all_of(scales.begin(), scales.end(), [&](double scale) { return scale == scales[0]; });
+  // groups that share a table, or have none
+  const int64_t together = alike || !pays_to_tabulate(problem, group_numel) ? groups : 1;
   Each<double> sums(groups * units);
   for (int64_t first = 0; first < groups; first += together) {
-    const std::unique_ptr<Entry[]> table = alike || together == 1 ? tabulate(problem, together * group_numel, scales[first], parallel_for) : nullptr;
+    const std::unique_ptr<Entry[]> table =
+        alike || together == 1 ? tabulate(problem, together * group_numel, scales[first], parallel_for) : nullptr;
     parallel(parallel_for, together * units, [&](int64_t i) {
       const int64_t group = groups == 1 ? 0 : first + i / units;
       sums[first * units + i] = unit(first * units + i, Common{scales[group], table.get(), has_ignored + group});
@@ -203,16 +224,21 @@ Each<double> sums_of_groups(const Problem& problem, int64_t units, const Each<do
   return totals;
 }
 
-// Nearly always all targets are kept, and to count them first would cost a pass over them: that none is ignored is taken for granted, and
-// where one is the pass is made again. Not of bytes, which hold the number only if somebody chose it, and not where the logits are overwritten.
-bool presumes_all_kept(const Problem& p) { return is_counted(p) && is_dense(p.target) && p.target != Target::dense_u8 && p.gradient != p.inputs; }
+// Nearly always all targets are kept, and to count them first would cost a pass over them: that none is ignored is
+// taken for granted, and where one is the pass is made again. Not of bytes, which hold the number only if somebody
+// chose it, and not where the logits are overwritten.
+bool presumes_all_kept(const Problem& p) {
+  return is_counted(p) && is_dense(p.target) && p.target != Target::dense_u8 && p.gradient != p.inputs;
+}
 
 // `units` of each group, those of one after those of the other.
 template <class RunUnit>
 void run_units(const Problem& problem, int64_t positions, int64_t units, ParallelFor parallel_for, RunUnit&& unit) {
   const bool presumes = presumes_all_kept(problem);
-  const int64_t groups = problem.groups, all = (has_row_losses(problem) ? problem.rows : numel(problem)) / std::max<int64_t>(groups, 1);
-  Each<double> divisors = presumes ? Each<double>(groups, double(std::max<int64_t>(all, 1))) : divisors_of(problem, positions, parallel_for);
+  const int64_t groups = problem.groups,
+                all = (has_row_losses(problem) ? problem.rows : numel(problem)) / std::max<int64_t>(groups, 1);
+  Each<double> divisors = presumes ? Each<double>(groups, double(std::max<int64_t>(all, 1)))
+                                   : divisors_of(problem, positions, parallel_for);
   Each<bool> has_ignored(groups);
   Each<double> totals = sums_of_groups(problem, units, divisors, has_ignored.begin(), parallel_for, unit);
   if (presumes && std::any_of(has_ignored.begin(), has_ignored.end(), [](bool has) { return has; })) {
@@ -233,11 +259,13 @@ struct Unit {
   int64_t chunk;
 };
 
-// In whole blocks of 32: narrow enough to share many classes out, and of a softmax loss to keep what it computes of each logit.
+// In whole blocks of 32: narrow enough to share many classes out, and of a softmax loss to keep what it computes of
+// each logit.
 int64_t width_of_strips(const Problem& p) {
   const int64_t classes = std::max<int64_t>(p.classes, 1);
   if (!has_row_losses(p)) return std::clamp<int64_t>(4 * kChunk / classes / 32 * 32, 64, kMaxStrip);
-  return std::clamp<int64_t>((is_dense(p.target) ? kDenseStripLogits : kStripLogits) / classes / 32 * 32, 64, kMaxStrip);
+  return std::clamp<int64_t>(
+      (is_dense(p.target) ? kDenseStripLogits : kStripLogits) / classes / 32 * 32, 64, kMaxStrip);
 }
 
 // Group by group.
@@ -248,12 +276,14 @@ std::vector<Unit> units_of(const Pyramid& p) {
   const auto add = [&](int64_t l, int64_t first_anchor, int64_t image) {
     const Level& level = p.levels[l];
     if (level.channels_last) {
-      for (int64_t chunk = 0; chunk < chunks_of_rows(p.problem, level.positions * p.anchors); ++chunk) units.push_back({l, first_anchor, image, {}, chunk});
+      for (int64_t chunk = 0; chunk < chunks_of_rows(p.problem, level.positions * p.anchors); ++chunk)
+        units.push_back({l, first_anchor, image, {}, chunk});
       return;
     }
     for (int64_t a = 0; a < p.anchors; ++a)
       for (int64_t at = 0; at < level.positions; at += width)
-        units.push_back({l, first_anchor, image, {p.anchors, level.positions, a, at, std::min(width, level.positions - at)}, 0});
+        units.push_back(
+            {l, first_anchor, image, {p.anchors, level.positions, a, at, std::min(width, level.positions - at)}, 0});
   };
   for (int64_t first = 0; first < p.images; first += images) {
     int64_t first_anchor = 0;
@@ -275,7 +305,8 @@ Problem image_problem(const Pyramid& pyramid, const Unit& unit) {
   const int64_t offset = unit.image * p.rows * p.classes, loss = (has_row_losses(p) ? row : offset) * size_of(p.scalar);
   p.inputs = advanced(level.inputs, offset * size_of(p.scalar));
   p.gradient = advanced(level.gradient, offset * size_of(p.scalar));
-  p.targets = advanced(p.targets, is_dense(p.target) ? offset * size_of_dense(p.target, p.scalar) : row * size_of(p.target));
+  p.targets =
+      advanced(p.targets, is_dense(p.target) ? offset * size_of_dense(p.target, p.scalar) : row * size_of(p.target));
   p.scores = advanced(p.scores, row * acc_size);
   p.loss_map = advanced(p.loss_map, loss);
   if (p.grad_output_per_element) p.grad_output = advanced(p.grad_output, loss);
@@ -298,8 +329,9 @@ const char* level() { return kLevels[level_index()]; }
 void run(const Problem& problem, ParallelFor parallel_for) {
   const int64_t groups = problem.groups, chunks = chunks_of_rows(problem, problem.rows / std::max<int64_t>(groups, 1));
   const ChunkKernel kernel = chunk_kernel(problem);
-  run_units(problem, 1, chunks, parallel_for,
-      [&](int64_t i, const Common& common) { return groups == 1 ? kernel(problem, i, common) : kernel(group_of(problem, i / chunks), i % chunks, common); });
+  run_units(problem, 1, chunks, parallel_for, [&](int64_t i, const Common& common) {
+    return groups == 1 ? kernel(problem, i, common) : kernel(group_of(problem, i / chunks), i % chunks, common);
+  });
 }
 
 void run(const Pyramid& pyramid, ParallelFor parallel_for) {
@@ -325,16 +357,22 @@ int64_t first_bad_id(const Problem& problem, bool background, ParallelFor parall
   parallel(parallel_for, chunks, [&](int64_t i) {
     first[i] = -1;
     const int64_t begin = i * kChunk, end = std::min(begin + kChunk, problem.rows);
-    if (with_ids(problem, [&](const auto* ids) { return largest(ids + begin, end - begin) < uint64_t(problem.classes); })) return;  // all positive
+    // all positive
+    if (with_ids(
+            problem, [&](const auto* ids) { return largest(ids + begin, end - begin) < uint64_t(problem.classes); }))
+      return;
     for (int64_t row = begin; first[i] < 0 && row < end; ++row)
-      if (const Row kind = row_kind(problem, label_at(problem, row)); kind == Row::bad || (kind == Row::background && !background)) first[i] = row;
+      if (const Row kind = row_kind(problem, label_at(problem, row));
+          kind == Row::bad || (kind == Row::background && !background))
+        first[i] = row;
   });
   for (int64_t i = 0; i < chunks; ++i)
     if (first[i] >= 0) return first[i];
   return -1;
 }
 
-void scale(void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, ParallelFor parallel_for) {
+void scale(
+    void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, ParallelFor parallel_for) {
   const auto is_one = [&](int64_t g) { return acc_at(factors, scalar, g) == 1; };
   int64_t first = 0;
   while (first < groups && is_one(first)) ++first;

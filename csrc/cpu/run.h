@@ -15,14 +15,16 @@ void run(const Problem& problem, ParallelFor parallel_for);
 
 void run(const Pyramid& pyramid, ParallelFor parallel_for);
 
-// Index of the first class id that is neither ignored, nor in [0, classes), nor background where there is such a thing: -1, or of more classes
-// than one their number. -1 if there is none.
+// Index of the first class id that is neither ignored, nor in [0, classes), nor background where there is such a thing:
+// -1, or of more classes than one their number. -1 if there is none.
 int64_t first_bad_id(const Problem& problem, bool background, ParallelFor parallel_for);
 
-// Equally many neighbours for each of the factors, acc_t[groups], are multiplied by it; those of a factor of 1 are not touched.
+// Equally many neighbours for each of the factors, acc_t[groups], are multiplied by it; those of a factor of 1 are not
+// touched.
 void scale(void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, ParallelFor parallel_for);
 
-// The instruction set in use: "baseline", "x86-64-v3" or "x86-64-v4". The environment variable FOCAL_EXT_CPU_LEVEL lowers it.
+// The instruction set in use: "baseline", "x86-64-v3" or "x86-64-v4". The environment variable FOCAL_EXT_CPU_LEVEL
+// lowers it.
 const char* level();
 
 }  // namespace focal_ext::cpu

@@ -1,4 +1,5 @@
-// Owns: the softmax loss of rows with class ids, a batch of rows at a time, and the softmax kernels' entry points. Compiled once per instruction set.
+// Owns: the softmax loss of rows with class ids, a batch of rows at a time, and the softmax kernels' entry points.
+// Compiled once per instruction set.
 // Must not know: threads, tensors, and the standard library (see storage.h).
 #include "softmax_dense.h"
 #include "softmax_planes.h"
@@ -8,8 +9,9 @@ namespace {
 
 constexpr int64_t kBatch = 128;
 
-// Neighbouring rows whose exponentials fit, or a part of one longer row, whose exponentials are computed again for the gradient. One
-// simd loop runs over the exponentials and one over the rows: a row's own formula by itself would be one long dependency.
+// Neighbouring rows whose exponentials fit, or a part of one longer row, whose exponentials are computed again for the
+// gradient. One simd loop runs over the exponentials and one over the rows: a row's own formula by itself would be one
+// long dependency.
 template <class acc_t>
 struct Batch : RowTerms<acc_t> {
   int64_t label[kBatch];  // -1: no logit of the row is read
@@ -65,7 +67,8 @@ class IdRows : SoftmaxRows<scalar_t> {
   template <class F>
   void each_part(int64_t rows, F f) const {
     if (rows * classes_ <= kExponentials) return f(0, classes_);
-    for (int64_t c = 0; c < classes_; c += kExponentials) f(c, classes_ - c < kExponentials ? classes_ - c : kExponentials);
+    for (int64_t c = 0; c < classes_; c += kExponentials)
+      f(c, classes_ - c < kExponentials ? classes_ - c : kExponentials);
   }
 
   // Everything about a row that needs no exponential.
@@ -140,7 +143,8 @@ double run_row_strip(const Problem& problem, const Strip& strip, const Common& c
 }
 
 double run_rows(const Problem& problem, int64_t index, const Common& common) {
-  const int64_t rows = rows_of_chunk(problem.classes), first = index * rows, rest = problem.rows - first, last = first + (rest < rows ? rest : rows);
+  const int64_t rows = rows_of_chunk(problem.classes), first = index * rows, rest = problem.rows - first,
+                last = first + (rest < rows ? rest : rows);
   switch (problem.scalar) {
     case Scalar::f64: return run_scalar<double>(problem, first, last, common);
     case Scalar::bf16: return run_scalar<BFloat16>(problem, first, last, common);

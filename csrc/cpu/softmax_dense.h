@@ -6,7 +6,8 @@
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
-// The sum of terms without the largest of them, which is kept apart: no term is ever subtracted from a sum that it dominates.
+// The sum of terms without the largest of them, which is kept apart: no term is ever subtracted from a sum that it
+// dominates.
 template <class acc_t>
 struct SumBesideLargest {
   acc_t largest = 0;
@@ -38,7 +39,8 @@ class DenseRows : SoftmaxRows<scalar_t> {
   // A part of a row, at most kExponentials classes.
   struct Part {
     acc_t e[kExponentials], coefficient[kExponentials], distance[kExponentials];
-    acc_t value[kExponentials], slope[kExponentials], p[kExponentials], u[kExponentials];  // value and slope times the coefficient
+    // value and slope times the coefficient
+    acc_t value[kExponentials], slope[kExponentials], p[kExponentials], u[kExponentials];
   };
   struct Sums {
     acc_t top;
@@ -110,7 +112,8 @@ class DenseRows : SoftmaxRows<scalar_t> {
 
   template <class F>
   void each_part(F f) const {
-    for (int64_t c = 0; c < classes_; c += kExponentials) f(c, classes_ - c < kExponentials ? classes_ - c : kExponentials);
+    for (int64_t c = 0; c < classes_; c += kExponentials)
+      f(c, classes_ - c < kExponentials ? classes_ - c : kExponentials);
   }
 
   void exponentials(Part& part, const Sums& sums, int64_t row, int64_t c, int64_t n) const {
@@ -132,7 +135,8 @@ class DenseRows : SoftmaxRows<scalar_t> {
     with_gamma<acc_t>(p_.loss_parameters.numbers[0], [&](auto modulator) {
       const auto term = [&part, sum, log_sum, modulator](int64_t i, acc_t others) FOCAL_EXT_INLINE_LAMBDA {
         const auto t = softmax_focal_term<Math>(part.e[i], others, sum, part.distance[i], log_sum, modulator);
-        part.value[i] = part.coefficient[i] * t.value, part.slope[i] = part.coefficient[i] * t.slope, part.p[i] = t.p, part.u[i] = t.u;
+        part.value[i] = part.coefficient[i] * t.value, part.slope[i] = part.coefficient[i] * t.slope, part.p[i] = t.p,
+        part.u[i] = t.u;
       };
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) term(i, sum - part.e[i]);
@@ -149,8 +153,9 @@ class DenseRows : SoftmaxRows<scalar_t> {
   void put(const Part& part, const Sums& sums, int64_t row, int64_t c, int64_t n, acc_t factor) const {
     scalar_t* const gradient = static_cast<scalar_t*>(p_.gradient) + row * classes_ + c;
     const acc_t all = sums.slope.all();
-    const auto put_one = [&part, gradient, factor](int64_t i, acc_t others)
-                             FOCAL_EXT_INLINE_LAMBDA { store(gradient[i], factor * (part.p[i] * others - part.slope[i] * part.u[i])); };
+    const auto put_one = [&part, gradient, factor](int64_t i, acc_t others) FOCAL_EXT_INLINE_LAMBDA {
+      store(gradient[i], factor * (part.p[i] * others - part.slope[i] * part.u[i]));
+    };
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) put_one(i, all - part.slope[i]);
     const int64_t largest = sums.slope.at - c;

@@ -1,5 +1,7 @@
-// Owns: the softmax loss of logits in planes, a strip of positions at a time: every loop runs over neighbouring positions, class by class.
-// Must not know: formulas, threads, tensors, and the standard library (see storage.h). Compiled once per instruction set.
+// Owns: the softmax loss of logits in planes, a strip of positions at a time: every loop runs over neighbouring
+// positions, class by class.
+// Must not know: formulas, threads, tensors, and the standard library (see storage.h). Compiled once per instruction
+// set.
 #pragma once
 #include "softmax_rows.h"
 
@@ -41,7 +43,8 @@ struct StripSums {
   }
 };
 
-// The problem is one image of one level, as in planes.h. Loops run over whole steps; what lies beyond the strip is never stored.
+// The problem is one image of one level, as in planes.h. Loops run over whole steps; what lies beyond the strip is
+// never stored.
 template <class acc_t>
 class SoftmaxPlanes : protected SoftmaxRows<acc_t> {
  protected:
@@ -52,8 +55,8 @@ class SoftmaxPlanes : protected SoftmaxRows<acc_t> {
   using Base::p_;
 
   SoftmaxPlanes(const Problem& problem, const Strip& strip, const Common& common, int64_t kept_logits)
-      : Base(problem, common.scale), strip_(strip), n_(strip.count), width_(whole_steps(strip.count)), keeps_(problem.classes * width_ <= kept_logits),
-        direct_(!is_half(problem.scalar) && n_ == width_) {}
+      : Base(problem, common.scale), strip_(strip), n_(strip.count), width_(whole_steps(strip.count)),
+        keeps_(problem.classes * width_ <= kept_logits), direct_(!is_half(problem.scalar) && n_ == width_) {}
 
   int64_t begin(int64_t c) const { return (strip_.anchor * classes_ + c) * strip_.positions + strip_.first; }
   int64_t row_of(int64_t i) const { return (strip_.first + i) * strip_.anchors + strip_.anchor; }
@@ -63,11 +66,13 @@ class SoftmaxPlanes : protected SoftmaxRows<acc_t> {
 
   // In place, or in `buffer`.
   const acc_t* logits(int64_t c, acc_t* buffer) const { return load_block(p_.inputs, p_.scalar, begin(c), n_, buffer); }
-  // From the second pass on, of a buffer that keeps them: planes lie apart by a power of two often, of which a cache holds few.
+  // From the second pass on, of a buffer that keeps them: planes lie apart by a power of two often, of which a cache
+  // holds few.
   const acc_t* logits_again(int64_t c, acc_t* buffer) const { return keeps_ ? buffer + place(c) : logits(c, buffer); }
 
-  // Asks, while exponentials keep the processor busy, for what the passes before and after them wait for: a class's gradient, and its logits in the
-  // next strip, which is nearly always the next to be computed. A quarter of the time, as no processor guesses where the next plane lies.
+  // Asks, while exponentials keep the processor busy, for what the passes before and after them wait for: a class's
+  // gradient, and its logits in the next strip, which is nearly always the next to be computed. A quarter of the time,
+  // as no processor guesses where the next plane lies.
   void prefetch(int64_t c) const {
     const int64_t next = strip_.first + n_, rest = strip_.positions - next;
     if (p_.gradient) prefetch(p_.gradient, begin(c), n_);
@@ -76,7 +81,8 @@ class SoftmaxPlanes : protected SoftmaxRows<acc_t> {
   void prefetch(const void* tensor, int64_t first, int64_t n) const {
     const int64_t size = size_of(p_.scalar);
     constexpr int kSecondLevel = 2;
-    for (int64_t i = 0; i < n * size; i += 64) __builtin_prefetch(static_cast<const char*>(tensor) + first * size + i, 0, kSecondLevel);
+    for (int64_t i = 0; i < n * size; i += 64)
+      __builtin_prefetch(static_cast<const char*>(tensor) + first * size + i, 0, kSecondLevel);
   }
 
   // The largest logits, NaN left out, and where they are.
@@ -126,7 +132,9 @@ class SoftmaxPlanes : protected SoftmaxRows<acc_t> {
   }
 
   // Where a plane's gradients are to be written before put().
-  acc_t* gradient_at(int64_t c, acc_t* buffer) const { return direct_ ? static_cast<acc_t*>(p_.gradient) + begin(c) : buffer; }
+  acc_t* gradient_at(int64_t c, acc_t* buffer) const {
+    return direct_ ? static_cast<acc_t*>(p_.gradient) + begin(c) : buffer;
+  }
   void put(int64_t c, const acc_t* gradient) const {
     if (!direct_) store_block(gradient, n_, p_.gradient, p_.scalar, begin(c));
   }
@@ -148,7 +156,8 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
   using Base::classes_, Base::keeps_, Base::n_, Base::p_, Base::smoothing_, Base::width_;
 
  public:
-  IdPlanes(const Problem& problem, const Strip& strip, const Common& common) : Base(problem, strip, common, kStripLogits) {}
+  IdPlanes(const Problem& problem, const Strip& strip, const Common& common)
+      : Base(problem, strip, common, kStripLogits) {}
 
   double run() const {
     alignas(64) acc_t buffer[kStripLogits];
@@ -160,7 +169,8 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
     compute_terms(s.terms, width_, p_);
     RowTerms<acc_t>& t = s.terms;
 #pragma omp simd
-    for (int64_t i = 0; i < width_; ++i) t.value[i] = s.label[i] < 0 ? t.value_factor[i] : t.value_factor[i] * t.value[i];
+    for (int64_t i = 0; i < width_; ++i)
+      t.value[i] = s.label[i] < 0 ? t.value_factor[i] : t.value_factor[i] * t.value[i];
     if (p_.gradient) put_gradients(s, buffer);
     return this->finish(t.value);
   }
@@ -186,7 +196,8 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
         for (int64_t i = 0; i < n_; ++i) s.x_y[i] = acc_t(load(x[this->begin(s.label[i] < 0 ? 0 : s.label[i]) + i]));
       });
     }
-    for (int64_t i = 0; p_.alpha && i < n_; ++i) t.value_factor[i] = s.label[i] < 0 ? acc_t(1) : this->alpha(s.label[i]);
+    for (int64_t i = 0; p_.alpha && i < n_; ++i)
+      t.value_factor[i] = s.label[i] < 0 ? acc_t(1) : this->alpha(s.label[i]);
     const bool may_be_without = p_.alpha || p_.alpha_positive == 0;
     for (int64_t i = 0; i < width_; ++i) s.has_no_alpha[i] = may_be_without && t.value_factor[i] == 0;
     for (int64_t i = 0; p_.weight && i < n_; ++i) t.value_factor[i] *= this->weight(this->row_of(i));
@@ -200,7 +211,8 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
       t.distance[i] = s.x_y[i] == t.top[i] ? acc_t(0) : t.top[i] - s.x_y[i];
       t.own[i] = exp_below<Math>(s.x_y[i], t.top[i]);
     }
-    for (int64_t i = 0; may_be_without && i < width_; ++i) t.distance[i] = this->finite_if(s.has_no_alpha[i], t.distance[i]);
+    for (int64_t i = 0; may_be_without && i < width_; ++i)
+      t.distance[i] = this->finite_if(s.has_no_alpha[i], t.distance[i]);
   }
 
   FOCAL_EXT_ONE_COPY void find_labels(Strip_& s) const {
@@ -249,7 +261,8 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
       for (int64_t i = 0; i < width_; ++i) sums.part[i] += x[i] == top[i] ? acc_t(0) : (top[i] - x[i]) * share;
       sums.close(c, classes_, width_);
     }
-    for (int64_t i = 0; i < width_; ++i) s.terms.mean_distance[i] = this->finite_if(s.has_no_alpha[i], acc_t(sums.total[i]));
+    for (int64_t i = 0; i < width_; ++i)
+      s.terms.mean_distance[i] = this->finite_if(s.has_no_alpha[i], acc_t(sums.total[i]));
   }
 
   // Into the buffer, and the sums of all but that of the label.
@@ -274,7 +287,8 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
   FOCAL_EXT_ONE_COPY void put_gradients(Strip_& s, acc_t* buffer) const {
     RowTerms<acc_t>& t = s.terms;
 #pragma omp simd
-    for (int64_t i = 0; i < width_; ++i) t.of_others[i] *= t.gradient_factor[i], t.shift[i] *= t.gradient_factor[i], t.of_own[i] *= t.gradient_factor[i];
+    for (int64_t i = 0; i < width_; ++i)
+      t.of_others[i] *= t.gradient_factor[i], t.shift[i] *= t.gradient_factor[i], t.of_own[i] *= t.gradient_factor[i];
     for (int64_t c = 0; c < classes_; ++c) {
       acc_t* const e = buffer + this->place(c);
       if (!keeps_) {
@@ -285,7 +299,8 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
       acc_t* const gradient = this->gradient_at(c, e);
       const Class here = Class(c);
 #pragma omp simd
-      for (int64_t i = 0; i < width_; ++i) gradient[i] = s.label[i] == here ? t.of_own[i] : t.of_others[i] * e[i] - t.shift[i];
+      for (int64_t i = 0; i < width_; ++i)
+        gradient[i] = s.label[i] == here ? t.of_own[i] : t.of_others[i] * e[i] - t.shift[i];
       if (s.has_unread) this->replace(s.unread, t.value_factor, n_, gradient);
       this->put(c, gradient);
     }
@@ -299,7 +314,8 @@ class DensePlanes : SoftmaxPlanes<acc_t> {
   using Base::classes_, Base::keeps_, Base::n_, Base::p_, Base::width_;
 
  public:
-  DensePlanes(const Problem& problem, const Strip& strip, const Common& common) : Base(problem, strip, common, kDenseStripLogits), common_(common) {}
+  DensePlanes(const Problem& problem, const Strip& strip, const Common& common)
+      : Base(problem, strip, common, kDenseStripLogits), common_(common) {}
 
   double run() const {
     Buffers b;
@@ -309,7 +325,8 @@ class DensePlanes : SoftmaxPlanes<acc_t> {
     add_exponentials(s, b);
     for (int64_t c = 0; c < classes_; ++c) terms(s, b, c, true);
 #pragma omp simd
-    for (int64_t i = 0; i < width_; ++i) s.value[i] = s.factor[i] * acc_t(s.values.total[i]), s.rest_of_slopes[i] = acc_t(s.slopes.total[i]);
+    for (int64_t i = 0; i < width_; ++i)
+      s.value[i] = s.factor[i] * acc_t(s.values.total[i]), s.rest_of_slopes[i] = acc_t(s.slopes.total[i]);
     if (s.has_unread) this->replace(s.unread, s.constant, n_, s.value);
     if (p_.gradient) put_gradients(s, b);
     return this->finish(s.value);
@@ -321,8 +338,10 @@ class DensePlanes : SoftmaxPlanes<acc_t> {
     alignas(64) acc_t p[kDenseStripLogits], slope[kDenseStripLogits], u[kDenseStripLogits];
   };
   struct Strip_ {
-    alignas(64) acc_t top[kMaxStrip], rest[kMaxStrip], sum[kMaxStrip], log_sum[kMaxStrip];  // the exponentials: without the largest, all, its logarithm
-    acc_t largest_slope[kMaxStrip], rest_of_slopes[kMaxStrip], value[kMaxStrip], factor[kMaxStrip], upstream[kMaxStrip], constant[kMaxStrip];
+    // the exponentials: without the largest, all, its logarithm
+    alignas(64) acc_t top[kMaxStrip], rest[kMaxStrip], sum[kMaxStrip], log_sum[kMaxStrip];
+    acc_t largest_slope[kMaxStrip], rest_of_slopes[kMaxStrip], value[kMaxStrip], factor[kMaxStrip], upstream[kMaxStrip],
+        constant[kMaxStrip];
     Class top_at[kMaxStrip], slope_at[kMaxStrip];  // where the largest are
     StripSums<acc_t> values, slopes;
     bool unread[kMaxStrip], has_unread = false;
@@ -396,8 +415,9 @@ class DensePlanes : SoftmaxPlanes<acc_t> {
 #pragma omp simd
       for (int64_t i = 0; i < width_; ++i) p[i] = exp_below<Math>(x[i], s.top[i]);
     // By pointers, as in compute_terms().
-    with_gamma<acc_t>(p_.loss_parameters.numbers[0],
-        [=, n = width_, top_at = s.top_at, top = s.top, rest = s.rest, sum = s.sum, log_sum = s.log_sum, factor = coefficient, to = value](auto modulator) {
+    with_gamma<acc_t>(
+        p_.loss_parameters.numbers[0], [=, n = width_, top_at = s.top_at, top = s.top, rest = s.rest, sum = s.sum,
+                                           log_sum = s.log_sum, factor = coefficient, to = value](auto modulator) {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
         const acc_t others = top_at[i] == here ? rest[i] : sum[i] - p[i];
@@ -431,7 +451,8 @@ class DensePlanes : SoftmaxPlanes<acc_t> {
       const Class here = Class(c);
 #pragma omp simd
       for (int64_t i = 0; i < width_; ++i) {
-        const acc_t others = s.slope_at[i] == here ? s.rest_of_slopes[i] : (s.rest_of_slopes[i] + s.largest_slope[i]) - slope[i];
+        const acc_t others =
+            s.slope_at[i] == here ? s.rest_of_slopes[i] : (s.rest_of_slopes[i] + s.largest_slope[i]) - slope[i];
         gradient[i] = s.factor[i] * (p[i] * others - slope[i] * u[i]);
       }
       if (s.has_unread) this->replace(s.unread, s.constant, n_, gradient);

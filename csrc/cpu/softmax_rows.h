@@ -1,4 +1,5 @@
-// Owns: what the softmax loops do with one row or a run of logits: largest logit, exponentials, sums, the factors of a row.
+// Owns: what the softmax loops do with one row or a run of logits: largest logit, exponentials, sums, the factors of a
+// row.
 // Must not know: formulas, targets, and the standard library (see storage.h). Compiled once per instruction set.
 #pragma once
 #include "../losses/softmax_focal.h"
@@ -43,7 +44,8 @@ FOCAL_EXT_INLINE double sum_of(int64_t n, Get get) {
   double total = 0;
   for (int64_t at = 0; at < n; at += 512) {
     const int64_t part = n - at < 512 ? n - at : 512;
-    total += double(fold_all<acc_t>(part, acc_t(0), [at, get](int64_t i) { return get(at + i); }, [](acc_t a, acc_t b) { return a + b; }));
+    total += double(fold_all<acc_t>(
+        part, acc_t(0), [at, get](int64_t i) { return get(at + i); }, [](acc_t a, acc_t b) { return a + b; }));
   }
   return total;
 }
@@ -67,7 +69,8 @@ void with_gamma(double gamma, F f) {
 // Rows with class ids, each of a few numbers: what the formula takes, and what it makes of them.
 template <class acc_t>
 struct RowTerms {
-  acc_t top[kMaxStrip], own[kMaxStrip], others[kMaxStrip], distance[kMaxStrip], mean_distance[kMaxStrip];  // m, e_y, the sum of the other e, m - x_y
+  // m, e_y, the sum of the other e, m - x_y
+  acc_t top[kMaxStrip], own[kMaxStrip], others[kMaxStrip], distance[kMaxStrip], mean_distance[kMaxStrip];
   acc_t value_factor[kMaxStrip], gradient_factor[kMaxStrip];
   acc_t value[kMaxStrip], of_others[kMaxStrip], shift[kMaxStrip], of_own[kMaxStrip];
 };
@@ -75,18 +78,23 @@ struct RowTerms {
 template <class acc_t>
 FOCAL_EXT_ONE_COPY void compute_terms(RowTerms<acc_t>& t, int64_t rows, const Problem& p) {
   using Math = typename row_math<acc_t>::type;
-  const acc_t smoothing = acc_t(p.loss_parameters.numbers[1]), kept = acc_t(1 - p.loss_parameters.numbers[1]), classes = acc_t(p.classes);
+  const acc_t smoothing = acc_t(p.loss_parameters.numbers[1]), kept = acc_t(1 - p.loss_parameters.numbers[1]),
+              classes = acc_t(p.classes);
   // By pointers: what lies in arrays of a struct or behind a closure is not vectorised.
-  with_gamma<acc_t>(p.loss_parameters.numbers[0], [=, own = t.own, others = t.others, distance = t.distance, mean = t.mean_distance, value = t.value,
-                                                      of_others = t.of_others, shift = t.shift, of_own = t.of_own](auto modulator) {
-    const auto put = [=](int64_t r, SoftmaxRow<acc_t> row)
-                         FOCAL_EXT_INLINE_LAMBDA { value[r] = row.value, of_others[r] = row.others, shift[r] = row.shift, of_own[r] = row.own; };
+  with_gamma<acc_t>(p.loss_parameters.numbers[0],
+      [=, own = t.own, others = t.others, distance = t.distance, mean = t.mean_distance, value = t.value,
+          of_others = t.of_others, shift = t.shift, of_own = t.of_own](auto modulator) {
+    const auto put = [=](int64_t r, SoftmaxRow<acc_t> row) FOCAL_EXT_INLINE_LAMBDA {
+      value[r] = row.value, of_others[r] = row.others, shift[r] = row.shift, of_own[r] = row.own;
+    };
     if (smoothing == 0) {
 #pragma omp simd
       for (int64_t r = 0; r < rows; ++r) put(r, softmax_focal_row<Math>(own[r], others[r], distance[r], modulator));
     } else {
 #pragma omp simd
-      for (int64_t r = 0; r < rows; ++r) put(r, smoothed_softmax_focal_row<Math>(own[r], others[r], distance[r], mean[r], smoothing, kept, classes, modulator));
+      for (int64_t r = 0; r < rows; ++r)
+        put(r, smoothed_softmax_focal_row<Math>(
+                   own[r], others[r], distance[r], mean[r], smoothing, kept, classes, modulator));
     }
   });
 }
@@ -98,21 +106,29 @@ class SoftmaxRows {
   using Math = typename row_math<acc_t>::type;
 
   SoftmaxRows(const Problem& problem, double scale)
-      : p_(problem), scale_(acc_t(scale)), classes_(problem.classes), smoothing_(acc_t(problem.loss_parameters.numbers[1])) {}
+      : p_(problem), scale_(acc_t(scale)), classes_(problem.classes),
+        smoothing_(acc_t(problem.loss_parameters.numbers[1])) {}
 
   const scalar_t* row_at(int64_t row) const { return static_cast<const scalar_t*>(p_.inputs) + row * classes_; }
   acc_t alpha(int64_t c) const { return p_.alpha ? static_cast<const acc_t*>(p_.alpha)[c] : acc_t(p_.alpha_positive); }
-  acc_t weight(int64_t row) const { return p_.weight ? static_cast<const acc_t*>(p_.weight)[row * p_.weight_row_stride] : acc_t(1); }
+  acc_t weight(int64_t row) const {
+    return p_.weight ? static_cast<const acc_t*>(p_.weight)[row * p_.weight_row_stride] : acc_t(1);
+  }
 
   // What the derivative of a row's loss is multiplied by.
-  acc_t upstream(int64_t row) const { return p_.grad_output_per_element ? scale_ * load(static_cast<const scalar_t*>(p_.grad_output)[row]) : scale_; }
+  acc_t upstream(int64_t row) const {
+    return p_.grad_output_per_element ? scale_ * load(static_cast<const scalar_t*>(p_.grad_output)[row]) : scale_;
+  }
 
   // A coefficient of 0 counts 0 also where the cross entropy is infinite; NaN stays.
-  static acc_t finite_if(bool no_coefficient, acc_t distance) { return no_coefficient ? almost_finite(distance) : distance; }
+  static acc_t finite_if(bool no_coefficient, acc_t distance) {
+    return no_coefficient ? almost_finite(distance) : distance;
+  }
 
   // The largest logit, NaN left out.
   static acc_t largest(const scalar_t* x, int64_t n) {
-    return fold_all<acc_t>(n, acc_t(-__builtin_inf()), [x](int64_t i) { return acc_t(load(x[i])); }, [](acc_t a, acc_t b) { return b > a ? b : a; });
+    return fold_all<acc_t>(n, acc_t(-__builtin_inf()), [x](int64_t i) { return acc_t(load(x[i])); },
+        [](acc_t a, acc_t b) { return b > a ? b : a; });
   }
 
   // 1, or NaN where a row has no limit: several logits of +inf, nothing but -inf, or NaN.
@@ -126,7 +142,8 @@ class SoftmaxRows {
   // The mean of top - x over a row; each term is divided, so that the sum cannot overflow.
   acc_t mean_distance(const scalar_t* x, acc_t top) const {
     const acc_t share = acc_t(1) / acc_t(classes_ > 0 ? classes_ : 1);
-    return acc_t(sum_of<acc_t>(classes_, [=](int64_t i) { return load(x[i]) == top ? acc_t(0) : (top - load(x[i])) * share; }));
+    return acc_t(
+        sum_of<acc_t>(classes_, [=](int64_t i) { return load(x[i]) == top ? acc_t(0) : (top - load(x[i])) * share; }));
   }
 
   // e[i] = exp(x[i] - top[i]); `e` holds top before.

@@ -1,6 +1,6 @@
 // Owns: how logits, targets and class ids are read from and written to memory on the CPU.
-// Must not know: losses. No standard library in here: these files are compiled once per instruction set, and an inline function of
-// the library compiled for AVX-512 must not be the one the linker keeps for every machine.
+// Must not know: losses. No standard library in here: these files are compiled once per instruction set, and an inline
+// function of the library compiled for AVX-512 must not be the one the linker keeps for every machine.
 #pragma once
 #include <stdint.h>
 
@@ -31,7 +31,8 @@ inline double load(const int64_t& a) { return double(a); }
 inline float load(const BFloat16& a) { return float_of(uint32_t(a.bits) << 16); }
 inline float load(const Float16& a) {
   const uint32_t magnitude = uint32_t(a.bits & 0x7fff) << 13, sign = uint32_t(a.bits & 0x8000) << 16;
-  const uint32_t finite = bits_of(float_of(magnitude) * 5.192296858534828e33f);  // 2^112 moves the exponent's bias, subnormals included
+  // 2^112 moves the exponent's bias, subnormals included
+  const uint32_t finite = bits_of(float_of(magnitude) * 5.192296858534828e33f);
   return float_of(sign | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite));
 }
 
@@ -46,7 +47,8 @@ inline void store(BFloat16& to, float a) {
 inline void store(Float16& to, float a) {
   const uint32_t b = bits_of(a), magnitude = b & 0x7fffffffu;
   const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds at 2^-24, fp16's last place
+  // the addition rounds at 2^-24, fp16's last place
+  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
   const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
   const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
   to.bits = uint16_t((b >> 16 & 0x8000u) | (magnitude >= 0x477ff000u ? special : finite));
@@ -70,7 +72,8 @@ struct accumulate<double> {
   using type = double;
 };
 
-// A class id widened before any comparison. A uint64 beyond int64 stays outside every range instead of wrapping to background.
+// A class id widened before any comparison. A uint64 beyond int64 stays outside every range instead of wrapping to
+// background.
 template <class Id>
 inline int64_t widened(Id id) {
   return int64_t(id);

@@ -1,16 +1,19 @@
-// Owns: the results of every logit that a half type can hold, and the loop that looks them up instead of computing them.
+// Owns: the results of every logit that a half type can hold, and the loop that looks them up instead of computing
+// them.
 // Must not know: formulas, rows, planes, and the standard library (see storage.h).
 #pragma once
 #include "block.h"
 #include "kernels.h"
 
-// bf16 and fp16 have 65,536 values, so a large call computes each of them once. A detector's logits are a few hundred neighbouring values
-// of bf16, whose entries stay in the first-level cache: 0.24 ns a logit on one core (Zen 4), for every loss and gamma and at every instruction-set
-// level, where the formula takes 0.66 at its cheapest (AVX-512, gamma 2). Gradients and loss maps have the formula's bits.
+// bf16 and fp16 have 65,536 values, so a large call computes each of them once. A detector's logits are a few hundred
+// neighbouring values of bf16, whose entries stay in the first-level cache: 0.24 ns a logit on one core (Zen 4), for
+// every loss and gamma and at every instruction-set level, where the formula takes 0.66 at its cheapest (AVX-512, gamma
+// 2). Gradients and loss maps have the formula's bits.
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
-// A special element interrupts a look-up, which costs 16 ns more than the formula's: with more of them in a block, that is cheaper.
+// A special element interrupts a look-up, which costs 16 ns more than the formula's: with more of them in a block, that
+// is cheaper.
 constexpr int64_t kFewSpecials = 12;
 
 typedef double Entries __attribute__((vector_size(16)));     // two entries
@@ -27,8 +30,8 @@ Vector every_second(Vector a, Vector b, int first) {
 #endif
 }
 
-// The sum of n logits' values; what is to be stored goes to `to` unless it is null. Entries are loaded in pairs, the even and the odd logits apart,
-// as a load and a store for each number would wait for three address units: 0.37 ns.
+// The sum of n logits' values; what is to be stored goes to `to` unless it is null. Entries are loaded in pairs, the
+// even and the odd logits apart, as a load and a store for each number would wait for three address units: 0.37 ns.
 template <bool stores>
 FOCAL_EXT_ONE_COPY double look_up(const Entry* table, const uint16_t* x, int64_t n, uint16_t* to) {
   Floats even = {}, odd = {};
@@ -69,7 +72,8 @@ class LookedUp {
   }
 
   FOCAL_EXT_ONE_COPY void negatives_until(int64_t at) {
-    total += to ? look_up<true>(table_, x_ + done_, at - done_, to + done_) : look_up<false>(table_, x_ + done_, at - done_, nullptr);
+    total += to ? look_up<true>(table_, x_ + done_, at - done_, to + done_)
+                : look_up<false>(table_, x_ + done_, at - done_, nullptr);
     done_ = at;
   }
   FOCAL_EXT_ONE_COPY void add_range(int64_t first, int64_t last, bool bad) {

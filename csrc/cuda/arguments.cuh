@@ -9,7 +9,8 @@ namespace focal_ext::cuda {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// What the hot loop writes. `careful`: none runs, as for a steep gamma; which tiles it takes otherwise, one_tile (focal.cuh) decides.
+// What the hot loop writes. `careful`: none runs, as for a steep gamma; which tiles it takes otherwise, one_tile
+// (focal.cuh) decides.
 enum class Flow : int {
   careful,
   loss,
@@ -18,7 +19,8 @@ enum class Flow : int {
   chain      // gradient times grad_output per element
 };
 
-// What multiplies a tile's terms, for which a kernel has loops: two kinds of them in one kernel would not fit 64 registers.
+// What multiplies a tile's terms, for which a kernel has loops: two kinds of them in one kernel would not fit 64
+// registers.
 enum class Factors : int { one, rows, classes };
 
 template <class scalar_t>
@@ -60,7 +62,8 @@ inline __device__ uint32_t row_of(uint32_t i, uint32_t classes, uint32_t recipro
   return i - row * classes >= classes ? row + 1 : row;
 }
 
-// One tile, seen by one warp: 64-bit base, 32-bit indices inside. Its rows are those it touches, the first from its `offset`-th logit on.
+// One tile, seen by one warp: 64-bit base, 32-bit indices inside. Its rows are those it touches, the first from its
+// `offset`-th logit on.
 struct Tile {
   int64_t first_row, first_element;
   uint32_t offset, rows, elements;
@@ -82,7 +85,8 @@ __device__ Tile tile_at(const Arguments<scalar_t>& a, uint32_t index, uint32_t g
   Tile t;
   t.first_element = int64_t(index) * a.tile_elements;
   t.elements = a.numel - t.first_element < a.tile_elements ? uint32_t(a.numel - t.first_element) : a.tile_elements;
-  t.first_row = a.tile_rows ? int64_t(index) * a.tile_rows : quotient(t.first_element, a.classes, a.classes_wide_reciprocal);
+  t.first_row =
+      a.tile_rows ? int64_t(index) * a.tile_rows : quotient(t.first_element, a.classes, a.classes_wide_reciprocal);
   t.offset = a.tile_rows ? 0 : uint32_t(t.first_element - t.first_row * a.classes);
   t.rows = row_of(t.offset + t.elements - 1, a.classes, a.classes_reciprocal) + 1;
   t.first_element += group * a.numel;

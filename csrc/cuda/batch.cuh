@@ -1,4 +1,5 @@
-// Owns: groups of neighbouring rows that each have a loss and a divisor of their own: what their tiles need, and the first and last steps of a call.
+// Owns: groups of neighbouring rows that each have a loss and a divisor of their own: what their tiles need, and the
+// first and last steps of a call.
 // Must not know: logits, losses, how a tile's sum came about.
 #pragma once
 #include "normaliser.cuh"
@@ -17,7 +18,8 @@ inline __device__ uint32_t quotient(uint32_t i, Count by) {
   return i - q * by.value >= by.value ? q + 1 : q;
 }
 
-// Tiles end with their group. Each leaves a sum: the blocks of a grid share groups in no way that a sum by blocks could follow.
+// Tiles end with their group. Each leaves a sum: the blocks of a grid share groups in no way that a sum by blocks could
+// follow.
 template <class acc_t>
 struct Batch {
   const acc_t* factors;  // of each group's gradient; null: there is one group, and sums are those of blocks
@@ -45,9 +47,11 @@ struct Dividing {
 };
 
 template <class acc_t>
-__global__ __launch_bounds__(kBatchThreads) void divide_kernel(const __grid_constant__ Dividing<acc_t> a, int64_t groups, acc_t* divisors, acc_t* factors) {
+__global__ __launch_bounds__(kBatchThreads) void divide_kernel(
+    const __grid_constant__ Dividing<acc_t> a, int64_t groups, acc_t* divisors, acc_t* factors) {
   const Normaliser<acc_t>& n = a.normaliser;
-  for (int64_t g = int64_t(blockIdx.x) * kBatchThreads + threadIdx.x; g < groups; g += int64_t(gridDim.x) * kBatchThreads) {
+  for (int64_t g = int64_t(blockIdx.x) * kBatchThreads + threadIdx.x; g < groups;
+      g += int64_t(gridDim.x) * kBatchThreads) {
     acc_t divisor = n.value;
     if (n.kind == Divisor::tensor) divisor = n.tensor[a.divisor_per_group ? g : 0];
     if (n.kind == Divisor::kept || n.kind == Divisor::positives) {
@@ -57,7 +61,8 @@ __global__ __launch_bounds__(kBatchThreads) void divide_kernel(const __grid_cons
       divisor = acc_t(count > 0 ? count : 1);
     }
     divisors[g] = divisor;
-    factors[g] = !a.has_gradient ? acc_t(0) : (a.upstream ? a.upstream[a.upstream_per_group ? g : 0] : acc_t(1)) / divisor;
+    factors[g] =
+        !a.has_gradient ? acc_t(0) : (a.upstream ? a.upstream[a.upstream_per_group ? g : 0] : acc_t(1)) / divisor;
   }
 }
 
@@ -65,7 +70,8 @@ __global__ __launch_bounds__(kBatchThreads) void divide_kernel(const __grid_cons
 constexpr uint32_t kFewTiles = 64;
 
 template <class acc_t>
-__global__ __launch_bounds__(kFinishThreads) void finish_groups_kernel(const acc_t* sums, uint32_t tiles, const acc_t* divisors, int64_t groups, acc_t* loss) {
+__global__ __launch_bounds__(kFinishThreads) void finish_groups_kernel(
+    const acc_t* sums, uint32_t tiles, const acc_t* divisors, int64_t groups, acc_t* loss) {
   const uint32_t threads = tiles <= kFewTiles ? 32 : kFinishThreads, thread = threadIdx.x % threads;
   const int64_t group = int64_t(blockIdx.x) * (kFinishThreads / threads) + threadIdx.x / threads;
   double sum = 0;

@@ -1,11 +1,13 @@
-// Owns: weights of rows and of classes and alphas of classes beside the hot loop: tables in shared memory, and what each vector takes of them.
+// Owns: weights of rows and of classes and alphas of classes beside the hot loop: tables in shared memory, and what
+// each vector takes of them.
 // Must not know: logits, labels, flows.
 #pragma once
 #include "stream.cuh"
 
 namespace focal_ext::cuda {
 
-// Where a lane's next vector begins, from the beginning of the tile's first row on. It goes 32 vectors further each time.
+// Where a lane's next vector begins, from the beginning of the tile's first row on. It goes 32 vectors further each
+// time.
 template <class scalar_t>
 struct Position {
   const Arguments<scalar_t>& a;
@@ -99,15 +101,17 @@ struct PerRow {
   }
 };
 
-// Factors of classes lie in shared memory as often as it takes to read four of any class on at once, the k-th time k slots further, and go
-// on at the first class after the last one.
+// Factors of classes lie in shared memory as often as it takes to read four of any class on at once, the k-th time k
+// slots further, and go on at the first class after the last one.
 constexpr uint32_t kClassSlots = 2048;
 
 inline __host__ __device__ uint32_t class_copies(uint32_t classes) { return classes % 4 == 0 ? 1 : 4; }
-inline __host__ __device__ uint32_t class_pitch(uint32_t classes) { return (classes + 8 + 3 + 3) / 4 * 4; }  // a vector more, and the shift
+// a vector more, and the shift
+inline __host__ __device__ uint32_t class_pitch(uint32_t classes) { return (classes + 8 + 3 + 3) / 4 * 4; }
 // Of one class the position's reciprocal is no number of 32 bits.
 inline bool fits_class_slots(int64_t classes) {
-  return classes > 1 && classes < kClassSlots && class_copies(uint32_t(classes)) * class_pitch(uint32_t(classes)) <= kClassSlots;
+  return classes > 1 && classes < kClassSlots &&
+         class_copies(uint32_t(classes)) * class_pitch(uint32_t(classes)) <= kClassSlots;
 }
 
 // Whole block.

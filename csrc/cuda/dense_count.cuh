@@ -20,13 +20,16 @@ struct Dense {
   __device__ bool keeps(int64_t i) const {
     if (type == Target::dense_u8) return keeps<float>(static_cast<const uint8_t*>(targets), i);
     if (scalar == Scalar::f64) return keeps<double>(static_cast<const double*>(targets), i);
-    if (type == Target::dense_scalar && scalar == Scalar::bf16) return keeps<float>(static_cast<const __nv_bfloat16*>(targets), i);
-    if (type == Target::dense_scalar && scalar == Scalar::f16) return keeps<float>(static_cast<const __half*>(targets), i);
+    if (type == Target::dense_scalar && scalar == Scalar::bf16)
+      return keeps<float>(static_cast<const __nv_bfloat16*>(targets), i);
+    if (type == Target::dense_scalar && scalar == Scalar::f16)
+      return keeps<float>(static_cast<const __half*>(targets), i);
     return keeps<float>(static_cast<const float*>(targets), i);
   }
 };
 
-// counts[block] = of a part of a group of `runs` of `width` targets those of which none is ignored: logits for a width of 1, else rows, which a warp reads.
+// counts[block] = of a part of a group of `runs` of `width` targets those of which none is ignored: logits for a width
+// of 1, else rows, which a warp reads.
 __global__ __launch_bounds__(kScanThreads) void count_dense_kernel(
     const __grid_constant__ Dense dense, int64_t runs, int64_t width, uint32_t parts, uint32_t* counts) {
   const uint32_t group = blockIdx.x / parts, part = blockIdx.x - group * parts;

@@ -1,5 +1,6 @@
 // Owns: the two words that the kernels' text adds to CUDA's: a shared array, and a place where a test plants a defect.
-// Must not know: any kernel. The tests define both words before this file, to run the same text on a CPU (tests/cuda_host).
+// Must not know: any kernel. The tests define both words before this file, to run the same text on a CPU
+// (tests/cuda_host).
 #pragma once
 
 // An array of the block, uninitialised.

@@ -1,5 +1,5 @@
-// Owns: the focal kernel over rows [N, C]: warps take tiles, a tile of negatives with special rows of ids among them streams, any other goes
-// element by element.
+// Owns: the focal kernel over rows [N, C]: warps take tiles, a tile of negatives with special rows of ids among them
+// streams, any other goes element by element.
 // Must not know: how many blocks run or who launched them.
 #pragma once
 #include "marks.cuh"
@@ -18,7 +18,8 @@ struct CarefulMath<double> {
 
 // Writes what an element gives, `t` without weight and upstream factors; returns its loss.
 template <class scalar_t, class acc_t>
-__device__ acc_t finished(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t row, uint32_t c, Term<acc_t> t, bool ignored, acc_t factor) {
+__device__ acc_t finished(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t row, uint32_t c,
+    Term<acc_t> t, bool ignored, acc_t factor) {
   const int64_t element = tile.first_element + i;
   if (a.weight) {
     const acc_t weight = weight_at(a, tile, row, c);
@@ -33,19 +34,21 @@ __device__ acc_t finished(const Arguments<scalar_t>& a, const Tile& tile, uint32
   return t.value;
 }
 
-// A tile from element `from` on, element by element: positives, ignored and bad rows, weights, alphas per class, any alignment, the last rows.
-// Returns this lane's share of the loss.
+// A tile from element `from` on, element by element: positives, ignored and bad rows, weights, alphas per class, any
+// alignment, the last rows. Returns this lane's share of the loss.
 template <class scalar_t, class Targets, class Loss, class acc_t>
-__device__ acc_t careful_tile(
-    const Arguments<scalar_t>& a, const Targets& targets, const Tile tile, uint32_t from, uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
+__device__ acc_t careful_tile(const Arguments<scalar_t>& a, const Targets& targets, const Tile tile, uint32_t from,
+    uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
   using Math = typename CarefulMath<scalar_t>::type;
-  constexpr uint32_t kBatch = has_any_power<Loss> || !Loss::mirrors ? 1 : 2;  // loads in flight per lane; more do not fit 64 registers
+  // loads in flight per lane; more do not fit 64 registers
+  constexpr uint32_t kBatch = has_any_power<Loss> || !Loss::mirrors ? 1 : 2;
   acc_t sum = 0;
   for (uint32_t first = from + lane; first < tile.elements; first += 32 * kBatch) {
     acc_t x[kBatch] = {};
 #pragma unroll
     for (uint32_t u = 0; u < kBatch; ++u)
-      if (first + 32 * u < tile.elements || FOCAL_EXT_PLANTED(tail_read)) x[u] = widen(a.inputs[tile.first_element + first + 32 * u]);
+      if (first + 32 * u < tile.elements || FOCAL_EXT_PLANTED(tail_read))
+        x[u] = widen(a.inputs[tile.first_element + first + 32 * u]);
 #pragma unroll
     for (uint32_t u = 0; u < kBatch; ++u) {
       const uint32_t i = first + 32 * u;
@@ -60,18 +63,20 @@ __device__ acc_t careful_tile(
 
 // The choice stands outside the loop.
 template <class scalar_t, class Loss, class acc_t>
-__device__ acc_t careful_tile(const Arguments<scalar_t>& a, const EitherTargets<scalar_t>& targets, const Tile& tile, uint32_t from, uint32_t lane,
-    const int* labels, acc_t factor, const Loss& loss) {
+__device__ acc_t careful_tile(const Arguments<scalar_t>& a, const EitherTargets<scalar_t>& targets, const Tile& tile,
+    uint32_t from, uint32_t lane, const int* labels, acc_t factor, const Loss& loss) {
   if (targets.is_dense) return careful_tile(a, targets.dense, tile, from, lane, labels, factor, loss);
   return careful_tile(a, targets.ids, tile, from, lane, labels, factor, loss);
 }
 
-// What a stream up to element `end` has left out, one lane for each row: a positive's term, and NaN for all of a bad row.
+// What a stream up to element `end` has left out, one lane for each row: a positive's term, and NaN for all of a bad
+// row.
 template <class scalar_t, class Loss>
-__device__ float left_out(const Arguments<scalar_t>& a, const IdTargets<float>& ids, const Tile& tile, uint32_t end, uint32_t lane, const int* labels,
-    const float* logits, float factor, const Loss& loss) {
+__device__ float left_out(const Arguments<scalar_t>& a, const IdTargets<float>& ids, const Tile& tile, uint32_t end,
+    uint32_t lane, const int* labels, const float* logits, float factor, const Loss& loss) {
   __syncwarp();  // the stream's lanes have kept the logits, and written zeros where the results go
-  const auto from_class = [&](uint32_t row) { return row == 0 ? tile.offset : 0; };  // the tile may begin in the middle of its first row
+  // the tile may begin in the middle of its first row
+  const auto from_class = [&](uint32_t row) { return row == 0 ? tile.offset : 0; };
   float sum = 0;
 #pragma unroll 1
   for (uint32_t row = lane; row < tile.rows; row += 32) {
@@ -81,7 +86,8 @@ __device__ float left_out(const Arguments<scalar_t>& a, const IdTargets<float>& 
     for (uint32_t c = first > from_class(row) ? first : from_class(row); c <= last; ++c) {
       const uint32_t i = row * a.classes + c - tile.offset;
       if (i >= end) break;
-      const Term<float> t = label >= 0 ? ids.template term<CarefulFloat>(a, tile, i, row, c, logits[row], labels, loss) : Term<float>{NAN, NAN};
+      const Term<float> t = label >= 0 ? ids.template term<CarefulFloat>(a, tile, i, row, c, logits[row], labels, loss)
+                                       : Term<float>{NAN, NAN};
       sum += finished(a, tile, i, row, c, t, false, factor);
     }
   }
@@ -89,26 +95,31 @@ __device__ float left_out(const Arguments<scalar_t>& a, const IdTargets<float>& 
 }
 
 template <Flow flow, Factors factors, class scalar_t, class Loss, class Coefficients>
-__device__ float run_stream(
-    const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>, factors>& walk, const Coefficients& k, const Loss& loss) {
+__device__ float run_stream(const Arguments<scalar_t>& a, uint32_t lane,
+    const Rows<scalar_t, vanishes<Loss>, factors>& walk, const Coefficients& k, const Loss& loss) {
   const int64_t first = walk.tile.first_element;
   scalar_t* const results = flow == Flow::loss_map ? a.loss_map : a.gradient;
   NegativeStream<scalar_t, flow, Loss, Rows<scalar_t, vanishes<Loss>, factors>, Coefficients> stream{a.inputs + first,
-      flow == Flow::chain ? a.upstream_per_element + first : nullptr, flow == Flow::loss ? nullptr : results + first, k, loss, walk, results != nullptr};
+      flow == Flow::chain ? a.upstream_per_element + first : nullptr, flow == Flow::loss ? nullptr : results + first, k,
+      loss, walk, results != nullptr};
   stream.run(walk.vectors(), lane);
   return stream.sum;
 }
 
-// The sum of values without own.scale. The choice stands outside the loops: one factor for each flow, others for loss and gradient alone.
+// The sum of values without own.scale. The choice stands outside the loops: one factor for each flow, others for loss
+// and gradient alone.
 template <Factors factors, class scalar_t, class Loss>
-__device__ float stream_tile(const Arguments<scalar_t>& a, uint32_t lane, const Rows<scalar_t, vanishes<Loss>, factors>& walk,
-    const OfWarp<float, factors>& own, const float* class_slots, const Loss& loss) {
+__device__ float stream_tile(const Arguments<scalar_t>& a, uint32_t lane,
+    const Rows<scalar_t, vanishes<Loss>, factors>& walk, const OfWarp<float, factors>& own, const float* class_slots,
+    const Loss& loss) {
   const float factor = own.scale * own.factor;
   const Position<scalar_t> at{a, walk.tile.offset + lane * kVector<scalar_t>};
-  if constexpr (factors == Factors::classes) return run_stream<Flow::gradient, factors>(a, lane, walk, PerClass<scalar_t>{factor, class_slots, at}, loss);
+  if constexpr (factors == Factors::classes)
+    return run_stream<Flow::gradient, factors>(a, lane, walk, PerClass<scalar_t>{factor, class_slots, at}, loss);
   if constexpr (factors == Factors::rows) {
     if (!walk.weights) return run_stream<Flow::gradient, factors>(a, lane, walk, Common{factor}, loss);
-    if (a.classes % kVector<scalar_t> == 0) return run_stream<Flow::gradient, factors>(a, lane, walk, PerRow<scalar_t, true>{factor, walk.weights, at}, loss);
+    if (a.classes % kVector<scalar_t> == 0)
+      return run_stream<Flow::gradient, factors>(a, lane, walk, PerRow<scalar_t, true>{factor, walk.weights, at}, loss);
     return run_stream<Flow::gradient, factors>(a, lane, walk, PerRow<scalar_t, false>{factor, walk.weights, at}, loss);
   }
   if constexpr (factors == Factors::one) {
@@ -120,42 +131,49 @@ __device__ float stream_tile(const Arguments<scalar_t>& a, uint32_t lane, const 
 }
 
 template <Factors factors, class scalar_t, class Targets, class Loss>
-__device__ acc_of<scalar_t> one_tile(
-    const Arguments<scalar_t>& a, const Targets& targets, uint32_t lane, OfWarp<acc_of<scalar_t>, factors>& own, const float* class_slots, const Loss& loss) {
+__device__ acc_of<scalar_t> one_tile(const Arguments<scalar_t>& a, const Targets& targets, uint32_t lane,
+    OfWarp<acc_of<scalar_t>, factors>& own, const float* class_slots, const Loss& loss) {
   const Tile& tile = own.tile;
   const bool special = targets.has_special(a, tile, lane, own.labels);
   acc_of<scalar_t> sum = 0;
   uint32_t done = 0;
   if constexpr (sizeof(scalar_t) < 8) {
-    const Weights weights = a.flow != Flow::careful && (!special || targets.has_ids()) ? read_weights(a, lane, own, targets.has_ids()) : Weights::no_stream;
+    const Weights weights = a.flow != Flow::careful && (!special || targets.has_ids())
+                                ? read_weights(a, lane, own, targets.has_ids())
+                                : Weights::no_stream;
     if (weights != Weights::no_stream && fabsf(own.scale * own.factor) < INFINITY) {
       const int* const labels = targets.has_ids() ? own.labels : nullptr;
-      const Rows<scalar_t, vanishes<Loss>, factors> walk{
-          a, tile, labels, own.logits, special ? marks_of<scalar_t>(tile, a.classes, labels, lane) : 0, weights == Weights::rows ? own.weights : nullptr};
+      const Rows<scalar_t, vanishes<Loss>, factors> walk{a, tile, labels, own.logits,
+          special ? marks_of<scalar_t>(tile, a.classes, labels, lane) : 0,
+          weights == Weights::rows ? own.weights : nullptr};
       done = walk.vectors() * kVector<scalar_t>;
       sum = stream_tile(a, lane, walk, own, class_slots, loss);
       sum *= own.scale;
       if constexpr (requires { targets.ids_or_none(); })
-        if (special) sum += left_out(a, targets.ids_or_none(), tile, done, lane, own.labels, own.logits, own.factor, loss);
+        if (special)
+          sum += left_out(a, targets.ids_or_none(), tile, done, lane, own.labels, own.logits, own.factor, loss);
     }
   }
   if (done < tile.elements) sum += careful_tile(a, targets, tile, done, lane, own.labels, own.factor, loss);
   return sum;
 }
 
-// Blocks that registers must let a multiprocessor hold. 4 of 8 warps with 64 bytes each in flight cover the memory's latency and
-// leave 64 registers a thread, 3 leave 80. Bound by arithmetic are fp64, and any powers of smoothed labels and of a clip, which spill at 80.
+// Blocks that registers must let a multiprocessor hold. 4 of 8 warps with 64 bytes each in flight cover the memory's
+// latency and leave 64 registers a thread, 3 leave 80. Bound by arithmetic are fp64, and any powers of smoothed labels
+// and of a clip, which spill at 80.
 template <class scalar_t, class Targets, class Loss>
 constexpr int resident_blocks() {
   constexpr bool is_ids = std::is_same_v<Targets, IdTargets<float>>;
-  constexpr bool is_long = std::is_same_v<Loss, SmoothedSigmoidFocal<AnyModulator>> || std::is_same_v<Loss, Asymmetric<AnyModulator, AnyModulator, true>>;
+  constexpr bool is_long = std::is_same_v<Loss, SmoothedSigmoidFocal<AnyModulator>> ||
+                           std::is_same_v<Loss, Asymmetric<AnyModulator, AnyModulator, true>>;
   if (sizeof(scalar_t) == 8 || is_long) return 2;
   return !Loss::mirrors || (has_any_power<Loss> && !is_ids) ? 3 : 4;
 }
 
 template <class scalar_t, class Targets, class Loss, Factors factors>
 __global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, Targets, Loss>())) void focal_kernel(
-    const __grid_constant__ Arguments<scalar_t> a, const __grid_constant__ Targets targets, const __grid_constant__ Loss loss) {
+    const __grid_constant__ Arguments<scalar_t> a, const __grid_constant__ Targets targets,
+    const __grid_constant__ Loss loss) {
   using acc_t = acc_of<scalar_t>;
   using Own = OfWarp<acc_t, factors>;
   FOCAL_EXT_SHARED(Own, of_warp, [kWarps]);

@@ -3,4 +3,5 @@
 #include "start.cuh"
 
 template const char* focal_ext::cuda::start_focal<__half>(const Problem&, const Arguments<__half>&, uint32_t, void*);
-template const char* focal_ext::cuda::start_pyramid<__half>(const LossParameters&, const PyramidArguments<__half>&, uint32_t, void*);
+template const char* focal_ext::cuda::start_pyramid<__half>(
+    const LossParameters&, const PyramidArguments<__half>&, uint32_t, void*);

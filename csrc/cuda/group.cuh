@@ -1,4 +1,5 @@
-// Owns: the threads that share one row: a power of two of neighbouring lanes, or the whole block; what they fold together, and in which order.
+// Owns: the threads that share one row: a power of two of neighbouring lanes, or the whole block; what they fold
+// together, and in which order.
 // Must not know: what a row holds.
 #pragma once
 #include "arguments.cuh"
@@ -26,11 +27,12 @@ struct Group {
 
   __device__ uint32_t lane() const { return threadIdx.x & (size - 1); }
 
-  // f over the values of all lanes, in every lane. All threads of the block call it, groups without a row too. f does not mind the
-  // order of its two arguments, so all lanes agree to the bit.
+  // f over the values of all lanes, in every lane. All threads of the block call it, groups without a row too. f does
+  // not mind the order of its two arguments, so all lanes agree to the bit.
   template <class T, class F>
   __device__ T fold(T value, F f) const {
-    for (uint32_t distance = (size < 32 ? size : 32) / 2; distance > 0; distance /= 2) value = f(value, exchange(value, distance));
+    for (uint32_t distance = (size < 32 ? size : 32) / 2; distance > 0; distance /= 2)
+      value = f(value, exchange(value, distance));
     if (size <= 32) return value;
     FOCAL_EXT_SHARED(T, slots, [kWarps]);
     __syncthreads();  // all have read what the last call left there

@@ -1,8 +1,8 @@
 // Owns: what a class id means, and the scan that counts ids.
 // Must not know: logits, losses.
 //
-// Ids are read as they come, here and in the main kernel. A narrowed copy would save 4 bytes of 16 per anchor, which is 1 % of the
-// traffic of 80 classes, only when the ids do not fit the L2 cache, and would cost a buffer.
+// Ids are read as they come, here and in the main kernel. A narrowed copy would save 4 bytes of 16 per anchor, which is
+// 1 % of the traffic of 80 classes, only when the ids do not fit the L2 cache, and would cost a buffer.
 #pragma once
 #include "../problem.h"
 #include "reduce.cuh"
@@ -49,12 +49,15 @@ inline __device__ int label_at(const Ids& a, int64_t row) {
   }
 }
 
-// As many blocks as a warp has lanes times 4, so that each warp of the main kernel adds the counts with one 16-byte load a lane.
+// As many blocks as a warp has lanes times 4, so that each warp of the main kernel adds the counts with one 16-byte
+// load a lane.
 constexpr int kScanBlocks = 128, kScanThreads = 512;
 
-// counts[block] = positive rows, or rows that are not ignored, of a part of a group of `rows`. Fewer rows than 2^32 in each block.
+// counts[block] = positive rows, or rows that are not ignored, of a part of a group of `rows`. Fewer rows than 2^32 in
+// each block.
 template <bool positives>
-__global__ __launch_bounds__(kScanThreads) void count_rows_kernel(const __grid_constant__ Ids ids, int64_t rows, uint32_t parts, uint32_t* counts) {
+__global__ __launch_bounds__(kScanThreads) void count_rows_kernel(
+    const __grid_constant__ Ids ids, int64_t rows, uint32_t parts, uint32_t* counts) {
   const uint32_t group = blockIdx.x / parts, part = blockIdx.x - group * parts;
   uint32_t count = 0;
   for (int64_t row = int64_t(part) * kScanThreads + threadIdx.x; row < rows; row += int64_t(parts) * kScanThreads) {

@@ -6,9 +6,11 @@
 
 namespace focal_ext::cuda {
 
-// Starts kernel(arguments...) on `blocks` blocks; nullptr, or the error's text. Where there is no nvcc, the tests supply the device.
+// Starts kernel(arguments...) on `blocks` blocks; nullptr, or the error's text. Where there is no nvcc, the tests
+// supply the device.
 template <class... Parameters, class... Values>
-const char* launch(void (*kernel)(Parameters...), uint32_t blocks, uint32_t threads, void* stream, const Values&... arguments) {
+const char* launch(
+    void (*kernel)(Parameters...), uint32_t blocks, uint32_t threads, void* stream, const Values&... arguments) {
 #ifdef __CUDACC__
   kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
   const cudaError_t error = cudaGetLastError();

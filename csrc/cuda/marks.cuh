@@ -1,9 +1,11 @@
-// Owns: the walk through rows whose ids are not all background: which vectors hold what is no negative, and what such logits are read as.
+// Owns: the walk through rows whose ids are not all background: which vectors hold what is no negative, and what such
+// logits are read as.
 // Must not know: flows, how results are stored.
 //
-// Such a logit is read as -inf, whose value and gradient as a negative are exactly 0 (`vanishes`; of other losses its vector goes one by one).
-// So all logits take the same loop, and only the vectors that a special row touches pay for it. What a positive gives is computed after the loop, one lane for
-// each row: taking a negative's term back instead would lose digits and make NaN of inf - inf.
+// Such a logit is read as -inf, whose value and gradient as a negative are exactly 0 (`vanishes`; of other losses its
+// vector goes one by one). So all logits take the same loop, and only the vectors that a special row touches pay for
+// it. What a positive gives is computed after the loop, one lane for each row: taking a negative's term back instead
+// would lose digits and make NaN of inf - inf.
 #pragma once
 #include "targets.cuh"
 
@@ -24,7 +26,8 @@ inline __device__ uint32_t bits_between(uint32_t first, uint32_t end) {
   return below(end) & ~below(first);
 }
 
-// For the calling lane, bit k: whether its k-th vector touches a special row, or of a positive's row the positive. Whole warp.
+// For the calling lane, bit k: whether its k-th vector touches a special row, or of a positive's row the positive.
+// Whole warp.
 template <class scalar_t>
 __device__ uint32_t marks_of(const Tile& tile, uint32_t classes, const int* labels, uint32_t lane) {
   uint32_t marks = 0;
@@ -34,11 +37,14 @@ __device__ uint32_t marks_of(const Tile& tile, uint32_t classes, const int* labe
     for (; special; special &= special - 1) {
       const uint32_t row = base + uint32_t(__ffs(int(special))) - 1;
       const int label = labels[row];
-      const uint32_t row_first = row * classes, first = row_first + (label >= 0 ? uint32_t(label) : 0), end = label >= 0 ? first + 1 : row_first + classes;
+      const uint32_t row_first = row * classes, first = row_first + (label >= 0 ? uint32_t(label) : 0),
+                     end = label >= 0 ? first + 1 : row_first + classes;
       const uint32_t tile_end = tile.offset + tile.elements;
       if (first >= tile_end || end <= tile.offset) continue;  // the positive of a row in several tiles
-      const uint32_t from = first > tile.offset ? first - tile.offset : 0, last = (end < tile_end ? end : tile_end) - tile.offset - 1;
-      const auto passed = [lane](uint32_t vectors) { return (vectors + 31 - lane) / 32; };  // by this lane, of so many from the tile's first
+      const uint32_t from = first > tile.offset ? first - tile.offset : 0,
+                     last = (end < tile_end ? end : tile_end) - tile.offset - 1;
+      // by this lane, of so many from the tile's first
+      const auto passed = [lane](uint32_t vectors) { return (vectors + 31 - lane) / 32; };
       marks |= bits_between(passed(from / kVector<scalar_t>), passed(last / kVector<scalar_t> + 1));
     }
   }
@@ -66,7 +72,8 @@ struct Rows {
   __device__ void pass(uint32_t count) { marks >>= count; }
   static __device__ void heard(uint32_t) {}
 
-  // In-tile index of the first logit of the lane's vector that has `to_go` vectors to go, itself and those of lower lanes included.
+  // In-tile index of the first logit of the lane's vector that has `to_go` vectors to go, itself and those of lower
+  // lanes included.
   __device__ uint32_t first_of(uint32_t to_go) const { return (vectors() - to_go + threadIdx.x % 32) * kSize; }
 
   // Whether the logit is no negative. Of a positive the logit is kept.
@@ -105,7 +112,10 @@ struct Rows {
       if (fabsf(streamed.value) < INFINITY) term = streamed;
     }
     if constexpr (factors != Factors::one) {
-      const float weight = weights ? weights[row] : factors == Factors::classes && a.weight_class_stride != 0 ? a.weight[c * a.weight_class_stride] : 1.f;
+      const float weight = weights ? weights[row]
+                           : factors == Factors::classes && a.weight_class_stride != 0
+                               ? a.weight[c * a.weight_class_stride]
+                               : 1.f;
       term = scaled(term, alpha * weight, alpha * weight);
     }
     return !labels || !is_other(labels[row], row, c, x);

@@ -22,7 +22,8 @@ struct Cut {
 // Rows of a tile that ends at the end of a row; 0 if even the smallest tile is too large.
 inline uint32_t choose_tile_rows(int64_t rows, int64_t classes, uint32_t least_tiles = kLeastTiles) {
   uint32_t tile_rows = kMaxTileRows;
-  while (tile_rows >= kTileUnit && (classes > kMaxTileElements / tile_rows || rows / tile_rows < least_tiles)) tile_rows /= 2;
+  while (tile_rows >= kTileUnit && (classes > kMaxTileElements / tile_rows || rows / tile_rows < least_tiles))
+    tile_rows /= 2;
   return tile_rows >= kTileUnit ? tile_rows : 0;
 }
 
@@ -35,7 +36,8 @@ inline Cut cut(int64_t rows, int64_t classes, bool reads_rows, uint32_t least_ti
   int64_t elements = c.tile_rows * classes;
   if (c.tile_rows == 0) {
     elements = numel / least_tiles < kMaxTileElements ? numel / least_tiles : kMaxTileElements;
-    if (reads_rows && elements > (kMaxTileRows - 1) * classes) elements = (kMaxTileRows - 1) * classes;  // of k rows k + 1 are touched
+    // of k rows k + 1 are touched
+    if (reads_rows && elements > (kMaxTileRows - 1) * classes) elements = (kMaxTileRows - 1) * classes;
     for (int64_t unit : {512, 256, 128, int(kTileUnit)})  // whole passes of a warp
       if (elements >= unit) {
         elements -= elements % unit;

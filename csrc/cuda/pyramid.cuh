@@ -1,5 +1,5 @@
-// Owns: the focal kernel over the levels of a pyramid, each in planes or with channels last: tiles of negatives stream, with positives and
-// ignored anchors among them in planes; any other goes element by element.
+// Owns: the focal kernel over the levels of a pyramid, each in planes or with channels last: tiles of negatives stream,
+// with positives and ignored anchors among them in planes; any other goes element by element.
 // Must not know: how many blocks run or who launched them.
 #pragma once
 #include "focal.cuh"
@@ -15,13 +15,15 @@ constexpr uint32_t kMinusInfinities<__nv_bfloat16> = 0xff80ff80u;
 template <>
 constexpr uint32_t kMinusInfinities<__half> = 0xfc00fc00u;
 
-// Down the lines of a tile: in planes a lane keeps its positions and goes from class to class, in rows it goes to its next neighbours.
+// Down the lines of a tile: in planes a lane keeps its positions and goes from class to class, in rows it goes to its
+// next neighbours.
 template <class scalar_t>
 struct Lines {
-  int64_t step;                  // from one of a lane's vectors to its next, in elements
-  const float& positive_ratio;   // not in a register: few logits ask
-  const int* calls = nullptr;    // of the lane's positions: what is to go where each is positive, else 0, or kIgnored; null where all are background
-  uint32_t special = 0;          // what is to go where the next of them is positive; 0: none is
+  int64_t step;  // from one of a lane's vectors to its next, in elements
+  const float& positive_ratio;  // not in a register: few logits ask
+  // of the lane's positions: what is to go where each is positive, else 0, or kIgnored; null where all are background
+  const int* calls = nullptr;
+  uint32_t special = 0;  // what is to go where the next of them is positive; 0: none is
   uint4 kept = {~0u, ~0u, ~0u, ~0u};  // bits that an ignored position does not keep
 
   // `labels` of the lane's positions become what `calls` says: no other lane reads them.
@@ -54,8 +56,8 @@ struct Lines {
 
   __device__ uint4 seen(uint4 x) const {
     constexpr uint32_t infinities = kMinusInfinities<scalar_t>;
-    return {(x.x & kept.x) | (infinities & ~kept.x), (x.y & kept.y) | (infinities & ~kept.y), (x.z & kept.z) | (infinities & ~kept.z),
-        (x.w & kept.w) | (infinities & ~kept.w)};
+    return {(x.x & kept.x) | (infinities & ~kept.x), (x.y & kept.y) | (infinities & ~kept.y),
+        (x.z & kept.z) | (infinities & ~kept.z), (x.w & kept.w) | (infinities & ~kept.w)};
   }
   // From the next positive to the end of what is in flight: another one may follow.
   __device__ bool is_special(uint32_t, uint32_t to_go) const { return to_go <= special; }
@@ -100,8 +102,8 @@ __device__ Found read_labels(const PyramidArguments<scalar_t>& a, const PyramidT
 
 // One tile, element by element: any label, weight, alpha and alignment. Returns this lane's share of the loss.
 template <class scalar_t, class Loss, class acc_t>
-__device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane,
-    const int* labels, acc_t weight, acc_t factor, const Loss& loss) {
+__device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level,
+    const PyramidTile& tile, uint32_t lane, const int* labels, acc_t weight, acc_t factor, const Loss& loss) {
   using Math = typename CarefulMath<scalar_t>::type;
   acc_t sum = 0;
 #pragma unroll 1
@@ -113,7 +115,8 @@ __device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelAr
     const int label = labels[row];
     const Alpha<acc_t> alpha = alpha_of(a.common, c);
     const bool positive = label == int(c);
-    Term<acc_t> t = hard_term<Math>(positive, widen(level.inputs[element]), positive ? alpha.positive : alpha.negative, loss);
+    Term<acc_t> t =
+        hard_term<Math>(positive, widen(level.inputs[element]), positive ? alpha.positive : alpha.negative, loss);
     acc_t w = weight;
     if (a.common.weight && !a.weight_per_image) w = a.common.weight[tile.first_row + int64_t(row) * tile.row_step];
     t = scaled(t, w, w * factor);
@@ -126,30 +129,33 @@ __device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelAr
 }
 
 template <Flow flow, class scalar_t, class Loss>
-__device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane, int* labels,
-    bool special, float scale, float factor, const Loss& loss) {
+__device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level,
+    const PyramidTile& tile, uint32_t lane, int* labels, bool special, float scale, float factor, const Loss& loss) {
   constexpr uint32_t size = kVector<scalar_t>;
   if (level.planes && lane * size >= tile.columns) return 0;
   const int64_t step = level.planes ? int64_t(level.columns) : 32 * size;
   Lines<scalar_t> walk{step, a.positive_ratio};
   if (special) walk.heed(labels + lane * size, tile);
-  NegativeStream<scalar_t, flow, Loss, Lines<scalar_t>> stream{
-      level.inputs + tile.first_element, nullptr, flow == Flow::loss ? nullptr : level.gradient + tile.first_element, {scale * factor}, loss, walk};
+  NegativeStream<scalar_t, flow, Loss, Lines<scalar_t>> stream{level.inputs + tile.first_element, nullptr,
+      flow == Flow::loss ? nullptr : level.gradient + tile.first_element, {scale * factor}, loss, walk};
   stream.run(level.planes ? 32 * tile.lines : tile.lines * tile.columns / size, lane);
   return scale * stream.sum;
 }
 
 template <class scalar_t, class Loss>
-__device__ acc_of<scalar_t> pyramid_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t lane,
-    int* labels, acc_of<scalar_t> factor, const Loss& loss) {
+__device__ acc_of<scalar_t> pyramid_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level,
+    const PyramidTile& tile, uint32_t lane, int* labels, acc_of<scalar_t> factor, const Loss& loss) {
   const Found found = read_labels(a, tile, lane, labels);
   const acc_of<scalar_t> weight = a.weight_per_image ? a.common.weight[tile.image] : acc_of<scalar_t>(1);
   if constexpr (sizeof(scalar_t) < 8) {
     const float scale = a.common.alpha_negative * weight;
-    const bool fits = level.vectors && (level.planes ? vanishes<Loss> || !found.ignored : !(found.positive || found.ignored) && tile.lines % kTileUnit == 0);
+    const bool fits =
+        level.vectors && (level.planes ? vanishes<Loss> || !found.ignored
+                                       : !(found.positive || found.ignored) && tile.lines % kTileUnit == 0);
     if (a.common.flow != Flow::careful && fits && !found.bad && fabsf(scale * factor) < INFINITY) {
       const bool special = found.positive || found.ignored;
-      if (a.common.flow == Flow::gradient) return stream_tile<Flow::gradient>(a, level, tile, lane, labels, special, scale, factor, loss);
+      if (a.common.flow == Flow::gradient)
+        return stream_tile<Flow::gradient>(a, level, tile, lane, labels, special, scale, factor, loss);
       return stream_tile<Flow::loss>(a, level, tile, lane, labels, special, scale, factor, loss);
     }
   }

@@ -13,7 +13,8 @@ inline int64_t equal_parts(int64_t n, int64_t most, int64_t unit) {
   return rounded_up((n + parts - 1) / parts, unit);
 }
 
-// Logits of a tile of planes: enough tiles for every warp of a large chip, and as few readings of a label as that leaves.
+// Logits of a tile of planes: enough tiles for every warp of a large chip, and as few readings of a label as that
+// leaves.
 inline int64_t choose_tile_elements(int64_t numel) {
   constexpr int64_t kTiles = 8192, kFewest = 1024, kMost = 16384;
   const int64_t wanted = numel / kTiles;
@@ -35,7 +36,12 @@ LevelArguments<scalar_t> level_arguments(const Pyramid& p, const Level& level, u
   l.lines = uint32_t(l.planes ? p.problem.classes : rows);
   l.columns = uint32_t(l.planes ? level.positions : p.problem.classes);
   l.matrices = count_of(l.planes ? p.anchors : 1);
-  l.vectors = is_aligned(level.inputs) && is_aligned(level.gradient) && (l.planes ? level.positions : p.images > 1 ? l.image_elements : 0) % vector == 0;
+  l.vectors = is_aligned(level.inputs) && is_aligned(level.gradient) &&
+              (l.planes          ? level.positions
+                  : p.images > 1 ? l.image_elements
+                                 : 0) %
+                      vector ==
+                  0;
   const int64_t columns = l.planes ? equal_parts(l.columns, 32 * vector, vector) : l.columns;
   const int64_t elements = choose_tile_elements(numel(p.problem));
   l.tile_columns = count_of(columns);

@@ -1,8 +1,9 @@
 // Owns: the argument of the pyramid kernel, and its tile: the part of one level of one image that one warp owns.
 // Must not know: which formula runs over it.
 //
-// A level lies in memory as matrices of lines and columns. In planes there is one matrix for each anchor of an image, with a line for each
-// class and a column for each position; with channels last one for each image, with a line for each anchor and a column for each class.
+// A level lies in memory as matrices of lines and columns. In planes there is one matrix for each anchor of an image,
+// with a line for each class and a column for each position; with channels last one for each image, with a line for
+// each anchor and a column for each class.
 #pragma once
 #include "arguments.cuh"
 
@@ -49,10 +50,13 @@ struct PyramidTile {
 };
 
 template <class scalar_t>
-__device__ PyramidTile tile_at(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, uint32_t index) {
+__device__ PyramidTile tile_at(
+    const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level, uint32_t index) {
   index -= level.first_tile;
-  const uint32_t matrix_and_columns = quotient(index, level.line_blocks);  // the classes of one position are neighbours: they share its label
-  const uint32_t columns_and_image = quotient(matrix_and_columns, level.matrices), image = quotient(columns_and_image, level.column_blocks);
+  // the classes of one position are neighbours: they share its label
+  const uint32_t matrix_and_columns = quotient(index, level.line_blocks);
+  const uint32_t columns_and_image = quotient(matrix_and_columns, level.matrices),
+                 image = quotient(columns_and_image, level.column_blocks);
   const uint32_t line = (index - matrix_and_columns * level.line_blocks.value) * level.tile_lines;
   const uint32_t matrix = matrix_and_columns - columns_and_image * level.matrices.value;
   const uint32_t column = (columns_and_image - image * level.column_blocks.value) * level.tile_columns.value;
@@ -65,7 +69,8 @@ __device__ PyramidTile tile_at(const PyramidArguments<scalar_t>& a, const LevelA
   t.first_class = level.planes ? line : 0;
   t.labels = level.planes ? t.columns : t.lines;
   t.row_step = level.planes ? level.matrices.value : 1;
-  t.first_row = image * a.image_rows + level.first_row + (level.planes ? int64_t(column) * level.matrices.value + matrix : line);
+  t.first_row =
+      image * a.image_rows + level.first_row + (level.planes ? int64_t(column) * level.matrices.value + matrix : line);
   return t;
 }
 

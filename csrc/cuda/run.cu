@@ -15,16 +15,25 @@ namespace focal_ext::cuda {
 
 extern template const char* start_focal<float>(const Problem&, const Arguments<float>&, uint32_t, void*);
 extern template const char* start_focal<double>(const Problem&, const Arguments<double>&, uint32_t, void*);
-extern template const char* start_focal<__nv_bfloat16>(const Problem&, const Arguments<__nv_bfloat16>&, uint32_t, void*);
+extern template const char* start_focal<__nv_bfloat16>(
+    const Problem&, const Arguments<__nv_bfloat16>&, uint32_t, void*);
 extern template const char* start_focal<__half>(const Problem&, const Arguments<__half>&, uint32_t, void*);
-extern template const char* start_pyramid<float>(const LossParameters&, const PyramidArguments<float>&, uint32_t, void*);
-extern template const char* start_pyramid<double>(const LossParameters&, const PyramidArguments<double>&, uint32_t, void*);
-extern template const char* start_pyramid<__nv_bfloat16>(const LossParameters&, const PyramidArguments<__nv_bfloat16>&, uint32_t, void*);
-extern template const char* start_pyramid<__half>(const LossParameters&, const PyramidArguments<__half>&, uint32_t, void*);
-extern template const char* start_softmax<float>(const Problem&, const Normaliser<float>&, float*, const RowBatch<float>&, uint32_t, void*);
-extern template const char* start_softmax<double>(const Problem&, const Normaliser<double>&, double*, const RowBatch<double>&, uint32_t, void*);
-extern template const char* start_softmax<__nv_bfloat16>(const Problem&, const Normaliser<float>&, float*, const RowBatch<float>&, uint32_t, void*);
-extern template const char* start_softmax<__half>(const Problem&, const Normaliser<float>&, float*, const RowBatch<float>&, uint32_t, void*);
+extern template const char* start_pyramid<float>(
+    const LossParameters&, const PyramidArguments<float>&, uint32_t, void*);
+extern template const char* start_pyramid<double>(
+    const LossParameters&, const PyramidArguments<double>&, uint32_t, void*);
+extern template const char* start_pyramid<__nv_bfloat16>(
+    const LossParameters&, const PyramidArguments<__nv_bfloat16>&, uint32_t, void*);
+extern template const char* start_pyramid<__half>(
+    const LossParameters&, const PyramidArguments<__half>&, uint32_t, void*);
+extern template const char* start_softmax<float>(
+    const Problem&, const Normaliser<float>&, float*, const RowBatch<float>&, uint32_t, void*);
+extern template const char* start_softmax<double>(
+    const Problem&, const Normaliser<double>&, double*, const RowBatch<double>&, uint32_t, void*);
+extern template const char* start_softmax<__nv_bfloat16>(
+    const Problem&, const Normaliser<float>&, float*, const RowBatch<float>&, uint32_t, void*);
+extern template const char* start_softmax<__half>(
+    const Problem&, const Normaliser<float>&, float*, const RowBatch<float>&, uint32_t, void*);
 
 namespace {
 
@@ -51,14 +60,18 @@ const char* with_scalar(Scalar scalar, F&& f) {
 bool is_per_class(const Problem& p) { return p.alpha || (p.weight && p.weight_class_stride != 0); }
 
 Flow choose_flow(const Problem& p) {
-  const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) && (!is_dense(p.target) || is_aligned(p.targets)) &&
-                       (!p.grad_output_per_element || is_aligned(p.grad_output)) && (p.groups == 1 || numel(p) / p.groups % kTileUnit == 0);
+  const bool aligned = is_aligned(p.inputs) && is_aligned(p.gradient) && is_aligned(p.loss_map) &&
+                       (!is_dense(p.target) || is_aligned(p.targets)) &&
+                       (!p.grad_output_per_element || is_aligned(p.grad_output)) &&
+                       (p.groups == 1 || numel(p) / p.groups % kTileUnit == 0);
   const bool weight_per_logit = p.weight && p.weight_row_stride != 0 && p.weight_class_stride != 0;
   const bool plain = !weight_per_logit && (p.alpha || p.alpha_negative != 0) && !(p.gradient && p.loss_map);
   const bool is_sigmoid_focal = p.loss_parameters.loss == Loss::sigmoid_focal && !p.scores;
-  const bool has_loop = !is_per_class(p) || (is_sigmoid_focal && fits_class_slots(p.classes) && !p.loss_map && !p.grad_output_per_element);
+  const bool has_loop = !is_per_class(p) ||
+                        (is_sigmoid_focal && fits_class_slots(p.classes) && !p.loss_map && !p.grad_output_per_element);
   const bool ignores_zeros = is_dense(p.target) && ignored_target(p) == 0;
-  if (!aligned || !plain || !has_loop || ignores_zeros || exponent_of_negatives(p.loss_parameters) > kSteepGamma || p.scalar == Scalar::f64)
+  if (!aligned || !plain || !has_loop || ignores_zeros || exponent_of_negatives(p.loss_parameters) > kSteepGamma ||
+      p.scalar == Scalar::f64)
     return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
   if (!p.gradient) return Flow::loss;
@@ -68,7 +81,8 @@ Flow choose_flow(const Problem& p) {
 Factors choose_factors(const Problem& p, Flow flow) {
   if (flow != Flow::loss && flow != Flow::gradient) return Factors::one;
   if (is_per_class(p)) return Factors::classes;
-  const bool rows = p.weight && p.weight_row_stride != 0 && p.classes >= 16 / size_of(p.scalar) && p.classes <= kMaxPositionClasses;
+  const bool rows =
+      p.weight && p.weight_row_stride != 0 && p.classes >= 16 / size_of(p.scalar) && p.classes <= kMaxPositionClasses;
   return rows ? Factors::rows : Factors::one;
 }
 
@@ -86,8 +100,8 @@ const char* count_rows(const Problem& p, uint32_t* counts, void* stream) {
   if (is_dense(p.target)) {
     const bool of_rows = has_row_losses(p);
     const Dense targets = {p.targets, p.target, p.scalar, ignored_target(p)};
-    return launch(
-        count_dense_kernel, blocks, kScanThreads, stream, targets, of_rows ? rows : rows * p.classes, of_rows ? p.classes : int64_t(1), parts, counts);
+    return launch(count_dense_kernel, blocks, kScanThreads, stream, targets, of_rows ? rows : rows * p.classes,
+        of_rows ? p.classes : int64_t(1), parts, counts);
   }
   const auto kernel = p.divisor == Divisor::positives ? count_rows_kernel<true> : count_rows_kernel<false>;
   return launch(kernel, blocks, kScanThreads, stream, ids_of(p), rows, parts, counts);
@@ -95,11 +109,13 @@ const char* count_rows(const Problem& p, uint32_t* counts, void* stream) {
 
 template <class acc_t>
 Normaliser<acc_t> normaliser_of(const Problem& p, const uint32_t* counts) {
-  return {p.divisor, acc_t(p.divisor_value), static_cast<const acc_t*>(p.divisor_tensor), counts, is_dense(p.target) ? 1 : p.classes};
+  return {p.divisor, acc_t(p.divisor_value), static_cast<const acc_t*>(p.divisor_tensor), counts,
+      is_dense(p.target) ? 1 : p.classes};
 }
 
 template <class scalar_t>
-Arguments<scalar_t> arguments_of(const Problem& p, const Cut& tiles, const uint32_t* counts, acc_of<scalar_t>* partials) {
+Arguments<scalar_t> arguments_of(
+    const Problem& p, const Cut& tiles, const uint32_t* counts, acc_of<scalar_t>* partials) {
   using acc_t = acc_of<scalar_t>;
   Arguments<scalar_t> a = {};
   a.inputs = static_cast<const scalar_t*>(p.inputs);
@@ -141,7 +157,8 @@ uint32_t blocks_for(int64_t tiles, uint32_t max_blocks) {
 template <class acc_t>
 const char* finish(const Problem& p, const uint32_t* counts, const acc_t* partials, uint32_t blocks, void* stream) {
   if (!p.loss) return nullptr;
-  return launch(finish_kernel<acc_t>, 1, kFinishThreads, stream, partials, blocks, normaliser_of<acc_t>(p, counts), static_cast<acc_t*>(p.loss));
+  return launch(finish_kernel<acc_t>, 1, kFinishThreads, stream, partials, blocks, normaliser_of<acc_t>(p, counts),
+      static_cast<acc_t*>(p.loss));
 }
 
 template <class scalar_t>
@@ -155,7 +172,8 @@ const char* run_as(const Problem& p, const Cut& tiles, void* workspace, void* st
     if (const char* error = count_rows(p, counts, stream)) return error;
   if (work && has_row_losses(p)) {
     blocks = row_blocks(p) < max_blocks ? uint32_t(row_blocks(p)) : max_blocks;
-    if (const char* error = start_softmax<scalar_t>(p, normaliser_of<acc_t>(p, counts), partials, {}, blocks, stream)) return error;
+    if (const char* error = start_softmax<scalar_t>(p, normaliser_of<acc_t>(p, counts), partials, {}, blocks, stream))
+      return error;
   } else if (work) {
     const Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, tiles, counts, partials);
     blocks = blocks_for(arguments.tiles, max_blocks);
@@ -186,17 +204,20 @@ Cut cut_group(const Problem& p, uint32_t least_tiles) {
   const int64_t rows = p.rows / p.groups, numel = rows * p.classes, least = (least_tiles + p.groups - 1) / p.groups;
   if (has_row_losses(p)) return {0, 0, rows};
   if (numel == 0) return {};
-  if (least == 1 && numel <= kMaxTileElements && (rows <= kMaxTileRows || !reads_rows(p))) return {kMaxTileElements, 0, 1};
+  if (least == 1 && numel <= kMaxTileElements && (rows <= kMaxTileRows || !reads_rows(p)))
+    return {kMaxTileElements, 0, 1};
   return cut(rows, p.classes, reads_rows(p), uint32_t(least));
 }
 
 template <class scalar_t>
-const char* start_batch(const Problem& p, const Cut& tiles, const acc_of<scalar_t>* factors, acc_of<scalar_t>* sums, void* stream, uint32_t max_blocks) {
+const char* start_batch(const Problem& p, const Cut& tiles, const acc_of<scalar_t>* factors, acc_of<scalar_t>* sums,
+    void* stream, uint32_t max_blocks) {
   using acc_t = acc_of<scalar_t>;
   const Normaliser<acc_t> none = {Divisor::value, acc_t(1), nullptr, nullptr, 1};  // the factors have it
   if (has_row_losses(p)) {
     const RowBatch<acc_t> batch = {factors, uint32_t(tiles.tiles), ~uint64_t(0) / uint64_t(tiles.tiles)};
-    return start_softmax<scalar_t>(p, none, sums, batch, row_blocks(p) < max_blocks ? uint32_t(row_blocks(p)) : max_blocks, stream);
+    return start_softmax<scalar_t>(
+        p, none, sums, batch, row_blocks(p) < max_blocks ? uint32_t(row_blocks(p)) : max_blocks, stream);
   }
   Arguments<scalar_t> arguments = arguments_of<scalar_t>(p, tiles, nullptr, sums);
   arguments.partials = sums;  // also where no loss is wanted
@@ -216,17 +237,20 @@ const char* run_batch(const Problem& p, const Cut& tiles, char* workspace, void*
   if (tiles.tiles > 0) {
     if (needs_counts(p))
       if (const char* error = count_rows(p, counts, stream)) return error;
-    const Dividing<acc_t> dividing = {normaliser_of<acc_t>(p, counts), parts_of(p.groups), p.divisor_per_group, p.grad_output_per_group, p.gradient != nullptr,
-        static_cast<const acc_t*>(p.grad_output)};
-    const uint32_t wanted = uint32_t((p.groups + kBatchThreads - 1) / kBatchThreads), grid = wanted < max_blocks ? wanted : max_blocks;
-    if (const char* error = launch(divide_kernel<acc_t>, grid, kBatchThreads, stream, dividing, p.groups, at(places.divisors), at(places.factors)))
+    const Dividing<acc_t> dividing = {normaliser_of<acc_t>(p, counts), parts_of(p.groups), p.divisor_per_group,
+        p.grad_output_per_group, p.gradient != nullptr, static_cast<const acc_t*>(p.grad_output)};
+    const uint32_t wanted = uint32_t((p.groups + kBatchThreads - 1) / kBatchThreads),
+                   grid = wanted < max_blocks ? wanted : max_blocks;
+    if (const char* error = launch(divide_kernel<acc_t>, grid, kBatchThreads, stream, dividing, p.groups,
+            at(places.divisors), at(places.factors)))
       return error;
-    if (const char* error = start_batch<scalar_t>(p, tiles, at(places.factors), at(places.sums), stream, max_blocks)) return error;
+    if (const char* error = start_batch<scalar_t>(p, tiles, at(places.factors), at(places.sums), stream, max_blocks))
+      return error;
   }
   if (!p.loss) return nullptr;
   const int64_t at_once = tiles.tiles <= kFewTiles ? kFinishThreads / 32 : 1;
-  return launch(finish_groups_kernel<acc_t>, uint32_t((p.groups + at_once - 1) / at_once), kFinishThreads, stream, at(places.sums), uint32_t(tiles.tiles),
-      at(places.divisors), p.groups, static_cast<acc_t*>(p.loss));
+  return launch(finish_groups_kernel<acc_t>, uint32_t((p.groups + at_once - 1) / at_once), kFinishThreads, stream,
+      at(places.sums), uint32_t(tiles.tiles), at(places.divisors), p.groups, static_cast<acc_t*>(p.loss));
 }
 
 // What all levels share.
@@ -298,7 +322,8 @@ const char* run_softmax_planes(const Pyramid& pyramid, void* workspace, void* st
     const Level& level = pyramid.levels[i];
     if (p.rows == 0 || level.positions == 0) continue;
     uint32_t grid = 0;
-    if (const char* error = start_softmax_planes(pyramid, level, first_row, normaliser_of<float>(p, counts), partials + blocks, max_blocks, grid, stream))
+    if (const char* error = start_softmax_planes(
+            pyramid, level, first_row, normaliser_of<float>(p, counts), partials + blocks, max_blocks, grid, stream))
       return error;
     blocks += grid;
     first_row += level.positions * pyramid.anchors;
@@ -311,13 +336,18 @@ const char* why_not(const Pyramid& p) {
   const Problem& all = p.problem;
   if (all.weight_class_stride) return "focal_ext: weights of classes have no kernel over levels; copy them into rows";
   if (!has_row_losses(all)) {
-    if (all.loss_map || all.grad_output_per_element) return "focal_ext: unreduced losses of levels have no kernel; copy them into rows";
-    return all.loss_parameters.loss == Loss::sigmoid_focal ? nullptr : "focal_ext: levels of this loss have no kernel; copy them into rows";
+    if (all.loss_map || all.grad_output_per_element)
+      return "focal_ext: unreduced losses of levels have no kernel; copy them into rows";
+    return all.loss_parameters.loss == Loss::sigmoid_focal
+               ? nullptr
+               : "focal_ext: levels of this loss have no kernel; copy them into rows";
   }
   bool planes = true;
   for (int64_t i = 0; i < p.level_count; ++i) planes &= !p.levels[i].channels_last;
   const bool has_kernel = planes && !is_dense(all.target) && all.scalar != Scalar::f64;
-  return has_kernel ? nullptr : "focal_ext: softmax over levels has a kernel for class ids over planes that are not float64; copy them into rows";
+  return has_kernel ? nullptr
+                    : "focal_ext: softmax over levels has a kernel for class ids over planes that are not float64; "
+                      "copy them into rows";
 }
 
 }  // namespace
@@ -346,10 +376,14 @@ const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_bl
   if (!has_row_losses(p) && reads_rows(p) && p.classes > kMaxClasses) return "focal_ext: 2^31 classes or more";
   if (p.groups > kMaxGroups) return "focal_ext: 2^31 groups or more";
   const bool one = p.groups == 1;
-  const Cut tiles = !one ? cut_group(p, least_tiles) : has_row_losses(p) || numel(p) == 0 ? Cut{} : cut(p.rows, p.classes, reads_rows(p), least_tiles);
+  const Cut tiles = !one                                 ? cut_group(p, least_tiles)
+                    : has_row_losses(p) || numel(p) == 0 ? Cut{}
+                                                         : cut(p.rows, p.classes, reads_rows(p), least_tiles);
   if (tiles.tiles > kMaxTiles / p.groups) return "focal_ext: more than 2^32 tiles";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
-  if (!one) return with_scalar(p.scalar, [&](auto s) { return run_batch<decltype(s)>(p, tiles, static_cast<char*>(workspace), stream, max_blocks); });
+  if (!one)
+    return with_scalar(p.scalar,
+        [&](auto s) { return run_batch<decltype(s)>(p, tiles, static_cast<char*>(workspace), stream, max_blocks); });
   return with_scalar(p.scalar, [&](auto s) { return run_as<decltype(s)>(p, tiles, workspace, stream, max_blocks); });
 }
 
@@ -376,7 +410,8 @@ Pyramid group_of(const Pyramid& whole, int64_t image, std::vector<Level>& levels
 const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_blocks) {
   if (p.problem.groups != 1) {
     std::vector<Level> levels;
-    return each_group(p.problem.groups, [&](int64_t g) { return run(group_of(p, g, levels), workspace, stream, max_blocks); });
+    return each_group(
+        p.problem.groups, [&](int64_t g) { return run(group_of(p, g, levels), workspace, stream, max_blocks); });
   }
   if (const char* error = why_not(p)) return error;
   if (p.problem.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
@@ -385,15 +420,17 @@ const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_bl
   return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
 }
 
-const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, void* stream, uint32_t max_blocks) {
+const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, void* stream,
+    uint32_t max_blocks) {
   if (numel == 0) return nullptr;
   return with_scalar(scalar, [&](auto s) {
     using scalar_t = decltype(s);
     const int64_t size = numel / groups, wanted = size / (kVector<scalar_t> * kScaleThreads) + 1;
-    const uint32_t most = max_blocks < kMaxScaleBlocks ? max_blocks : kMaxScaleBlocks, blocks = wanted < most ? uint32_t(wanted) : most;
+    const uint32_t most = max_blocks < kMaxScaleBlocks ? max_blocks : kMaxScaleBlocks,
+                   blocks = wanted < most ? uint32_t(wanted) : most;
     const uint32_t at_once = groups < most / blocks ? uint32_t(groups) : most / blocks;
-    return launch(scale_kernel<scalar_t>, blocks * at_once, kScaleThreads, stream, static_cast<scalar_t*>(gradient), size, groups, blocks,
-        static_cast<const acc_of<scalar_t>*>(factors));
+    return launch(scale_kernel<scalar_t>, blocks * at_once, kScaleThreads, stream, static_cast<scalar_t*>(gradient),
+        size, groups, blocks, static_cast<const acc_of<scalar_t>*>(factors));
   });
 }
 

@@ -8,7 +8,9 @@
 namespace focal_ext::cuda {
 
 struct RowFloat : DeviceFloat {
-  static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) { HostFloat::log_ratio(u, rest, ratio, inverse); }
+  static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) {
+    HostFloat::log_ratio(u, rest, ratio, inverse);
+  }
 };
 template <class scalar_t>
 using RowMath = std::conditional_t<sizeof(scalar_t) == 8, Double, RowFloat>;
@@ -45,7 +47,8 @@ struct SoftmaxArguments {
   const scalar_t* upstream_per_row;  // or null
 };
 
-// Calls f with the modulator, the same one in the whole grid. A kernel for each would buy little: for class ids it is used once a row.
+// Calls f with the modulator, the same one in the whole grid. A kernel for each would buy little: for class ids it is
+// used once a row.
 template <class scalar_t, class F>
 __device__ void with_gamma(const SoftmaxArguments<scalar_t>& a, F f) {
   if constexpr (sizeof(scalar_t) == 8) return f(a.any);
@@ -66,7 +69,9 @@ struct RowPass {
   __device__ acc_t at(uint32_t c) const { return widen(x[c]); }
 
   // Whether `each` and `put` of this lane visit the class.
-  __device__ bool owns(uint32_t c) const { return (a.vectors ? c / uint32_t(kVector<scalar_t>) : c) % a.group.size == a.group.lane(); }
+  __device__ bool owns(uint32_t c) const {
+    return (a.vectors ? c / uint32_t(kVector<scalar_t>) : c) % a.group.size == a.group.lane();
+  }
 
   // f(class, logit); `wide`: by vectors where there are any, else a long f has one copy instead of nine.
   template <bool wide = true, class F>
@@ -157,9 +162,11 @@ __device__ acc_of<scalar_t> gradient_factor(const SoftmaxArguments<scalar_t>& a)
   return (a.upstream ? *a.upstream : acc_of<scalar_t>(1)) / divisor(a.normaliser);
 }
 
-// Loss and gradient of a row with a class id. Returns the loss in every lane of the group; all threads of the block call it.
+// Loss and gradient of a row with a class id. Returns the loss in every lane of the group; all threads of the block
+// call it.
 template <class scalar_t>
-__device__ acc_of<scalar_t> id_row(const SoftmaxArguments<scalar_t>& a, int64_t row, bool exists, acc_of<scalar_t> factor) {
+__device__ acc_of<scalar_t> id_row(
+    const SoftmaxArguments<scalar_t>& a, int64_t row, bool exists, acc_of<scalar_t> factor) {
   using acc_t = acc_of<scalar_t>;
   using Math = RowMath<scalar_t>;
   const int label = exists ? label_at(a.ids, row) : kIgnored;
@@ -172,12 +179,14 @@ __device__ acc_of<scalar_t> id_row(const SoftmaxArguments<scalar_t>& a, int64_t 
   acc_t others = 0, mean_distance = 0;
   const acc_t share = acc_t(1) / acc_t(a.classes);
   pass.each([&](uint32_t c, acc_t x) {
-    others += top.exponential(x) * acc_t(c == y ? 0 : 1);  // a product: the compiler would make a branch of anything else
+    // a product: the compiler would make a branch of anything else
+    others += top.exponential(x) * acc_t(c == y ? 0 : 1);
     if (a.smoothing != 0) mean_distance += top.distance(x, false) * share;
   });
   others = a.group.sum(others);
   if (a.smoothing != 0) mean_distance = a.group.sum(mean_distance);
-  if (!FOCAL_EXT_PLANTED(early_gradient)) __syncwarp();  // every lane has read x_y, which the gradient may replace; a whole block's sum waits by itself
+  // every lane has read x_y, which the gradient may replace; a whole block's sum waits by itself
+  if (!FOCAL_EXT_PLANTED(early_gradient)) __syncwarp();
   if (!read) {
     const acc_t nothing = label == kIgnored ? acc_t(0) : acc_t(NAN);
     if (exists && a.gradient)
@@ -190,7 +199,8 @@ __device__ acc_of<scalar_t> id_row(const SoftmaxArguments<scalar_t>& a, int64_t 
   SoftmaxRow<acc_t> result;
   with_gamma(a, [&](const auto& modulator) {
     result = a.smoothing == 0 ? softmax_focal_row<Math>(own, others, distance, modulator)
-                              : smoothed_softmax_focal_row<Math>(own, others, distance, mean_distance, a.smoothing, a.kept, acc_t(a.classes), modulator);
+                              : smoothed_softmax_focal_row<Math>(own, others, distance, mean_distance, a.smoothing,
+                                    a.kept, acc_t(a.classes), modulator);
   });
   const acc_t coefficient = alpha * (a.weight ? a.weight[row * a.weight_row_stride] : acc_t(1)) * top.defined;
   if (a.gradient) {
@@ -212,7 +222,8 @@ __device__ void all_rows(const SoftmaxArguments<scalar_t>& a, RowOf row_of) {
   for (int64_t first = int64_t(blockIdx.x) * rows_at_once; first < a.rows; first += int64_t(gridDim.x) * rows_at_once) {
     const int64_t row = first + place;
     const bool exists = row < a.rows;
-    const acc_t value = row_of(row, exists, a.batch.factors && exists ? a.batch.factors[quotient(row, a.batch.rows, a.batch.reciprocal)] : factor);
+    const acc_t value = row_of(row, exists,
+        a.batch.factors && exists ? a.batch.factors[quotient(row, a.batch.rows, a.batch.reciprocal)] : factor);
     if (!exists || a.group.lane() != 0) continue;
     if (a.batch.factors) a.partials[row] = value;
     else sum += value;
@@ -224,7 +235,8 @@ __device__ void all_rows(const SoftmaxArguments<scalar_t>& a, RowOf row_of) {
 }
 
 template <class scalar_t>
-__global__ __launch_bounds__(kThreads, sizeof(scalar_t) == 8 ? 2 : 4) void softmax_ids_kernel(const __grid_constant__ SoftmaxArguments<scalar_t> a) {
+__global__ __launch_bounds__(kThreads, sizeof(scalar_t) == 8 ? 2 : 4) void softmax_ids_kernel(
+    const __grid_constant__ SoftmaxArguments<scalar_t> a) {
   all_rows(a, [&](int64_t row, bool exists, acc_of<scalar_t> factor) { return id_row(a, row, exists, factor); });
 }
 

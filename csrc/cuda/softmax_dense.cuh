@@ -5,7 +5,8 @@
 
 namespace focal_ext::cuda {
 
-// The sum of terms without the largest of them, which is kept apart: no term is ever subtracted from a sum that it dominates.
+// The sum of terms without the largest of them, which is kept apart: no term is ever subtracted from a sum that it
+// dominates.
 template <class acc_t>
 struct SumBesideLargest {
   Placed<acc_t> largest;
@@ -13,7 +14,8 @@ struct SumBesideLargest {
 
   __device__ void add(uint32_t c, acc_t term) { *this = both(*this, {{term, c}, acc_t(0)}); }
   static __device__ SumBesideLargest both(const SumBesideLargest& a, const SumBesideLargest& b) {
-    const bool first = a.largest.value > b.largest.value || (a.largest.value == b.largest.value && a.largest.at < b.largest.at);
+    const bool first =
+        a.largest.value > b.largest.value || (a.largest.value == b.largest.value && a.largest.at < b.largest.at);
     return {first ? a.largest : b.largest, (a.rest + b.rest) + (first ? b.largest.value : a.largest.value)};
   }
 };
@@ -41,13 +43,16 @@ struct DenseRow {
   acc_t rest, sum, log_sum;  // of the exponentials: without the largest, all, and its logarithm
 
   // alpha_c t_c
-  __device__ acc_t coefficient(uint32_t c) const { return (a.alpha ? a.alpha[c] : a.alpha_of_all) * target_at(a, begin + c); }
+  __device__ acc_t coefficient(uint32_t c) const {
+    return (a.alpha ? a.alpha[c] : a.alpha_of_all) * target_at(a, begin + c);
+  }
 
   // Value and slope times the coefficient.
   template <class Modulator>
   __device__ SoftmaxTerm<acc_t> term(uint32_t c, acc_t x, const Modulator& modulator) const {
     const acc_t factor = coefficient(c), e = top.exponential(x);
-    SoftmaxTerm<acc_t> t = softmax_focal_term<Math>(e, c == top.at ? rest : sum - e, sum, top.distance(x, factor == 0), log_sum, modulator);
+    SoftmaxTerm<acc_t> t = softmax_focal_term<Math>(
+        e, c == top.at ? rest : sum - e, sum, top.distance(x, factor == 0), log_sum, modulator);
     t.value *= factor;
     t.slope *= factor;
     return t;
@@ -56,7 +61,8 @@ struct DenseRow {
 
 // As id_row; df/dx_c = p_c (sum of the other slopes) - slope_c u_c.
 template <class scalar_t>
-__device__ acc_of<scalar_t> dense_row(const SoftmaxArguments<scalar_t>& a, int64_t row, bool exists, acc_of<scalar_t> factor) {
+__device__ acc_of<scalar_t> dense_row(
+    const SoftmaxArguments<scalar_t>& a, int64_t row, bool exists, acc_of<scalar_t> factor) {
   using acc_t = acc_of<scalar_t>;
   using Math = RowMath<scalar_t>;
   const int64_t begin = exists ? row * a.classes : 0;
@@ -85,8 +91,9 @@ __device__ acc_of<scalar_t> dense_row(const SoftmaxArguments<scalar_t>& a, int64
     });
   });
   value = a.group.sum(value);
-  slopes =
-      a.group.fold(slopes, [](const SumBesideLargest<acc_t>& one, const SumBesideLargest<acc_t>& other) { return SumBesideLargest<acc_t>::both(one, other); });
+  slopes = a.group.fold(slopes, [](const SumBesideLargest<acc_t>& one, const SumBesideLargest<acc_t>& other) {
+    return SumBesideLargest<acc_t>::both(one, other);
+  });
   if (!exists) return 0;
   if (ignored + bad != 0) {
     const acc_t everywhere = ignored ? acc_t(0) : acc_t(NAN);
@@ -107,7 +114,8 @@ __device__ acc_of<scalar_t> dense_row(const SoftmaxArguments<scalar_t>& a, int64
 }
 
 template <class scalar_t>
-__global__ __launch_bounds__(kThreads, sizeof(scalar_t) == 8 ? 1 : 2) void softmax_dense_kernel(const __grid_constant__ SoftmaxArguments<scalar_t> a) {
+__global__ __launch_bounds__(kThreads, sizeof(scalar_t) == 8 ? 1 : 2) void softmax_dense_kernel(
+    const __grid_constant__ SoftmaxArguments<scalar_t> a) {
   all_rows(a, [&](int64_t row, bool exists, acc_of<scalar_t> factor) { return dense_row(a, row, exists, factor); });
 }
 

@@ -1,22 +1,25 @@
-// Owns: the softmax kernel for class ids over planes: neighbouring positions in neighbouring lanes, two readings of the logits.
+// Owns: the softmax kernel for class ids over planes: neighbouring positions in neighbouring lanes, two readings of the
+// logits.
 // Must not know: how many blocks run or who launched them.
 #pragma once
 #include "softmax.cuh"
 
 namespace focal_ext::cuda {
 
-// Classes of a position whose loads are in flight at once. A lane has one position: two would be twice as much code, and memory is kept busy by one.
+// Classes of a position whose loads are in flight at once. A lane has one position: two would be twice as much code,
+// and memory is kept busy by one.
 constexpr uint32_t kInFlight = 8;
 
 // Of all types of logits but double, told at run time: the library has one kernel.
 struct PlanesArguments {
-  SoftmaxArguments<float> common;  // its rows are all anchors of all levels; logits and gradient are those of this level, in `scalar`
+  // its rows are all anchors of all levels; logits and gradient are those of this level, in `scalar`
+  SoftmaxArguments<float> common;
   Scalar scalar;
-  int64_t positions;                // of a matrix of classes by positions, one for each image and anchor
-  int64_t image_rows, first_row;    // of all levels; of this one in an image
+  int64_t positions;  // of a matrix of classes by positions, one for each image and anchor
+  int64_t image_rows, first_row;  // of all levels; of this one in an image
   uint32_t anchors;
   uint32_t tiles_of_matrix, tiles;  // of 32 lanes
-  uint32_t warps;                   // that share a tile, each with classes of its own: 1 or kWarps
+  uint32_t warps;  // that share a tile, each with classes of its own: 1 or kWarps
   bool weight_per_image;
 };
 
@@ -33,7 +36,8 @@ inline __device__ float read(const void* memory, Scalar scalar, int64_t i) {
   return x;
 }
 inline __device__ void write(void* memory, Scalar scalar, int64_t i, float x) {
-  with_stored(memory, scalar, [&]<class scalar_t>(const scalar_t*) { static_cast<scalar_t*>(memory)[i] = narrow<scalar_t>(x); });
+  with_stored(memory, scalar,
+      [&]<class scalar_t>(const scalar_t*) { static_cast<scalar_t*>(memory)[i] = narrow<scalar_t>(x); });
 }
 
 // p^gamma for every gamma: used once a row, and a kernel for each would be four times as much code.
@@ -56,8 +60,8 @@ struct ToldModulator {
   }
 };
 
-// What a lane knows of a position when it has seen some classes: the largest logit, the sum of the exponentials but that of the label, the mean of
-// top - x times the share of those seen.
+// What a lane knows of a position when it has seen some classes: the largest logit, the sum of the exponentials but
+// that of the label, the mean of top - x times the share of those seen.
 struct Seen {
   float top = -INFINITY, others = 0, mean_distance = 0;
 
@@ -75,7 +79,8 @@ struct PlanesPosition {
   int64_t first;  // its logit of the first class
   bool exists;
 
-  // f(class, logit) for the classes of a warp; before(logits, how many) for each kInFlight of them, of which those beyond the last are -inf.
+  // f(class, logit) for the classes of a warp; before(logits, how many) for each kInFlight of them, of which those
+  // beyond the last are -inf.
   template <class Before, class F>
   __device__ void each(uint32_t warp, Before before, F f) const {
     const uint32_t classes = exists ? a.common.classes : 0;
@@ -106,7 +111,10 @@ inline __device__ Seen fold_seen(const PlanesArguments& a, const Seen& seen, flo
   for (uint32_t warp = 0; warp < kWarps; ++warp) {
     constexpr uint32_t round = kWarps * kInFlight;
     const uint32_t rest = a.common.classes % round, before = warp * kInFlight;  // of the last round
-    const uint32_t last = rest <= before ? 0 : rest - before < kInFlight ? rest - before : kInFlight, own = a.common.classes / round * kInFlight + last;
+    const uint32_t last = rest <= before              ? 0
+                          : rest - before < kInFlight ? rest - before
+                                                      : kInFlight,
+                   own = a.common.classes / round * kInFlight + last;
     if (own == 0) continue;
     Seen one = slots[warp * 32 + threadIdx.x % 32];
     const float top = one.top > all.top ? one.top : all.top;
@@ -124,7 +132,8 @@ struct PositionFactors {
   float value, others, shift, own;
 };
 
-inline __device__ PositionFactors factors_of(const PlanesArguments& a, const Seen& seen, float x_y, int label, int64_t row, int64_t image, float factor) {
+inline __device__ PositionFactors factors_of(
+    const PlanesArguments& a, const Seen& seen, float x_y, int label, int64_t row, int64_t image, float factor) {
   const SoftmaxArguments<float>& s = a.common;
   if (label < 0) {
     const float nothing = label == kIgnored ? 0.f : NAN;
@@ -135,9 +144,10 @@ inline __device__ PositionFactors factors_of(const PlanesArguments& a, const See
   if (alpha == 0) distance = almost_finite(distance), mean_distance = almost_finite(mean_distance);
   const float own = exp_below<RowFloat>(x_y, seen.top);
   const ToldModulator modulator = {s.any, s.gamma == 0 ? 0 : s.gamma == 1 ? 1 : s.gamma == 2 ? 2 : 3};
-  const SoftmaxRow<float> result =
-      s.smoothing == 0 ? softmax_focal_row<RowFloat>(own, seen.others, distance, modulator)
-                       : smoothed_softmax_focal_row<RowFloat>(own, seen.others, distance, mean_distance, s.smoothing, s.kept, float(s.classes), modulator);
+  const SoftmaxRow<float> result = s.smoothing == 0
+                                       ? softmax_focal_row<RowFloat>(own, seen.others, distance, modulator)
+                                       : smoothed_softmax_focal_row<RowFloat>(own, seen.others, distance, mean_distance,
+                                             s.smoothing, s.kept, float(s.classes), modulator);
   float coefficient = alpha * (s.weight ? s.weight[a.weight_per_image ? image : row] : 1.f);
   // As in Top: beside an infinite top the exponentials of its equals are 1, all others 0.
   if (!(fabsf(seen.top) < INFINITY) && seen.others + (x_y == seen.top ? 1.f : 0.f) > 1.f) coefficient = NAN;
@@ -151,9 +161,11 @@ __global__ __launch_bounds__(kThreads, 4) void softmax_planes_kernel(const __gri
   const uint32_t tiles_at_once = kWarps / a.warps, warp = threadIdx.x / 32, part = warp % a.warps;
   float sum = 0;
   for (uint32_t first = blockIdx.x * tiles_at_once; first < a.tiles; first += gridDim.x * tiles_at_once) {
-    const uint32_t index = first + warp / a.warps, matrix = index / a.tiles_of_matrix, image = matrix / a.anchors, anchor = matrix - image * a.anchors;
+    const uint32_t index = first + warp / a.warps, matrix = index / a.tiles_of_matrix, image = matrix / a.anchors,
+                   anchor = matrix - image * a.anchors;
     const int64_t at = int64_t(index - matrix * a.tiles_of_matrix) * 32 + threadIdx.x % 32;
-    const PlanesPosition position = {a, int64_t(matrix) * s.classes * a.positions + at, index < a.tiles && at < a.positions};
+    const PlanesPosition position = {
+        a, int64_t(matrix) * s.classes * a.positions + at, index < a.tiles && at < a.positions};
     const int64_t row = int64_t(image) * a.image_rows + a.first_row + at * a.anchors + anchor;
     const int label = position.exists ? label_at(s.ids, row) : kIgnored;
     // Before the gradient replaces it.

@@ -9,7 +9,8 @@
 
 namespace focal_ext::cuda {
 
-// 16 logits a lane and more, so that what is computed once a row costs little; the whole block where a warp would be busy for long.
+// 16 logits a lane and more, so that what is computed once a row costs little; the whole block where a warp would be
+// busy for long.
 inline uint32_t choose_group(int64_t classes) {
   if (classes >= 4096) return kThreads;
   uint32_t size = 1;
@@ -23,10 +24,11 @@ inline int64_t row_blocks(const Problem& p) {
 }
 
 template <class scalar_t>
-SoftmaxArguments<scalar_t> softmax_arguments_of(
-    const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials, const RowBatch<acc_of<scalar_t>>& batch) {
+SoftmaxArguments<scalar_t> softmax_arguments_of(const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser,
+    acc_of<scalar_t>* partials, const RowBatch<acc_of<scalar_t>>& batch) {
   using acc_t = acc_of<scalar_t>;
-  const bool aligned = sizeof(scalar_t) < 8 && is_aligned(p.inputs) && is_aligned(p.gradient) && p.classes * int64_t(sizeof(scalar_t)) % 16 == 0;
+  const bool aligned = sizeof(scalar_t) < 8 && is_aligned(p.inputs) && is_aligned(p.gradient) &&
+                       p.classes * int64_t(sizeof(scalar_t)) % 16 == 0;
   const Exponent gamma(p.loss_parameters.numbers[0]);
   return {
       static_cast<const scalar_t*>(p.inputs),
@@ -58,15 +60,16 @@ SoftmaxArguments<scalar_t> softmax_arguments_of(
 }
 
 template <class scalar_t>
-const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials, const RowBatch<acc_of<scalar_t>>& batch,
-    uint32_t blocks, void* stream) {
+const char* start_softmax(const Problem& p, const Normaliser<acc_of<scalar_t>>& normaliser, acc_of<scalar_t>* partials,
+    const RowBatch<acc_of<scalar_t>>& batch, uint32_t blocks, void* stream) {
   const SoftmaxArguments<scalar_t> a = softmax_arguments_of<scalar_t>(p, normaliser, partials, batch);
-  return launch(is_dense(p.target) ? softmax_dense_kernel<scalar_t> : softmax_ids_kernel<scalar_t>, blocks, kThreads, stream, a);
+  return launch(
+      is_dense(p.target) ? softmax_dense_kernel<scalar_t> : softmax_ids_kernel<scalar_t>, blocks, kThreads, stream, a);
 }
 
-// A level in planes, whose first anchor of an image is its `first_row`, by `blocks` blocks (softmax_planes.cu). Of few tiles with many classes the warps
-// of a block share each.
-const char* start_softmax_planes(const Pyramid& p, const Level& level, int64_t first_row, const Normaliser<float>& normaliser, float* partials,
-    uint32_t max_blocks, uint32_t& blocks, void* stream);
+// A level in planes, whose first anchor of an image is its `first_row`, by `blocks` blocks (softmax_planes.cu). Of few
+// tiles with many classes the warps of a block share each.
+const char* start_softmax_planes(const Pyramid& p, const Level& level, int64_t first_row,
+    const Normaliser<float>& normaliser, float* partials, uint32_t max_blocks, uint32_t& blocks, void* stream);
 
 }  // namespace focal_ext::cuda

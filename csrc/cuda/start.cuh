@@ -6,14 +6,17 @@
 
 namespace focal_ext::cuda {
 
-inline Ids ids_of(const Problem& p) { return {p.targets, p.target, p.has_ignore_index, p.ignore_index, p.classes, other_background(p.classes)}; }
+inline Ids ids_of(const Problem& p) {
+  return {p.targets, p.target, p.has_ignore_index, p.ignore_index, p.classes, other_background(p.classes)};
+}
 
 // Any power of a soft target would cost ids their 64 registers; they matter for the most common loss.
 template <class scalar_t, class Loss>
 constexpr bool has_kernel_of_ids = sizeof(scalar_t) < 8 && std::is_same_v<Loss, SigmoidFocal<AnyModulator>>;
 
-// Weights of rows stream in loops of their own, a hundred kilobytes each: not for label smoothing, and of losses but the focal loss not beside
-// exponents other than their papers'. There a tile whose rows differ in weight goes element by element.
+// Weights of rows stream in loops of their own, a hundred kilobytes each: not for label smoothing, and of losses but
+// the focal loss not beside exponents other than their papers'. There a tile whose rows differ in weight goes element
+// by element.
 template <class Loss>
 constexpr bool streams_row_weights = true;
 template <>
@@ -42,16 +45,19 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
     return of.template operator()<Factors::one>();
   };
   // fp64 is the accurate path, not the fast one: few kernels serve every gamma.
-  return with_loss_by_negatives<sizeof(scalar_t) < 8>(p.loss_parameters, p.scores != nullptr, [&]<class Loss>(const Loss& loss) {
+  return with_loss_by_negatives<sizeof(scalar_t) < 8>(
+      p.loss_parameters, p.scores != nullptr, [&]<class Loss>(const Loss& loss) {
     if constexpr (has_kernel_of_ids<scalar_t, Loss>) return is_dense(p.target) ? start(dense, loss) : start(ids, loss);
     else return start(EitherTargets<scalar_t>{is_dense(p.target), ids, dense}, loss);
   });
 }
 
 template <class scalar_t>
-const char* start_pyramid(const LossParameters& p, const PyramidArguments<scalar_t>& arguments, uint32_t blocks, void* stream) {
-  return with_few_sigmoid_focals<sizeof(scalar_t) < 8>(
-      p, [&]<class Loss>(const Loss& loss) { return launch(pyramid_kernel<scalar_t, Loss>, blocks, kThreads, stream, arguments, loss); });
+const char* start_pyramid(
+    const LossParameters& p, const PyramidArguments<scalar_t>& arguments, uint32_t blocks, void* stream) {
+  return with_few_sigmoid_focals<sizeof(scalar_t) < 8>(p, [&]<class Loss>(const Loss& loss) {
+    return launch(pyramid_kernel<scalar_t, Loss>, blocks, kThreads, stream, arguments, loss);
+  });
 }
 
 }  // namespace focal_ext::cuda

@@ -1,6 +1,7 @@
 // Owns: the hot loop, a tile of negatives as one stream of 16-byte vectors.
-// Must not know: labels, rows, columns: no index arithmetic but a pointer per stream. A Walk tells what lies between two vectors of a lane
-// (marks.cuh, pyramid.cuh), and what is no negative there; Coefficients what multiplies a term (coefficients.cuh).
+// Must not know: labels, rows, columns: no index arithmetic but a pointer per stream. A Walk tells what lies between
+// two vectors of a lane (marks.cuh, pyramid.cuh), and what is no negative there; Coefficients what multiplies a term
+// (coefficients.cuh).
 #pragma once
 #include "targets.cuh"
 
@@ -8,10 +9,13 @@ namespace focal_ext::cuda {
 
 // float or Pair by the chip.
 using StreamLanes = std::conditional_t<FOCAL_EXT_PACKED, Pair, float>;
-// bf16 and fp16 need less than float's accuracy, unless the formula multiplies an error, or a loss map of fp16 should be correctly rounded.
+// bf16 and fp16 need less than float's accuracy, unless the formula multiplies an error, or a loss map of fp16 should
+// be correctly rounded.
 template <class scalar_t, Flow flow, class Loss>
 constexpr Grade stream_grade =
-    sizeof(scalar_t) == 2 && !is_exact<Loss> && !(flow == Flow::loss_map && std::is_same_v<scalar_t, __half>) ? Grade::half : Grade::single;
+    sizeof(scalar_t) == 2 && !is_exact<Loss> && !(flow == Flow::loss_map && std::is_same_v<scalar_t, __half>)
+        ? Grade::half
+        : Grade::single;
 
 // One factor for all.
 struct Uniform {
@@ -82,7 +86,8 @@ struct NegativeStream {
     uint32_t exceptional = 0;
 #pragma unroll
     for (int u = 0; u < count; ++u)
-      if (!vector(walk.seen(x[u]), chain[u], u * walk.step, !walk.is_special(uint32_t(u), to_go - 32 * u))) exceptional |= 1u << u;
+      if (!vector(walk.seen(x[u]), chain[u], u * walk.step, !walk.is_special(uint32_t(u), to_go - 32 * u)))
+        exceptional |= 1u << u;
     if (exceptional) {
 #pragma unroll 1
       for (int u = 0; u < count; ++u)

@@ -45,7 +45,8 @@ __device__ acc_t finite_if(bool zero_coefficient, acc_t x) {
 // The term of a hard label, of a loss that mirrors.
 template <class Math, class acc_t, class Loss>
 __device__ Term<acc_t> hard_term(bool positive, acc_t x, acc_t factor, const Loss& loss) {
-  return scaled(loss.template negative<Math>(finite_if(factor == 0, positive ? -x : x)), factor, positive ? -factor : factor);
+  return scaled(
+      loss.template negative<Math>(finite_if(factor == 0, positive ? -x : x)), factor, positive ? -factor : factor);
 }
 
 // Whether p^gamma takes an exponential in the negatives of a loss, as far as is known.
@@ -55,7 +56,8 @@ template <class Loss>
   requires requires { &Loss::modulator; }
 constexpr bool has_any_power<Loss> = std::is_same_v<decltype(Loss::modulator), AnyModulator>;
 
-// Whether they need the stream's single grade for every type of logits: also where the gradient multiplies q and nothing hides its error.
+// Whether they need the stream's single grade for every type of logits: also where the gradient multiplies q and
+// nothing hides its error.
 template <class Loss>
 constexpr bool is_exact = has_any_power<Loss>;
 template <class Modulator, class Positive>
@@ -65,7 +67,9 @@ constexpr bool is_exact<Asymmetric<Modulator, Positive, true>> = true;
 template <class Loss, class acc_t>
 __device__ acc_t factor_of(const Loss& loss, acc_t t, bool named, const Alpha<acc_t>& alpha) {
   if constexpr (requires { loss.factor(t, named, t, t); }) return loss.factor(t, named, alpha.positive, alpha.negative);
-  else return named ? Loss::Factor::of_named(t, alpha.positive, alpha.negative) : Loss::Factor::of(t, alpha.positive, alpha.negative);
+  else
+    return named ? Loss::Factor::of_named(t, alpha.positive, alpha.negative)
+                 : Loss::Factor::of(t, alpha.positive, alpha.negative);
 }
 
 // Whether a loss that mirrors takes scores: of others that it has a kernel for FocalNegatives takes them.
@@ -108,17 +112,20 @@ struct IdTargets {
     return __ballot_sync(~0u, special) != 0;
   }
 
-  static __device__ bool is_ignored(const Tile&, uint32_t, const int* labels, uint32_t row) { return labels[row] == kIgnored; }
+  static __device__ bool is_ignored(const Tile&, uint32_t, const int* labels, uint32_t row) {
+    return labels[row] == kIgnored;
+  }
 
   template <class Math, class scalar_t, class Loss>
-  __device__ Term<acc_t> term(
-      const Arguments<scalar_t>& a, const Tile& tile, uint32_t, uint32_t row, uint32_t c, acc_t x, const int* labels, const Loss& loss) const {
+  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t, uint32_t row, uint32_t c,
+      acc_t x, const int* labels, const Loss& loss) const {
     const int label = labels[row];
     const bool positive = label == int(c);
     const Alpha<acc_t> alpha = alpha_of(a, c);
     if (label == kBad) return {acc_t(NAN), acc_t(NAN)};
     if constexpr (Loss::mirrors) {
-      if (may_be_scored<Loss> && positive && scores) return scored_term<Math>(x, scores[tile.first_row + row], alpha, loss);
+      if (may_be_scored<Loss> && positive && scores)
+        return scored_term<Math>(x, scores[tile.first_row + row], alpha, loss);
       return hard_term<Math>(positive, x, positive ? alpha.positive : alpha.negative, loss);
     } else {
       const acc_t t = !positive ? acc_t(0) : scores ? scores[tile.first_row + row] : acc_t(1);
@@ -149,7 +156,8 @@ struct DenseTargets {
 
   template <class target_t>
   static __device__ bool any_target(const target_t* first, uint32_t count, uint32_t lane) {
-    using words_t = std::conditional_t<sizeof(target_t) == 1, uint64_t, ulonglong2>;  // a tile of bytes is aligned to 8, not to 16
+    // a tile of bytes is aligned to 8, not to 16
+    using words_t = std::conditional_t<sizeof(target_t) == 1, uint64_t, ulonglong2>;
     constexpr uint32_t size = sizeof(words_t) / sizeof(target_t);
     const words_t* vectors = reinterpret_cast<const words_t*>(first);
     uint64_t special = 0;
@@ -162,17 +170,21 @@ struct DenseTargets {
   // Whole warp. Targets of an all-negative tile are read here only, those of any other tile again from the cache.
   __device__ bool has_special(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int*) const {
     if (a.flow == Flow::careful) return true;
-    const bool special = as_stored([&](auto* t) { return any_target(t + tile.first_element, tile.elements / kTileUnit * kTileUnit, lane); });
+    const bool special = as_stored(
+        [&](auto* t) { return any_target(t + tile.first_element, tile.elements / kTileUnit * kTileUnit, lane); });
     return __ballot_sync(~0u, special) != 0;
   }
 
   __device__ acc_t target_at(const Tile& tile, uint32_t i) const {
     return as_stored([&](auto* stored) { return acc_t(widen(stored[tile.first_element + i])); });
   }
-  __device__ bool is_ignored(const Tile& tile, uint32_t i, const int*, uint32_t) const { return target_at(tile, i) == ignored; }
+  __device__ bool is_ignored(const Tile& tile, uint32_t i, const int*, uint32_t) const {
+    return target_at(tile, i) == ignored;
+  }
 
   template <class Math, class Loss>
-  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t, uint32_t c, acc_t x, const int*, const Loss& loss) const {
+  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t, uint32_t c, acc_t x,
+      const int*, const Loss& loss) const {
     const acc_t t = target_at(tile, i);
     if (type == Target::dense_u8 && t > 1) return {acc_t(NAN), acc_t(NAN)};
     const Alpha<acc_t> alpha = alpha_of(a, c);

@@ -81,7 +81,9 @@ inline __device__ void unpack(uint32_t word, float* x, __half) {
 }
 
 inline __device__ uint32_t pack(const float* x, float) { return reinterpret<uint32_t>(x[0]); }
-inline __device__ uint32_t pack(const float* x, __nv_bfloat16) { return reinterpret<uint32_t>(__floats2bfloat162_rn(x[0], x[1])); }
+inline __device__ uint32_t pack(const float* x, __nv_bfloat16) {
+  return reinterpret<uint32_t>(__floats2bfloat162_rn(x[0], x[1]));
+}
 inline __device__ uint32_t pack(const float* x, __half) { return reinterpret<uint32_t>(__floats2half2_rn(x[0], x[1])); }
 
 template <class scalar_t>
@@ -96,7 +98,8 @@ __device__ void unpack(uint4 words, float (&x)[kVector<scalar_t>]) {
 template <class scalar_t>
 __device__ uint4 pack(const float (&x)[kVector<scalar_t>]) {
   constexpr int per_word = kVector<scalar_t> / 4;
-  return {pack(x, scalar_t()), pack(x + per_word, scalar_t()), pack(x + 2 * per_word, scalar_t()), pack(x + 3 * per_word, scalar_t())};
+  return {pack(x, scalar_t()), pack(x + per_word, scalar_t()), pack(x + 2 * per_word, scalar_t()),
+      pack(x + 3 * per_word, scalar_t())};
 }
 
 inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }

@@ -10,7 +10,8 @@ struct OfWarp {
   Tile tile;  // as `factor`
   int labels[kMaxTileRows];
   float logits[kMaxTileRows];                                       // of positives
-  float weights[factors == Factors::rows ? kMaxTileRows + 1 : 1];  // of rows, 0 of those that count as nothing, and one 0 more
+  // of rows, 0 of those that count as nothing, and one 0 more
+  float weights[factors == Factors::rows ? kMaxTileRows + 1 : 1];
   acc_t factor;                                                     // not in a register: the hot loop needs all 64
   float scale;                                                      // likewise: what multiplies all values of a tile
 };
@@ -23,7 +24,8 @@ enum class Weights : int {
 
 // Whole warp: leaves scale and weights.
 template <class scalar_t, Factors factors>
-__device__ Weights read_weights(const Arguments<scalar_t>& a, uint32_t lane, OfWarp<float, factors>& own, bool has_ids) {
+__device__ Weights read_weights(
+    const Arguments<scalar_t>& a, uint32_t lane, OfWarp<float, factors>& own, bool has_ids) {
   const bool by_row = a.weight && !(factors == Factors::classes && a.weight_class_stride != 0);
   const float common = by_row ? weight_at(a, own.tile, 0, 0) : 1.f;
   bool equal = true, finite = true;
@@ -35,7 +37,8 @@ __device__ Weights read_weights(const Arguments<scalar_t>& a, uint32_t lane, OfW
       if constexpr (factors == Factors::rows) {
         const bool counts = !has_ids || (own.labels[row] != kIgnored && own.labels[row] != kBad);
         own.weights[row] = counts ? weight : 0.f;
-        finite &= fabsf(own.weights[row] * (a.alpha_negative * own.factor)) < INFINITY;  // times a gradient of 0 it is 0
+        // times a gradient of 0 it is 0
+        finite &= fabsf(own.weights[row] * (a.alpha_negative * own.factor)) < INFINITY;
       }
     }
   }

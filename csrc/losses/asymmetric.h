@@ -39,7 +39,8 @@ struct Asymmetric {
     const ValueAndGradient<T> high = mirrored(sigmoid_focal_hard<Math>(-x, of_positive)), low = negative<Math>(x);
     const T zero = Math::constant(0), not_t = Math::constant(1) - t;
     const bool all = not_t == zero, none = t == zero;  // no 0 * inf
-    return {(none ? zero : t * high.value) + (all ? zero : not_t * low.value), (none ? zero : t * high.gradient) + (all ? zero : not_t * low.gradient)};
+    return {(none ? zero : t * high.value) + (all ? zero : not_t * low.value),
+        (none ? zero : t * high.gradient) + (all ? zero : not_t * low.gradient)};
   }
 };
 
@@ -52,7 +53,8 @@ auto with_asymmetric(const double* numbers, F&& f) {
   const AnyModulator any(gamma, live), positive(gamma_positive, live);
   if constexpr (fast)
     if (numbers[0] == 4 && numbers[1] == 1 && clip != 0)
-      return f(Asymmetric<WholeModulator<4>, WholeModulator<1>, true>{WholeModulator<4>(gamma, live), WholeModulator<1>(gamma_positive, live), clip});
+      return f(Asymmetric<WholeModulator<4>, WholeModulator<1>, true>{
+          WholeModulator<4>(gamma, live), WholeModulator<1>(gamma_positive, live), clip});
   if (clip != 0) return f(Asymmetric<AnyModulator, AnyModulator, true>{any, positive, clip});
   return f(Asymmetric<AnyModulator, AnyModulator, false>{any, positive, 0});
 }

@@ -1,14 +1,16 @@
 // Owns: the policy of the CUDA kernels' careful path: DeviceFloat, and as exact where gamma is large.
 // Must not know: any loss, any tensor, any loop.
 //
-// p^gamma = exp(gamma log p) multiplies the relative error of log p by gamma |log p|, up to 87 before the power leaves float's range.
-// ex2 alone is off by 2 units, so a large gamma needs a logarithm that is made of products and sums, in two floats.
+// p^gamma = exp(gamma log p) multiplies the relative error of log p by gamma |log p|, up to 87 before the power leaves
+// float's range. ex2 alone is off by 2 units, so a large gamma needs a logarithm that is made of products and sums, in
+// two floats.
 #pragma once
 #include "device_primitives.h"
 
 namespace focal_ext {
 
-// Above it no tile streams: the hot loop's p^gamma is off by about 3 gamma units of 2^-23, a soft target's by 5 gamma, and 40 is the limit.
+// Above it no tile streams: the hot loop's p^gamma is off by about 3 gamma units of 2^-23, a soft target's by 5 gamma,
+// and 40 is the limit.
 constexpr float kSteepGamma = 6;
 
 // high + low, |low| at most half a unit of high.
@@ -102,7 +104,8 @@ struct CarefulFloat : DeviceFloat {
  private:
   static constexpr float kLast = 87.336540f;  // past it exp(-|z|) < 2^-126
 
-  // The square of a root, which is above 2^-126 where the power no longer is: ex2 would make that 0, and gamma multiplies it.
+  // The square of a root, which is above 2^-126 where the power no longer is: ex2 would make that 0, and gamma
+  // multiplies it.
   static FOCAL_EXT_INLINE float power(Exponent gamma, Sum logarithm) {
     const float root = exp2_product(0.5f * gamma.high2, 0.5f * gamma.low2, logarithm.high, logarithm.low);
     return root * root;

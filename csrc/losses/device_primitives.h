@@ -1,9 +1,9 @@
 // Owns: the arithmetic policies of the CUDA kernels.
 // Must not know: any loss, any tensor, any loop.
 //
-// DeviceFloat is the complete float policy, right for every logit; careful_float.h adds large gammas. Stream<T, grade> is the policy of the
-// hot loop: one or two numbers at a time, no clamps, so +inf and NaN give a NaN value and the loop that uses it recomputes those with
-// DeviceFloat.
+// DeviceFloat is the complete float policy, right for every logit; careful_float.h adds large gammas. Stream<T, grade>
+// is the policy of the hot loop: one or two numbers at a time, no clamps, so +inf and NaN give a NaN value and the loop
+// that uses it recomputes those with DeviceFloat.
 #pragma once
 #include "instructions.h"
 
@@ -11,17 +11,20 @@ namespace focal_ext {
 
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
 
-// 2^(scale (a + b)) with the scale in two floats and |b| at most rounding of a: the product's tail enters as a factor 1 + ln 2 tail.
+// 2^(scale (a + b)) with the scale in two floats and |b| at most rounding of a: the product's tail enters as a factor 1
+// + ln 2 tail.
 template <class T>
 FOCAL_EXT_INLINE T exp2_product(float scale, float scale_low, T a, T b) {
   using L = Lanes<T>;
   const T high = L::spread(scale) * a;
-  const T tail = fused(L::spread(scale), b, fused(L::spread(scale_low), a, fused(L::spread(scale), a, L::spread(-1.f) * high)));
+  const T tail =
+      fused(L::spread(scale), b, fused(L::spread(scale_low), a, fused(L::spread(scale), a, L::spread(-1.f) * high)));
   const T power = L::each([](float t) { return exp2_approx(t); }, high);
   return fused(power, L::spread(kLn2) * tail, power);
 }
 
-// exp(gamma (a - b)) for a <= 0 <= b and gamma a that is finite. The difference is kept in two floats: gamma multiplies its rounding error.
+// exp(gamma (a - b)) for a <= 0 <= b and gamma a that is finite. The difference is kept in two floats: gamma multiplies
+// its rounding error.
 template <class T>
 FOCAL_EXT_INLINE T exp_product(Exponent gamma, T a, T b) {
   const T difference = a - b;
@@ -39,7 +42,8 @@ FOCAL_EXT_INLINE typename Math::value_t log1p_polynomial_half(typename Math::val
   return Math::fma(q, w, Math::constant(0.999993509f));
 }
 
-// -log(1 - u) / u and 1 / rest, rest = 1 - u, with one reciprocal. Up to 1/2 the polynomial of log(1 + e) serves, past it log2 is exact enough.
+// -log(1 - u) / u and 1 / rest, rest = 1 - u, with one reciprocal. Up to 1/2 the polynomial of log(1 + e) serves, past
+// it log2 is exact enough.
 template <class Math, class T>
 FOCAL_EXT_INLINE void log_ratio_approx(T u, T rest, T& ratio, T& inverse) {
   using L = Lanes<T>;
@@ -65,7 +69,9 @@ struct DeviceFloat {
   static FOCAL_EXT_INLINE float polynomial(float w) { return log1p_polynomial<DeviceFloat>(w); }
   static FOCAL_EXT_INLINE float log1p_exp(float, float w) { return w * polynomial(w); }
   static FOCAL_EXT_INLINE float product_or_zero(float a, float b) { return a == 0.f ? 0.f : a * b; }
-  static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) { log_ratio_approx<DeviceFloat>(u, rest, ratio, inverse); }
+  static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) {
+    log_ratio_approx<DeviceFloat>(u, rest, ratio, inverse);
+  }
   static FOCAL_EXT_INLINE float pow_exp(Exponent gamma, float a, float b) { return exp_product(gamma, a, b); }
 
   // exp(-y) = 2^t exp(-y - t ln 2): the correction takes the rounding of t from 43 units of 2^-23 to 2.
@@ -81,7 +87,8 @@ struct DeviceFloat {
     const float v = subnormal ? u * 4294967296.f : u;
     const int32_t shifted = int32_t(bits_of(v) - 0x3f3504f3u) >> 23;  // 1 + m in [sqrt(1/2), sqrt(2))
     const float m = float_of(bits_of(v) - (uint32_t(shifted) << 23)) - 1.f;
-    const float whole = float_of(uint32_t(shifted) + 0x4b400000u) - 12582912.f;  // float(shifted) by a sum: the conversion is a slow instruction
+    // float(shifted) by a sum: the conversion is a slow instruction
+    const float whole = float_of(uint32_t(shifted) + 0x4b400000u) - 12582912.f;
     const float k = whole - (subnormal ? 32.f : 0.f);
     const float fraction = m * log2_polynomial<DeviceFloat>(m);
     const float logarithm = k + fraction;
@@ -115,7 +122,9 @@ struct Stream : Lanes<T> {
     if constexpr (grade == Grade::single) return log1p_polynomial<Stream>(w);
     else return log1p_polynomial_half<Stream>(w);
   }
-  static FOCAL_EXT_INLINE void log_ratio(T u, T rest, T& ratio, T& inverse) { log_ratio_approx<Stream>(u, rest, ratio, inverse); }
+  static FOCAL_EXT_INLINE void log_ratio(T u, T rest, T& ratio, T& inverse) {
+    log_ratio_approx<Stream>(u, rest, ratio, inverse);
+  }
   static FOCAL_EXT_INLINE T pow_exp(Exponent gamma, T a, T b) { return exp_product(gamma, a, b); }
   static FOCAL_EXT_INLINE T pow(T u, Exponent gamma) {
     return Stream::each([gamma](float a) { return DeviceFloat::pow(a, gamma); }, u);
@@ -123,9 +132,9 @@ struct Stream : Lanes<T> {
 };
 
 // Without |z|: p = 1 / (1 + exp(-z)) needs no selection by sign, and min(p, q) is the polynomial's argument either way.
-// Single grade: exp(-z) corrected as in DeviceFloat, q = exp(-z) p. Beyond 88, where p rounds to 0, the exponential must stay finite.
-// Half grade: q = 1 - p, absolute error 2^-23 where p is near 1 and q only adds to it. It multiplies the logit, so this relies on
-// rcp(1) = 1 exactly, which tests/gpu checks on the chip.
+// Single grade: exp(-z) corrected as in DeviceFloat, q = exp(-z) p. Beyond 88, where p rounds to 0, the exponential
+// must stay finite. Half grade: q = 1 - p, absolute error 2^-23 where p is near 1 and q only adds to it. It multiplies
+// the logit, so this relies on rcp(1) = 1 exactly, which tests/gpu checks on the chip.
 template <class T, Grade grade>
 struct Sigmoid<Stream<T, grade>> {
   using Math = Stream<T, grade>;
@@ -173,7 +182,8 @@ template <class T, Grade grade>
 struct CrossEntropy<Stream<T, grade>> {
   using Math = Stream<T, grade>;
   T ce, slope;
-  FOCAL_EXT_INLINE CrossEntropy(const Sigmoid<Math>& s, T x, T t, T) : ce(Math::fma(Math::constant(0) - t, x, s.softplus(x))), slope(s.p - t) {}
+  FOCAL_EXT_INLINE CrossEntropy(const Sigmoid<Math>& s, T x, T t, T)
+      : ce(Math::fma(Math::constant(0) - t, x, s.softplus(x))), slope(s.p - t) {}
 };
 
 }  // namespace focal_ext

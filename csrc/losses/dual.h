@@ -1,5 +1,5 @@
-// Owns: dual numbers over any policy: the derivative that follows from a value's own code. Proves the hand-written derivatives
-// (tests/test_derivatives.py), and gives a loss that has none its kernels.
+// Owns: dual numbers over any policy: the derivative that follows from a value's own code. Proves the hand-written
+// derivatives (tests/test_derivatives.py), and gives a loss that has none its kernels.
 // Must not know: any loss.
 #pragma once
 #include "modulator.h"
@@ -13,7 +13,9 @@ struct Number {
   FOCAL_EXT_INLINE Number operator-() const { return {-value, -slope}; }
   friend FOCAL_EXT_INLINE Number operator+(Number a, Number b) { return {a.value + b.value, a.slope + b.slope}; }
   friend FOCAL_EXT_INLINE Number operator-(Number a, Number b) { return {a.value - b.value, a.slope - b.slope}; }
-  friend FOCAL_EXT_INLINE Number operator*(Number a, Number b) { return {a.value * b.value, a.slope * b.value + a.value * b.slope}; }
+  friend FOCAL_EXT_INLINE Number operator*(Number a, Number b) {
+    return {a.value * b.value, a.slope * b.value + a.value * b.slope};
+  }
   friend FOCAL_EXT_INLINE Number operator/(Number a, Number b) {
     const T quotient = a.value / b.value;
     return {quotient, (a.slope - quotient * b.slope) / b.value};
@@ -63,7 +65,9 @@ struct Dual {
     w.slope = r.value * r.value * e.slope;
     r.slope = -w.slope;
   }
-  static FOCAL_EXT_INLINE value_t log1p_exp(value_t e, value_t w) { return {Math::log1p_exp(e.value, w.value), e.slope / (T(1) + e.value)}; }
+  static FOCAL_EXT_INLINE value_t log1p_exp(value_t e, value_t w) {
+    return {Math::log1p_exp(e.value, w.value), e.slope / (T(1) + e.value)};
+  }
   static FOCAL_EXT_INLINE value_t pow_exp(Exponent gamma, value_t a, value_t b) {
     const T power = Math::pow_exp(gamma, a.value, b.value);
     return {power, power * Math::constant(gamma) * (a.slope - b.slope)};
@@ -72,7 +76,9 @@ struct Dual {
     const T power = Math::pow(u.value, gamma);
     return {power, u.value == T(0) ? T(0) : Math::constant(gamma) * power / u.value * u.slope};
   }
-  static FOCAL_EXT_INLINE value_t product_or_zero(value_t a, value_t b) { return a.value == T(0) ? value_t{T(0), T(0)} : a * b; }
+  static FOCAL_EXT_INLINE value_t product_or_zero(value_t a, value_t b) {
+    return a.value == T(0) ? value_t{T(0), T(0)} : a * b;
+  }
   static FOCAL_EXT_INLINE void log_ratio(value_t u, value_t rest, value_t& ratio, value_t& inverse) {
     Math::log_ratio(u.value, rest.value, ratio.value, inverse.value);
     ratio.slope = (inverse.value - ratio.value) / u.value * u.slope;

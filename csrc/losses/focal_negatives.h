@@ -1,4 +1,5 @@
-// Owns: the losses whose negatives are the focal loss's, as one that is told at run time which it is: only rare elements ask.
+// Owns: the losses whose negatives are the focal loss's, as one that is told at run time which it is: only rare
+// elements ask.
 // Must not know: how logits are stored, who weighs them, how they are summed.
 #pragma once
 #include "asymmetric.h"
@@ -11,8 +12,9 @@
 
 namespace focal_ext {
 
-// `second` is the modulator of beta - 1 of the quality focal loss, and of the asymmetric loss's positives; `others` are the exponents of the Gaussian focal
-// loss's 1 - t, and of the IoU-aware loss's p and score. The sigmoid focal loss is here for pairs of class ids and scores.
+// `second` is the modulator of beta - 1 of the quality focal loss, and of the asymmetric loss's positives; `others` are
+// the exponents of the Gaussian focal loss's 1 - t, and of the IoU-aware loss's p and score. The sigmoid focal loss is
+// here for pairs of class ids and scores.
 template <class Modulator, class Second>
 struct FocalNegatives {
   static constexpr bool mirrors = false;
@@ -51,7 +53,8 @@ struct FocalNegatives {
     template <class Math, class T>
     FOCAL_EXT_INLINE OwnTarget<T> own_target(const Sigmoid<Math>& s, T x, T score) const {
       if (loss == Loss::varifocal) return Varifocal<Modulator>(modulator).template own_target<Math>(s, x, score);
-      if (loss == Loss::matchability_aware) return MatchabilityAware<Modulator>(modulator).template own_target<Math>(s, x, score);
+      if (loss == Loss::matchability_aware)
+        return MatchabilityAware<Modulator>(modulator).template own_target<Math>(s, x, score);
       return IouAwareBce<Modulator>(modulator, others[0], others[1]).template own_target<Math>(s, x, score);
     }
   };
@@ -63,8 +66,10 @@ struct FocalNegatives {
       case Loss::quality_focal: return QualityFocal<Modulator, Second>{modulator, second}.template dense<Math>(x, t);
       case Loss::varifocal:
       case Loss::matchability_aware:
-      case Loss::iou_aware_bce: return Split(loss, modulator, others).template either<Math>(x, t, named || t > Math::constant(0));
-      case Loss::gaussian_focal: return GaussianFocal<Modulator, AnyModulator>{modulator, others[0]}.template dense<Math>(x, t);
+      case Loss::iou_aware_bce:
+        return Split(loss, modulator, others).template either<Math>(x, t, named || t > Math::constant(0));
+      case Loss::gaussian_focal:
+        return GaussianFocal<Modulator, AnyModulator>{modulator, others[0]}.template dense<Math>(x, t);
       case Loss::sigmoid_focal: return SigmoidFocal<Modulator>{modulator}.template dense<Math>(x, t);
       default: return Asymmetric<Modulator, Second, false>{modulator, second, 0}.template dense<Math>(x, t);
     }

@@ -1,4 +1,5 @@
-// Owns: the Gaussian focal loss of one logit (Law and Deng 2018, "CornerNet", eq. 1): peaks are positives, what is near one counts less.
+// Owns: the Gaussian focal loss of one logit (Law and Deng 2018, "CornerNet", eq. 1): peaks are positives, what is near
+// one counts less.
 // Must not know: how logits are stored, who weighs them, how they are summed.
 #pragma once
 #include "sigmoid_focal.h"
@@ -30,7 +31,8 @@ struct GaussianFocal {
     const ValueAndGradient<T> low = sigmoid_focal_hard<Math>(peak ? zero - x : x, modulator);
     const T weight = peak ? one : power_of_score<Math>(one - t, falloff);
     // At +inf the loss is infinite even where the power underflows.
-    return {low.value == infinity && weight == zero ? low.value : weight * low.value, peak ? zero - low.gradient : weight * low.gradient};
+    return {low.value == infinity && weight == zero ? low.value : weight * low.value,
+        peak ? zero - low.gradient : weight * low.gradient};
   }
 };
 
@@ -38,7 +40,8 @@ template <bool fast, class F>
 auto with_gaussian_focal(const double* numbers, F&& f) {
   const Exponent alpha(numbers[0]), beta(numbers[1]);
   if constexpr (fast)
-    if (numbers[0] == 2 && numbers[1] == 4) return f(GaussianFocal<WholeModulator<2>, WholeModulator<4>>{WholeModulator<2>(alpha), WholeModulator<4>(beta)});
+    if (numbers[0] == 2 && numbers[1] == 4)
+      return f(GaussianFocal<WholeModulator<2>, WholeModulator<4>>{WholeModulator<2>(alpha), WholeModulator<4>(beta)});
   return f(GaussianFocal<AnyModulator, AnyModulator>{AnyModulator(alpha), AnyModulator(beta)});
 }
 

@@ -1,5 +1,5 @@
-// Owns: the chip's instructions that C++ has no word for, one or two floats at a time, with a host version of each; the only place with
-// inline PTX.
+// Owns: the chip's instructions that C++ has no word for, one or two floats at a time, with a host version of each; the
+// only place with inline PTX.
 // Must not know: any loss, any tensor, any loop.
 #pragma once
 #include "primitives.h"
@@ -11,8 +11,8 @@
 #define FOCAL_EXT_PACKED 0
 #endif
 
-// On the host every approximate instruction passes its correctly rounded result through this, with its documented error in ULP:
-// a test may replace it to prove the error bounds.
+// On the host every approximate instruction passes its correctly rounded result through this, with its documented error
+// in ULP: a test may replace it to prove the error bounds.
 #ifndef FOCAL_EXT_APPROXIMATE
 #define FOCAL_EXT_APPROXIMATE(result, units) (result)
 #endif

@@ -5,8 +5,8 @@
 
 namespace focal_ext {
 
-// Calls f(loss) with the instance for these parameters, by with_<name> beside each formula. `fast`: with the cheapest modulators for the exponents that
-// detectors use.
+// Calls f(loss) with the instance for these parameters, by with_<name> beside each formula. `fast`: with the cheapest
+// modulators for the exponents that detectors use.
 template <bool fast, class F>
 auto with_loss(const LossParameters& p, F&& f) {
   switch (p.loss) {
@@ -48,8 +48,8 @@ constexpr NegativesOf negatives_of(const LossParameters& p) {
   }
 }
 
-// As with_loss with fewer instances, for kernels that each hold a hot loop: those that share their negatives are one. `scored`: class ids come in pairs
-// with scores.
+// As with_loss with fewer instances, for kernels that each hold a hot loop: those that share their negatives are one.
+// `scored`: class ids come in pairs with scores.
 template <bool fast, class F>
 auto with_loss_by_negatives(const LossParameters& given, bool scored, F&& f) {
   const bool is_cross_entropy = given.loss == Loss::quality_focal && given.numbers[0] == 0;
@@ -61,12 +61,15 @@ auto with_loss_by_negatives(const LossParameters& given, bool scored, F&& f) {
   if (p.loss == Loss::sigmoid_focal) {
     const bool smoothed = p.numbers[1] != 0;
     if constexpr (fast)
-      if (!smoothed && (exponent == 0 || exponent == 1)) return f(SigmoidFocal<ZeroOrOneModulator>{ZeroOrOneModulator(gamma, of.live)});
+      if (!smoothed && (exponent == 0 || exponent == 1))
+        return f(SigmoidFocal<ZeroOrOneModulator>{ZeroOrOneModulator(gamma, of.live)});
     if (smoothed || !scored) return with_few_sigmoid_focals<fast>(p, f);
   }
   if (p.loss == Loss::asymmetric && p.numbers[2] != 0) {
     if constexpr (fast)
-      if (exponent == 4) return f(Asymmetric<WholeModulator<4>, AnyModulator, true>{WholeModulator<4>(gamma, of.live), second, p.numbers[2]});
+      if (exponent == 4)
+        return f(
+            Asymmetric<WholeModulator<4>, AnyModulator, true>{WholeModulator<4>(gamma, of.live), second, p.numbers[2]});
     return f(Asymmetric<AnyModulator, AnyModulator, true>{any, second, p.numbers[2]});
   }
   const AnyModulator others[2] = {AnyModulator(Exponent(of.others[0])), AnyModulator(Exponent(of.others[1]))};

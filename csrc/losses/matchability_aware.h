@@ -1,5 +1,5 @@
-// Owns: the matchability-aware loss of one logit (Huang et al. 2025, "DEIM", eq. 3): positives by cross entropy with a power of their score, negatives
-// focal with a modulator that has no gradient.
+// Owns: the matchability-aware loss of one logit (Huang et al. 2025, "DEIM", eq. 3): positives by cross entropy with a
+// power of their score, negatives focal with a modulator that has no gradient.
 // Must not know: how logits are stored, who weighs them, how they are summed.
 #pragma once
 #include "splitting.h"

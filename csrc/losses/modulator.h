@@ -11,14 +11,16 @@ struct ValueAndGradient {
   T value, gradient;
 };
 
-// What multiplies in a derivative beside p^gamma: gamma, or 0 where the modulator has no gradient. Told at run time, so that both are one loop.
+// What multiplies in a derivative beside p^gamma: gamma, or 0 where the modulator has no gradient. Told at run time, so
+// that both are one loop.
 struct Slope : Parameter {
   Slope(Exponent gamma, bool live) : Parameter(live ? gamma.full : 0) {
     if (live) single = gamma.high;
   }
 };
 
-// A power of p, as a constant where it has no gradient, and a number that has none. Dual numbers (dual.h) tell them apart.
+// A power of p, as a constant where it has no gradient, and a number that has none. Dual numbers (dual.h) tell them
+// apart.
 template <class T>
 FOCAL_EXT_INLINE T power_or_constant(T power, const Slope&) {
   return power;
@@ -28,7 +30,8 @@ FOCAL_EXT_INLINE T without_gradient(T a) {
   return a;
 }
 
-// p^gamma. Whole gammas that detectors use are products; every other gamma is one exponential of a logarithm that is at hand.
+// p^gamma. Whole gammas that detectors use are products; every other gamma is one exponential of a logarithm that is at
+// hand.
 template <int gamma_>
 struct WholeModulator {
   static_assert(gamma_ == 0 || gamma_ == 1 || gamma_ == 2 || gamma_ == 4);
@@ -66,7 +69,8 @@ struct WholeModulator {
   }
 };
 
-// gamma 0 or 1, told at run time: for kernels that each hold a hot loop, where a choice between two numbers costs less than another loop.
+// gamma 0 or 1, told at run time: for kernels that each hold a hot loop, where a choice between two numbers costs less
+// than another loop.
 struct ZeroOrOneModulator {
   static constexpr bool is_one = false;
   static constexpr Tail tail = Tail::full;
@@ -135,7 +139,8 @@ struct AnyModulator {
   }
 };
 
-// What every term needs, from one exponential: e = exp(-|z|), r = 1 / (1 + e), w = e r, p = sigmoid(z), q = sigmoid(-z).
+// What every term needs, from one exponential: e = exp(-|z|), r = 1 / (1 + e), w = e r, p = sigmoid(z), q =
+// sigmoid(-z).
 template <class Math>
 struct Sigmoid {
   using T = typename Math::value_t;
@@ -150,14 +155,19 @@ struct Sigmoid {
     q = Math::select_positive(z, w, r);
   }
   FOCAL_EXT_INLINE T softplus(T z) const { return Math::select_positive(z, z, Math::constant(0)) + log1p_e; }
-  FOCAL_EXT_INLINE T negative_part(T z) const { return Math::select_positive(z, Math::constant(0), Math::constant(0) - size); }
-  // For what grows with |z| on the winning side. A power of 1e-16 is 1 to rounding, one of 1e20 is steep: their product with it is finite.
-  FOCAL_EXT_INLINE T whole_negative_part(T z) const { return Math::max(Math::constant(-1e18f), Math::min(Math::constant(0), z)); }
+  FOCAL_EXT_INLINE T negative_part(T z) const {
+    return Math::select_positive(z, Math::constant(0), Math::constant(0) - size);
+  }
+  // For what grows with |z| on the winning side. A power of 1e-16 is 1 to rounding, one of 1e20 is steep: their product
+  // with it is finite.
+  FOCAL_EXT_INLINE T whole_negative_part(T z) const {
+    return Math::max(Math::constant(-1e18f), Math::min(Math::constant(0), z));
+  }
   FOCAL_EXT_INLINE T q_everywhere(T) const { return q; }
 };
 
-// Binary cross entropy of a logit and a target t in [0, 1]: ce = log(1 + e) + (x > 0 ? x (1-t) : -x t), slope = p (1-t) - q t.
-// `rest` is 1 - t, of which a smoothed t near 1 has lost the digits.
+// Binary cross entropy of a logit and a target t in [0, 1]: ce = log(1 + e) + (x > 0 ? x (1-t) : -x t), slope = p (1-t)
+// - q t. `rest` is 1 - t, of which a smoothed t near 1 has lost the digits.
 template <class Math>
 struct CrossEntropy {
   using T = typename Math::value_t;
@@ -186,10 +196,12 @@ FOCAL_EXT_INLINE T power_of_score(T score, const Modulator& modulator) {
   const T defined = modulator.is_zero() ? Math::constant(1) : score == zero ? zero : power;
   return score == score ? defined : score;
 }
-// Whether 1 minus a product of powers of p and a score is to be taken from its logarithm: it is near 1, and the logarithms are those of normal numbers.
+// Whether 1 minus a product of powers of p and a score is to be taken from its logarithm: it is near 1, and the
+// logarithms are those of normal numbers.
 template <class Math, class T = typename Math::value_t>
 FOCAL_EXT_INLINE bool is_near_1(T product, T score) {
-  return product > Math::constant(0.6f) && product <= Math::constant(1) && Math::constant(1.17549435e-38f) <= score && score <= Math::constant(1);
+  return product > Math::constant(0.6f) && product <= Math::constant(1) && Math::constant(1.17549435e-38f) <= score &&
+         score <= Math::constant(1);
 }
 
 // 1 - y / n (1 - y / (n + 1) (1 - ...)

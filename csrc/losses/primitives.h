@@ -1,12 +1,13 @@
 // Owns: the arithmetic every loss formula is written in, one policy per number type and device.
 // Must not know: any loss, any tensor, any loop.
 //
-// A policy `Math` supplies: value_t, limit(), abs, min, max, fma, select_positive(z, a, b) = z > 0 ? a : b, exp_neg(y) = exp(-y)
-// for 0 <= y <= limit(), shares(e, w, r): r = 1 / (1 + e) and w = e r, log1p_exp(e, w) = log(1 + e), pow_exp(gamma, a, b) =
-// exp(gamma (a - b)) for a <= 0 <= b, pow(u, gamma), and bounded(y) = min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond
-// limit() exp(-y) rounds to 0, so clamping there changes no result. min and max keep the second argument when it is NaN.
-// log_ratio(u, rest, ratio, inverse): ratio = -log(1 - u) / u and inverse = 1 / rest, for 0 < u < 1 and rest = 1 - u, anything outside.
-// product_or_zero(a, b) = a b, 0 where a is 0 even if b is infinite.
+// A policy `Math` supplies: value_t, limit(), abs, min, max, fma, select_positive(z, a, b) = z > 0 ? a : b, exp_neg(y)
+// = exp(-y) for 0 <= y <= limit(), shares(e, w, r): r = 1 / (1 + e) and w = e r, log1p_exp(e, w) = log(1 + e),
+// pow_exp(gamma, a, b) = exp(gamma (a - b)) for a <= 0 <= b, pow(u, gamma), and bounded(y) = min(y, a finite number >=
+// 2 limit()) for y >= 0, anything for NaN. Beyond limit() exp(-y) rounds to 0, so clamping there changes no result. min
+// and max keep the second argument when it is NaN. log_ratio(u, rest, ratio, inverse): ratio = -log(1 - u) / u and
+// inverse = 1 / rest, for 0 < u < 1 and rest = 1 - u, anything outside. product_or_zero(a, b) = a b, 0 where a is 0
+// even if b is infinite.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -35,8 +36,8 @@ FOCAL_EXT_INLINE float float_of(uint32_t b) {
   return a;
 }
 
-// An exponent in two floats: float(1.7) alone costs 28 ULP in the tail. Saturates where p^gamma is 0 or 1 to rounding anyway,
-// so that gamma * q cannot overflow.
+// An exponent in two floats: float(1.7) alone costs 28 ULP in the tail. Saturates where p^gamma is 0 or 1 to rounding
+// anyway, so that gamma * q cannot overflow.
 struct Exponent {
   float high, low;
   float high2, low2;  // gamma / ln 2, for 2^x
@@ -61,7 +62,8 @@ struct Parameter {
   FOCAL_EXT_INLINE Parameter(double a) : single(float(a)), full(a) {}
 };
 
-// p = sigmoid(z), q = sigmoid(-z) and their logarithms, from one exponential. A policy with a cheaper way specialises it.
+// p = sigmoid(z), q = sigmoid(-z) and their logarithms, from one exponential. A policy with a cheaper way specialises
+// it.
 template <class Math>
 struct Sigmoid;
 // Binary cross entropy, likewise.
@@ -112,12 +114,13 @@ FOCAL_EXT_INLINE typename Math::value_t log1p_polynomial_20_bits(typename Math::
 // How exact the arithmetic is: to a few ULP of float, or to 2^-17, for results that are rounded to bf16 or fp16.
 enum class Precision { single, half };
 
-// What a policy does with small p. full: right to the last subnormal. vanishing: for gamma >= 1, where results are 0 before p is
-// subnormal, p is clamped at exp(-87), which saves five instructions. absent: for finite logits within limit() only, the same bits as
-// vanishing, without its clamps.
+// What a policy does with small p. full: right to the last subnormal. vanishing: for gamma >= 1, where results are 0
+// before p is subnormal, p is clamped at exp(-87), which saves five instructions. absent: for finite logits within
+// limit() only, the same bits as vanishing, without its clamps.
 enum class Tail { full, vanishing, absent };
 
-// float on the host. Plain C++ without branch or call, so that a simd loop over it vectorises at every instruction-set level.
+// float on the host. Plain C++ without branch or call, so that a simd loop over it vectorises at every instruction-set
+// level.
 template <Precision precision, Tail tail>
 struct Host {
   using value_t = float;
@@ -132,8 +135,11 @@ struct Host {
   static FOCAL_EXT_INLINE float select_positive(float z, float a, float b) { return z > 0.f ? a : b; }
   static FOCAL_EXT_INLINE float bounded(float y) { return tail == Tail::absent ? y : min_positive(y, 1e30f); }
   // On the bits, where positive floats are ordered like integers: one instruction instead of a compare and a blend.
-  static FOCAL_EXT_INLINE float min_positive(float a, float b) { return float_of(bits_of(a) < bits_of(b) ? bits_of(a) : bits_of(b)); }
-  // Contraction is off for the whole library: a product and a sum fuse here or nowhere, so AVX2 and AVX-512 agree to the bit.
+  static FOCAL_EXT_INLINE float min_positive(float a, float b) {
+    return float_of(bits_of(a) < bits_of(b) ? bits_of(a) : bits_of(b));
+  }
+  // Contraction is off for the whole library: a product and a sum fuse here or nowhere, so AVX2 and AVX-512 agree to
+  // the bit.
   static FOCAL_EXT_INLINE float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
     return __builtin_fmaf(a, b, c);
@@ -141,11 +147,13 @@ struct Host {
     return a * b + c;
 #endif
   }
-  // r as 1 - w is exact to half a ULP, where w as e r would round once more: 10.1 -> 8.8 ULP at gamma 2 for the same instructions.
+  // r as 1 - w is exact to half a ULP, where w as e r would round once more: 10.1 -> 8.8 ULP at gamma 2 for the same
+  // instructions.
   static FOCAL_EXT_INLINE void shares(float e, float& w, float& r) { w = e / (1.f + e), r = 1.f - w; }
   static FOCAL_EXT_INLINE float exp_neg(float y) {
     const float shifted = fma(y, -1.44269504f, kRound);
-    if constexpr (precision == Precision::half) return scale(exp2_polynomial(fma(y, -1.44269504f, kRound - shifted)), shifted);
+    if constexpr (precision == Precision::half)
+      return scale(exp2_polynomial(fma(y, -1.44269504f, kRound - shifted)), shifted);
     else return scale(exp_polynomial(reduce(y, shifted)), shifted);
   }
   static FOCAL_EXT_INLINE float log1p_ratio(float w) {
@@ -156,12 +164,14 @@ struct Host {
 
   static FOCAL_EXT_INLINE float pow_exp(Exponent gamma, float a, float b) {
     const float difference = a - b, high = gamma.high2 * difference;
-    const float clamped = min_positive(high, -152.f), shifted = clamped + kRound;  // of two negative numbers the bits' minimum is nearer to 0
+    // of two negative numbers the bits' minimum is nearer to 0
+    const float clamped = min_positive(high, -152.f), shifted = clamped + kRound;
     if constexpr (precision == Precision::half) {
       return scale(exp2_polynomial(clamped - (shifted - kRound)), shifted);
     } else {
-      // gamma multiplies the rounding error of a - b, so the difference is kept in two floats. By Knuth's sum, as either may be the
-      // larger: for |z| < 0.57 b is, and a shorter sum that takes a for it is off by 13.2 ULP at gamma 5.
+      // gamma multiplies the rounding error of a - b, so the difference is kept in two floats. By Knuth's sum, as
+      // either may be the larger: for |z| < 0.57 b is, and a shorter sum that takes a for it is off by 13.2 ULP at
+      // gamma 5.
       const float minus_b = difference - a;
       const float rest = (a - (difference - minus_b)) - (b + minus_b);
       const float low = fma(gamma.low2, difference, fma(gamma.high2, rest, residual(gamma.high2, difference, high)));
@@ -169,8 +179,8 @@ struct Host {
     }
   }
 
-  // u^gamma = 2^(gamma (k + log2 m)), u = 2^k m; the integer part times gamma stays exact in two floats. Of halves as exact: far from 0 all logits
-  // with a soft target share one u, and its error would decide the rounding of all.
+  // u^gamma = 2^(gamma (k + log2 m)), u = 2^k m; the integer part times gamma stays exact in two floats. Of halves as
+  // exact: far from 0 all logits with a soft target share one u, and its error would decide the rounding of all.
   static FOCAL_EXT_INLINE float pow(float u, Exponent gamma) {
     const bool subnormal = u < 1.17549435e-38f;
     const float v = subnormal ? u * 4294967296.f : u;
@@ -190,7 +200,8 @@ struct Host {
 
   static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) {
     const float normal = max(1.17549435e-38f, rest);
-    const int32_t k = int32_t(bits_of(normal) - 0x3f3504f3u) >> 23;  // rest = 2^k (1 + m), 1 + m in [sqrt(1/2), sqrt(2))
+    // rest = 2^k (1 + m), 1 + m in [sqrt(1/2), sqrt(2))
+    const int32_t k = int32_t(bits_of(normal) - 0x3f3504f3u) >> 23;
     const float m = float_of(bits_of(normal) - (uint32_t(k) << 23)) - 1.f;
     const float far = -0.693147182f * fma(m, log2_polynomial<Host>(m), float(k)) / u;
     ratio = u <= 0.5f ? log1p_ratio(u) : far;
@@ -209,8 +220,8 @@ struct Host {
 #endif
   }
 
-  // 2^n p. With a full tail without a second rounding before the last product: n + 64 is built as an exponent, so the scale is a
-  // normal number for all n >= -190 and subnormal results round once.
+  // 2^n p. With a full tail without a second rounding before the last product: n + 64 is built as an exponent, so the
+  // scale is a normal number for all n >= -190 and subnormal results round once.
   static FOCAL_EXT_INLINE float scale(float p, float shifted) {
     const float scaled = p * float_of(bits_of(shifted) << 23);
     return tail == Tail::full ? scaled * 5.42101086e-20f : scaled;
@@ -235,8 +246,9 @@ struct Host {
     return fma(p, r, 1.f);
   }
 
-  // 2^f for |f| <= 1/2; minimax, relative error 2^-18.4 at half precision. Of 0 exactly 1: a loss of 0.75 x is halfway between two numbers of bf16
-  // for every second x, and the last bit of a power that should be 1 would decide how it is rounded.
+  // 2^f for |f| <= 1/2; minimax, relative error 2^-18.4 at half precision. Of 0 exactly 1: a loss of 0.75 x is halfway
+  // between two numbers of bf16 for every second x, and the last bit of a power that should be 1 would decide how it is
+  // rounded.
   template <Precision of = precision>
   static FOCAL_EXT_INLINE float exp2_polynomial(float f) {
     if constexpr (of == Precision::half) {

@@ -1,4 +1,5 @@
-// Owns: the quality focal loss of one logit (Li et al. 2020, "Generalized Focal Loss", eq. 4): targets are scores in [0, 1].
+// Owns: the quality focal loss of one logit (Li et al. 2020, "Generalized Focal Loss", eq. 4): targets are scores in
+// [0, 1].
 // Must not know: how logits are stored, who weighs them, how they are summed.
 #pragma once
 #include "sigmoid_focal.h"
@@ -7,7 +8,8 @@ namespace focal_ext {
 
 // With the target t and d = p - t = p (1-t) - q t, ce the cross entropy:
 //   f = |d|^beta ce,   f' = |d|^(beta-1) sign(d) (d^2 + beta p q ce),   beta >= 1
-// `lower` is the modulator of beta - 1. At t = 0 it is the focal loss with gamma = beta; with beta = 0 it is the cross entropy.
+// `lower` is the modulator of beta - 1. At t = 0 it is the focal loss with gamma = beta; with beta = 0 it is the cross
+// entropy.
 template <class Modulator, class Lower>
 struct QualityFocal {
   using Factor = EqualFactor;
@@ -34,7 +36,9 @@ struct QualityFocal {
     const T ce = size == zero ? zero : bce.ce;
     const T infinity = Math::constant(__builtin_inff());
     // At +-inf the loss is infinite even where the power underflows.
-    return {ce == infinity ? ce : power * power_or_constant(size, modulator.slope_) * ce, d < zero ? zero - bend : d == zero ? zero : bend};
+    return {ce == infinity ? ce : power * power_or_constant(size, modulator.slope_) * ce, d < zero    ? zero - bend
+                                                                                          : d == zero ? zero
+                                                                                                      : bend};
   }
 };
 
@@ -45,7 +49,9 @@ auto with_quality_focal(const double* numbers, F&& f) {
   const Exponent beta(numbers[0]);
   const bool live = numbers[1] != 0;
   if constexpr (fast)
-    if (numbers[0] == 2) return f(QualityFocal<WholeModulator<2>, WholeModulator<1>>{WholeModulator<2>(beta, live), WholeModulator<1>(beta)});
+    if (numbers[0] == 2)
+      return f(
+          QualityFocal<WholeModulator<2>, WholeModulator<1>>{WholeModulator<2>(beta, live), WholeModulator<1>(beta)});
   return f(QualityFocal<AnyModulator, AnyModulator>{AnyModulator(beta, live), AnyModulator(Exponent(numbers[0] - 1))});
 }
 

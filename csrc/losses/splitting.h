@@ -1,12 +1,13 @@
-// Owns: losses whose positives have a formula of their own, and whose negatives are the focal loss's: the class that a class id names, whatever its
-// score, and dense targets above 0, are positives.
+// Owns: losses whose positives have a formula of their own, and whose negatives are the focal loss's: the class that a
+// class id names, whatever its score, and dense targets above 0, are positives.
 // Must not know: any one of them.
 #pragma once
 #include "sigmoid_focal.h"
 
 namespace focal_ext {
 
-// What a positive's cross entropy is taken with: its target, 1 - target, of which a target near 1 has lost the digits, and its weight.
+// What a positive's cross entropy is taken with: its target, 1 - target, of which a target near 1 has lost the digits,
+// and its weight.
 template <class T>
 struct OwnTarget {
   T target, rest, weight;
@@ -30,7 +31,9 @@ struct Splitting {
     const Sigmoid<Math> s(x);
     const OwnTarget<T> own = self().template own_target<Math>(s, x, score);
     const CrossEntropy<Math> bce(s, x, own.target, own.rest);
-    return {own.weight == Math::constant(0) && bce.ce == Math::constant(__builtin_inff()) ? own.weight : own.weight * bce.ce, own.weight * bce.slope};
+    return {own.weight == Math::constant(0) && bce.ce == Math::constant(__builtin_inff()) ? own.weight
+                                                                                          : own.weight * bce.ce,
+        own.weight * bce.slope};
   }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
@@ -47,7 +50,8 @@ struct Splitting {
     const T bounded = Math::min(bce.ce, Math::constant(2 * Math::limit()));  // q is 0 beyond
     const T focal = power * Math::fma(modulator.template slope<Math>() * s.q, bounded, bce.slope);
     const T weight = scored ? own.weight : power;
-    return {weight == Math::constant(0) && bce.ce == Math::constant(__builtin_inff()) ? weight : weight * bce.ce, scored ? own.weight * bce.slope : focal};
+    return {weight == Math::constant(0) && bce.ce == Math::constant(__builtin_inff()) ? weight : weight * bce.ce,
+        scored ? own.weight * bce.slope : focal};
   }
 
  private:

@@ -1,4 +1,5 @@
-// Owns: the varifocal loss of one logit (Zhang et al. 2021, "VarifocalNet", eq. 2): positives weighed by their score, negatives focal.
+// Owns: the varifocal loss of one logit (Zhang et al. 2021, "VarifocalNet", eq. 2): positives weighed by their score,
+// negatives focal.
 // Must not know: how logits are stored, who weighs them, how they are summed.
 #pragma once
 #include "splitting.h"

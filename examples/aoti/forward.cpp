@@ -1,8 +1,9 @@
 // Owns: running an AOTInductor package that holds a focal_ext loss, without Python.
 // Must not know: which loss the package holds.
 //
-// The package calls the ops of focal_ext by name, so their library must be in the process before the package is loaded: dlopen it, as
-// here, or link against it with -Wl,--no-as-needed. Build against the torch that made the package (examples/aoti/export.py):
+// The package calls the ops of focal_ext by name, so their library must be in the process before the package is loaded:
+// dlopen it, as here, or link against it with -Wl,--no-as-needed. Build against the torch that made the package
+// (examples/aoti/export.py):
 //
 //   T=$(python -c "import torch; print(torch.__path__[0])")
 //   g++ -std=c++20 examples/aoti/forward.cpp -I$T/include -I$T/include/torch/csrc/api/include -L$T/lib -Wl,-rpath,$T/lib \
@@ -21,6 +22,7 @@ int main(int argc, char** argv) {
   torch::inductor::AOTIModelPackageLoader loader(argv[2]);
   const int64_t rows = std::atoll(argv[3]), classes = std::atoll(argv[4]);
   const at::Tensor logits = at::linspace(-6, 6, rows * classes).view({rows, classes});
-  const at::Tensor ids = at::arange(rows).remainder(classes).masked_fill(at::arange(rows).remainder(7) == 6, -2);  // -2: ignored
+  // -2: ignored
+  const at::Tensor ids = at::arange(rows).remainder(classes).masked_fill(at::arange(rows).remainder(7) == 6, -2);
   for (const at::Tensor& output : loader.run({logits, ids})) std::printf("%.9g\n", output.sum().item<double>());
 }

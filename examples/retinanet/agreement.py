@@ -1,11 +1,11 @@
 # Owns how close two training runs lie, and how close is close enough.
 # Must not know how either was trained.
-"""Two losses that differ by a rounding are two slightly different trainings: the rounding grows with every step, as it does for
-any change of thread count. So four questions, each with its own limit:
+"""Two losses that differ by a rounding are two slightly different trainings: the rounding grows with every step, as it
+does for any change of thread count. So four questions, each with its own limit:
 
-same_logits     both losses of the same logits (made from the same feature maps), over all steps: rounding, nothing to grow.
-same_gradients  their gradients of those feature maps, relative to the largest. Curves alone would not do: Adam hides a factor on the gradient.
-early           the two runs' curves over the first steps, before rounding has grown.
+same_logits     both losses of the same logits (made from the same feature maps), over all steps: rounding, nothing to
+grow. same_gradients  their gradients of those feature maps, relative to the largest. Curves alone would not do: Adam
+hides a factor on the gradient. early           the two runs' curves over the first steps, before rounding has grown.
 end             means over the last steps: single steps differ by per cents there, the level must not.
 """
 
@@ -39,5 +39,8 @@ def worst(values):
 
 def complaints(figures):
     """One sentence for each limit that is exceeded; NaN exceeds every limit."""
-    return [f"fused and reference differ by {figures[name]:.2g} ({name}), allowed is {limit:.0e}"
-            for name, limit in LIMITS.items() if not figures[name] <= limit]
+    return [
+        f"fused and reference differ by {figures[name]:.2g} ({name}), allowed is {limit:.0e}"
+        for name, limit in LIMITS.items()
+        if not figures[name] <= limit
+    ]

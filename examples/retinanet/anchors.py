@@ -4,7 +4,8 @@
 import torch
 
 STRIDES = (8, 16, 32)
-# In units of the stride. The RetinaNet of the paper uses 4; our objects are 13 to 39 pixels, so the finest level must go down to 16.
+# In units of the stride. The RetinaNet of the paper uses 4; our objects are 13 to 39 pixels, so the finest level must
+# go down to 16.
 SIZE = 2.0
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 RATIOS = (0.5, 1.0, 2.0)  # height : width
@@ -21,7 +22,8 @@ def anchor_shapes(stride, size=SIZE, scales=SCALES, ratios=RATIOS):
 def grid_anchors(height, width, strides=STRIDES, **shape):
     """[N, 4] anchors of an image of height x width: level, row, column, shape, in the order of the network's outputs.
 
-    A level has ceil(height / stride) x ceil(width / stride) cells, as many as convolutions of stride 2 and padding 1 leave.
+    A level has ceil(height / stride) x ceil(width / stride) cells, as many as convolutions of stride 2 and padding 1
+    leave.
     """
     levels = []
     for stride in strides:

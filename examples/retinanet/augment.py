@@ -7,14 +7,15 @@ from torch.nn import functional as F
 from .scenes import Scene, turned, window
 
 CHOICES = ("none", "crop", "scale", "flip")
-SCALE = 2 ** 0.5  # a scaled crop shows its objects between 1 / SCALE and SCALE of their size
+SCALE = 2**0.5  # a scaled crop shows its objects between 1 / SCALE and SCALE of their size
 
 
 def draw(scenes, size, how, generator):
     """One crop of size x size from one of the scenes, each as likely as its area.
 
-    how: any of CHOICES. "none": one of the windows of a fixed grid, as it is. "crop": a window at any place. "scale": any place, and a window of
-    another size, resized. "flip": mirrored and transposed, the eight views of a square. They add up; "none" stands alone.
+    how: any of CHOICES. "none": one of the windows of a fixed grid, as it is. "crop": a window at any place. "scale":
+    any place, and a window of another size, resized. "flip": mirrored and transposed, the eight views of a square. They
+    add up; "none" stands alone.
     """
     areas = torch.tensor([float(scene.image.shape[-1] * scene.image.shape[-2]) for scene in scenes])
     scene = scenes[int(torch.multinomial(areas, 1, generator=generator))]

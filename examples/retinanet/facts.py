@@ -1,4 +1,5 @@
-# Owns the figures about the data that decide whether a focal loss is needed: how rare a positive is, how much is ignored.
+# Owns the figures about the data that decide whether a focal loss is needed: how rare a positive is, how much is
+# ignored.
 # Must not know the model or the loss.
 
 import torch
@@ -10,7 +11,8 @@ from .training import labelled
 
 
 def imbalance(scene, crop_size, crops, seed):
-    """Averages over random crops of `scene`: boxes and positives per crop, negatives per positive, the ignored share."""
+    """Averages over random crops of `scene`: boxes and positives per crop, negatives per positive, the ignored
+    share."""
     generator = torch.Generator().manual_seed(seed)
     anchors = grid_anchors(crop_size, crop_size)
     boxes, targets = 0, []

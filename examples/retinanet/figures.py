@@ -15,22 +15,32 @@ from .verdicts import FALSE_ALARM, HIT, NOT_COUNTED, judge
 
 # Okabe and Ito's colours, told apart by every kind of eye.
 TRUTH, MISSED = "#56b4e9", "missed"
-STYLES = {HIT: ("#2bd9a0", "-"), FALSE_ALARM: ("#ff7043", "-"), MISSED: ("#f0e442", "--"), NOT_COUNTED: ("#b8b8b8", ":")}
+STYLES = {
+    HIT: ("#2bd9a0", "-"),
+    FALSE_ALARM: ("#ff7043", "-"),
+    MISSED: ("#f0e442", "--"),
+    NOT_COUNTED: ("#b8b8b8", ":"),
+}
 FUSED, REFERENCE = "#e69f00", "#1b3a5c"
 
 
 def _outline(axes, box, color, line):
     x1, y1, x2, y2 = box.tolist()
-    axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=line, linewidth=1.4))
+    axes.add_patch(
+        Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=line, linewidth=1.4)
+    )
 
 
 def draw_detections(path, scene, detections, min_score):
     """One column for the truth and one per entry of detections {name: Detections}."""
     height, width = scene.image.shape[-2:]
     columns = 1 + len(detections)
-    figure, axes = pyplot.subplots(1, columns, figsize=(columns * 3.3, 3.3 * height / width + 0.7), layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, columns, figsize=(columns * 3.3, 3.3 * height / width + 0.7), layout="constrained"
+    )
     for axis in axes:
-        # Nuclei are far brighter than their background and one is far brighter than all others: without vmax it alone is white.
+        # Nuclei are far brighter than their background and one is far brighter than all others: without vmax it alone
+        # is white.
         axis.imshow(scene.image[0], cmap="gray", vmin=-1.6, vmax=4.0)
         axis.set_axis_off()
     for box in scene.boxes:
@@ -47,16 +57,33 @@ def draw_detections(path, scene, detections, min_score):
             if verdict != NOT_COUNTED:
                 below = box[1] < 8  # no room above the box: inside
                 axis.text(
-                    box[0] + 1, box[1] + (1 if below else -2), f"{score:.2f}".lstrip("0"), color=STYLES[verdict][0], fontsize=6.5, zorder=3,
-                    va="top" if below else "baseline", path_effects=[withStroke(linewidth=1.5, foreground="black")], clip_on=True)
+                    box[0] + 1,
+                    box[1] + (1 if below else -2),
+                    f"{score:.2f}".lstrip("0"),
+                    color=STYLES[verdict][0],
+                    fontsize=6.5,
+                    zorder=3,
+                    va="top" if below else "baseline",
+                    path_effects=[withStroke(linewidth=1.5, foreground="black")],
+                    clip_on=True,
+                )
         hits = sum(verdict == HIT for *_, verdict in judged)
         alarms = sum(verdict == FALSE_ALARM for *_, verdict in judged)
         axis.set_title(f"{name}: {hits} hits, {alarms} false, {len(missed)} missed", fontsize=10)
-    handles = [Line2D([], [], color=color, linestyle=line, label=label)
-               for label, (color, line) in {"truth": (TRUTH, "-"), **STYLES}.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=9, facecolor="#404040", labelcolor="white",
-                  title=f"hold-out, scores of {min_score} and more, IoU .5; not counted: cut off by the border of the hold-out",
-                  title_fontsize=8).get_title().set_color("white")
+    handles = [
+        Line2D([], [], color=color, linestyle=line, label=label)
+        for label, (color, line) in {"truth": (TRUTH, "-"), **STYLES}.items()
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=5,
+        fontsize=9,
+        facecolor="#404040",
+        labelcolor="white",
+        title=f"hold-out, scores of {min_score} and more, IoU .5; not counted: cut off by the border of the hold-out",
+        title_fontsize=8,
+    ).get_title().set_color("white")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -79,7 +106,13 @@ def draw_curves(path, fused, reference, needed_ap50):
     same = [(step, x) for step, x in zip(steps, relative_differences(fused.focal, fused.twin)) if x]
     difference.plot(steps, curves, color="#0072b2", linewidth=1, label="the two runs")
     equal = f"equal in {len(steps) - len(same)} of {len(steps)}"
-    difference.plot(*zip(*same) if same else ([], []), "o", color="#009e73", markersize=2, label=f"both losses on the same logits, {equal}")
+    difference.plot(
+        *zip(*same) if same else ([], []),
+        "o",
+        color="#009e73",
+        markersize=2,
+        label=f"both losses on the same logits, {equal}",
+    )
     difference.set(title="relative difference of the loss", xlabel="step", yscale="log", ylim=(floor, 1))
     precision.set(title="AP50 on the hold-out", xlabel="step", ylim=(0, 1))
     precision.axhline(needed_ap50, color="grey", linewidth=1, linestyle=":", label=f"needed at the end: {needed_ap50}")

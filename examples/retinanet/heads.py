@@ -1,6 +1,8 @@
-# Owns the ways from the last feature maps of classification to its loss: over rows, over the maps as they are, fused with the convolution.
+# Owns the ways from the last feature maps of classification to its loss: over rows, over the maps as they are, fused
+# with the convolution.
 # Must not know the rest of the network, or how anchors were labelled.
-"""Every way takes (features, convolution, num_classes, targets, alpha, gamma) and returns the sum over anchors / max(positives, 1).
+"""Every way takes (features, convolution, num_classes, targets, alpha, gamma) and returns the sum over anchors /
+max(positives, 1).
 
 features: [B, channels, H, W] of each level; convolution: the last layer, to A * num_classes channels; targets [B, N].
 """
@@ -13,8 +15,10 @@ from .model import rows
 
 def over_rows(focal):
     """The convolution, permute, cat, then `focal`: focal_ext.sigmoid_focal_loss or anything with its arguments."""
+
     def loss(features, convolution, num_classes, targets, alpha, gamma):
         return classification_loss(focal, rows([convolution(x) for x in features], num_classes), targets, alpha, gamma)
+
     return loss
 
 
@@ -27,8 +31,17 @@ def over_pyramid(features, convolution, num_classes, targets, alpha, gamma):
 def fused(features, convolution, num_classes, targets, alpha, gamma):
     """The convolution's output is never stored."""
     return focal_ext.conv_sigmoid_focal_loss(
-        features, convolution.weight, convolution.bias, targets, num_classes, alpha, gamma,
-        stride=convolution.stride, padding=convolution.padding, normalizer="positives")
+        features,
+        convolution.weight,
+        convolution.bias,
+        targets,
+        num_classes,
+        alpha,
+        gamma,
+        stride=convolution.stride,
+        padding=convolution.padding,
+        normalizer="positives",
+    )
 
 
 HEADS = {"rows": over_rows(focal_ext.sigmoid_focal_loss), "pyramid": over_pyramid, "fused": fused}

@@ -7,7 +7,8 @@ COLUMNS = ("step", "loss", "classification", "boxes", "gradient_norm", "lr", "ap
 
 
 class Logbook:
-    """Rows {column: number}, one per step; a column that a row lacks stays empty. A reader sees each row once it is written."""
+    """Rows {column: number}, one per step; a column that a row lacks stays empty. A reader sees each row once it is
+    written."""
 
     def __init__(self, folder, done=0):
         """done: steps whose rows are kept; later ones are of an interrupted epoch that is run again."""

@@ -9,13 +9,15 @@ BACKGROUND, IGNORED = -1, -2  # the conventions of focal_ext.sigmoid_focal_loss
 
 
 def match(anchors, boxes, labels, ignored, pos_iou=0.5, neg_iou=0.4, rescue=True):
-    """(targets [N] int64, matched [N] int64): each anchor's label and the index of its best box, which counts where targets >= 0.
+    """(targets [N] int64, matched [N] int64): each anchor's label and the index of its best box, which counts where
+    targets >= 0.
 
-    IoU >= pos_iou with the best box: its class id. IoU < neg_iou: BACKGROUND. Between: IGNORED, too good to be a negative
-    and too bad to be a positive. Background that overlaps a region of `ignored` by neg_iou is IGNORED too.
-    rescue: every box also gets the anchors that overlap it most, however little (torchvision's allow_low_quality_matches).
-    Measured on the nuclei: AP50 .956 and .938 with it, .946 and .938 without (two seeds), so no difference to speak of. It is on
-    because 6 of the 88 training nuclei, those cut small by a border, would otherwise never be a positive.
+    IoU >= pos_iou with the best box: its class id. IoU < neg_iou: BACKGROUND. Between: IGNORED, too good to be a
+    negative and too bad to be a positive. Background that overlaps a region of `ignored` by neg_iou is IGNORED too.
+    rescue: every box also gets the anchors that overlap it most, however little (torchvision's
+    allow_low_quality_matches). Measured on the nuclei: AP50 .956 and .938 with it, .946 and .938 without (two seeds),
+    so no difference to speak of. It is on because 6 of the 88 training nuclei, those cut small by a border, would
+    otherwise never be a positive.
     """
     if not 0 <= neg_iou <= pos_iou <= 1:
         raise ValueError(f"match: 0 <= neg_iou <= pos_iou <= 1 is needed, got neg_iou={neg_iou}, pos_iou={pos_iou}")

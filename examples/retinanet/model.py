@@ -8,15 +8,17 @@ from torch.nn import functional as F
 import focal_ext
 
 
-# GroupNorm scales every image by itself, whatever else is in the batch. Where contrast tells objects from background that loses what one
-# wants to know: a crop of bare grass then looks as rough as one of trees. BatchNorm scales all images alike.
+# GroupNorm scales every image by itself, whatever else is in the batch. Where contrast tells objects from background
+# that loses what one wants to know: a crop of bare grass then looks as rough as one of trees. BatchNorm scales all
+# images alike.
 NORMS = {"group": lambda channels: nn.GroupNorm(8, channels), "batch": nn.BatchNorm2d}
 
 
 def conv(inputs, outputs, norm, stride=1, kernel=3):
     """Convolution, normalisation, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), NORMS[norm](outputs), nn.ReLU(inplace=True))
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), NORMS[norm](outputs), nn.ReLU(inplace=True)
+    )
 
 
 class Residual(nn.Module):
@@ -46,7 +48,9 @@ class Pyramid(nn.Module):
 
 
 def head(channels, depth, outputs, norm):
-    return nn.Sequential(*(conv(channels, channels, norm) for _ in range(depth)), nn.Conv2d(channels, outputs, 3, padding=1))
+    return nn.Sequential(
+        *(conv(channels, channels, norm) for _ in range(depth)), nn.Conv2d(channels, outputs, 3, padding=1)
+    )
 
 
 def rows(maps, values):
@@ -57,7 +61,16 @@ def rows(maps, values):
 class RetinaNet(nn.Module):
     """images [B, in_channels, H, W] -> (logits [B, N, num_classes], box codes [B, N, 4]) on strides 8, 16 and 32."""
 
-    def __init__(self, num_classes=1, in_channels=1, anchors_per_cell=9, depth=2, widths=(24, 48, 64, 96, 128), channels=64, norm="group"):
+    def __init__(
+        self,
+        num_classes=1,
+        in_channels=1,
+        anchors_per_cell=9,
+        depth=2,
+        widths=(24, 48, 64, 96, 128),
+        channels=64,
+        norm="group",
+    ):
         super().__init__()
         self.num_classes = num_classes
         self.stem = conv(in_channels, widths[0], norm, stride=2)

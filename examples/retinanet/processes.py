@@ -1,6 +1,7 @@
 # Owns the processes that train one network together: their group, who speaks for them, and how their losses add up.
 # Must not know models, data or what a step is.
-"""torchrun --nproc-per-node 2 -m examples.retinanet ...: each process draws crops of its own, all keep the same weights."""
+"""torchrun --nproc-per-node 2 -m examples.retinanet ...: each process draws crops of its own, all keep the same
+weights."""
 
 import os
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from focal_ext.distributed import mean_positives
 
 @contextmanager
 def group():
-    """Joins the other processes that torchrun has started, if any, and leaves them in order: gloo where tensors are on the CPU, nccl on GPUs."""
+    """Joins the other processes that torchrun has started, if any, and leaves them in order: gloo where tensors are on
+    the CPU, nccl on GPUs."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
@@ -38,8 +40,8 @@ def together(model):
 
 
 def share(targets, num_classes):
-    """What turns a loss per positive of this process into its part of the loss per positive of all: the gradients' mean over the processes
-    is then that of one process with all crops."""
+    """What turns a loss per positive of this process into its part of the loss per positive of all: the gradients' mean
+    over the processes is then that of one process with all crops."""
     return (targets >= 0).sum().clamp(min=1) / mean_positives(targets, num_classes) if count() > 1 else 1
 
 

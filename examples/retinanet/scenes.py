@@ -1,9 +1,11 @@
 # Owns what is seen through a window of a photograph: the split into train and hold-out, random crops, flips, batches.
 # Must not know where the pixels come from, anchors or the model.
-"""One rule for every window, be it the hold-out or a crop: an object belongs to the window that holds the centre of its box.
+"""One rule for every window, be it the hold-out or a crop: an object belongs to the window that holds the centre of its
+box.
 
-Its box is clipped to the window. What sticks in from an object centred outside is neither truth nor background: it goes to
-`ignored`, which the matcher turns into ignored anchors and the evaluator into a region where detections do not count.
+Its box is clipped to the window. What sticks in from an object centred outside is neither truth nor background: it goes
+to `ignored`, which the matcher turns into ignored anchors and the evaluator into a region where detections do not
+count.
 """
 
 from dataclasses import dataclass
@@ -42,9 +44,13 @@ def split_columns(scene, column):
     """(train, hold-out): the columns before and from `column` on, in grey values scaled by the train part alone."""
     height, width = scene.image.shape[-2:]
     train, hold_out = window(scene, 0, 0, column, height), window(scene, column, 0, width, height)
-    root = train.image.sqrt()  # counts of photons: the square root makes their noise about equal in dark and bright places
+    root = (
+        train.image.sqrt()
+    )  # counts of photons: the square root makes their noise about equal in dark and bright places
     mean, std = root.mean(), root.std()
-    return [Scene((part.image.sqrt() - mean) / std, part.boxes, part.labels, part.ignored) for part in (train, hold_out)]
+    return [
+        Scene((part.image.sqrt() - mean) / std, part.boxes, part.labels, part.ignored) for part in (train, hold_out)
+    ]
 
 
 def random_crop(scene, size, generator):

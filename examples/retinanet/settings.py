@@ -40,21 +40,39 @@ class Settings:
 
 
 HELP = {
-    "data": "what to train on", "loss": "classification loss", "gamma": "focusing exponent; 0 is (balanced) cross entropy",
+    "data": "what to train on",
+    "loss": "classification loss",
+    "gamma": "focusing exponent; 0 is (balanced) cross entropy",
     "alpha": "weight of positives, 1 - alpha that of negatives; none: both 1",
     "class_alpha": "alpha of the classes of --loss softmax: the same, or by inverse frequency",
-    "label_smoothing": "0 to 1, in the cross entropy only", "prior": "score of every anchor before the first step",
-    "epochs": "of --epoch-steps steps: random crops know no pass over the data", "epoch_steps": "steps between two checkpoints",
-    "batch_size": "crops per step", "crop_size": "side of a crop in pixels", "lr": "learning rate after the warm-up",
-    "weight_decay": "of AdamW", "schedule": "course of the learning rate", "restart_epochs": "length of a period of --schedule restarts",
-    "warmup": "steps over which the learning rate rises from 0", "clip_norm": "largest norm of the gradient; inf: as it is",
-    "pos_iou": "an anchor that overlaps an object so much is a positive", "neg_iou": "one that overlaps less is background; between: ignored",
-    "augment": "how crops are drawn", "evaluate_every": "epochs between evaluations", "depth": "convolutions of a head before its last",
+    "label_smoothing": "0 to 1, in the cross entropy only",
+    "prior": "score of every anchor before the first step",
+    "epochs": "of --epoch-steps steps: random crops know no pass over the data",
+    "epoch_steps": "steps between two checkpoints",
+    "batch_size": "crops per step",
+    "crop_size": "side of a crop in pixels",
+    "lr": "learning rate after the warm-up",
+    "weight_decay": "of AdamW",
+    "schedule": "course of the learning rate",
+    "restart_epochs": "length of a period of --schedule restarts",
+    "warmup": "steps over which the learning rate rises from 0",
+    "clip_norm": "largest norm of the gradient; inf: as it is",
+    "pos_iou": "an anchor that overlaps an object so much is a positive",
+    "neg_iou": "one that overlaps less is background; between: ignored",
+    "augment": "how crops are drawn",
+    "evaluate_every": "epochs between evaluations",
+    "depth": "convolutions of a head before its last",
     "norm": "over each image by itself, or over the batch",
     "seed": "of weights and crops",
 }
-CHOICES = {"data": tuple(datasets.LOADERS), "loss": (*criteria.LOSSES, "softmax"), "class_alpha": ("same", "inverse"),
-           "schedule": tuple(schedules.FACTORS), "augment": augment.CHOICES, "norm": tuple(model.NORMS)}
+CHOICES = {
+    "data": tuple(datasets.LOADERS),
+    "loss": (*criteria.LOSSES, "softmax"),
+    "class_alpha": ("same", "inverse"),
+    "schedule": tuple(schedules.FACTORS),
+    "augment": augment.CHOICES,
+    "norm": tuple(model.NORMS),
+}
 
 
 def number_or_none(text):
@@ -62,13 +80,20 @@ def number_or_none(text):
 
 
 def add_arguments(parser):
-    """One option per setting. What was not given does not appear in the parsed arguments, so that --resume knows it was not."""
+    """One option per setting. What was not given does not appear in the parsed arguments, so that --resume knows it was
+    not."""
     for field in fields(Settings):
         several = {"nargs": "+"} if field.name == "augment" else {}
         kind = number_or_none if field.name == "alpha" else str if several else type(field.default)
         shown = " ".join(field.default) if several else field.default
-        parser.add_argument("--" + field.name.replace("_", "-"), type=kind, choices=CHOICES.get(field.name), default=argparse.SUPPRESS,
-                            help=f"{HELP[field.name]} (default: {shown})", **several)
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=kind,
+            choices=CHOICES.get(field.name),
+            default=argparse.SUPPRESS,
+            help=f"{HELP[field.name]} (default: {shown})",
+            **several,
+        )
 
 
 def given(arguments):
@@ -83,5 +108,8 @@ def resumed(saved, named):
     other = {name: value for name, value in named.items() if name != "epochs" and value != getattr(saved, name)}
     if other:
         was = ", ".join(f"{name}={getattr(saved, name)} not {value}" for name, value in other.items())
-        raise ValueError(f"--resume goes on with the checkpoint's settings: {was}; leave these options out, or start without --resume")
+        raise ValueError(
+            f"--resume goes on with the checkpoint's settings: {was}; leave these options out, or start without "
+            "--resume"
+        )
     return Settings(**{**asdict(saved), **named})

@@ -19,10 +19,21 @@ def loss(alpha, gamma, label_smoothing, class_weights):
     alphas = None if alpha is None else [*(alpha * weight for weight in class_weights), 1 - alpha]
 
     def of_batch(logits, targets):
-        ids = targets.masked_fill(targets == BACKGROUND, logits.shape[-1] - 1)  # to a softmax, background is a class like others
+        ids = targets.masked_fill(
+            targets == BACKGROUND, logits.shape[-1] - 1
+        )  # to a softmax, background is a class like others
         positives = (targets >= 0).sum().clamp(min=1).to(logits.dtype)
         return focal_ext.softmax_focal_loss(
-            logits, ids, alphas, gamma, "sum", normalizer=positives, ignore_index=IGNORED, label_smoothing=label_smoothing)
+            logits,
+            ids,
+            alphas,
+            gamma,
+            "sum",
+            normalizer=positives,
+            ignore_index=IGNORED,
+            label_smoothing=label_smoothing,
+        )
+
     return of_batch
 
 
@@ -43,7 +54,8 @@ def init_prior_(conv, prior, columns):
 
 
 class AsSigmoid(nn.Module):
-    """The network as detection.detect expects it: logits [B, N, C] whose sigmoid is the softmax's probability of each class."""
+    """The network as detection.detect expects it: logits [B, N, C] whose sigmoid is the softmax's probability of each
+    class."""
 
     def __init__(self, network):
         super().__init__()
@@ -51,5 +63,8 @@ class AsSigmoid(nn.Module):
 
     def forward(self, images):
         logits, code = self.network(images)
-        others = [torch.cat([logits[..., :c], logits[..., c + 1:]], dim=-1).logsumexp(dim=-1) for c in range(self.num_classes)]
+        others = [
+            torch.cat([logits[..., :c], logits[..., c + 1 :]], dim=-1).logsumexp(dim=-1)
+            for c in range(self.num_classes)
+        ]
         return logits[..., :-1] - torch.stack(others, dim=-1), code

@@ -19,13 +19,19 @@ from .settings import Settings
 from .training import labelled
 
 CROPS = 64
-SETTINGS = {"nuclei": Settings(), "trees": Settings(data="trees", crop_size=192, batch_size=4, norm="batch", augment=("crop",))}
+SETTINGS = {
+    "nuclei": Settings(),
+    "trees": Settings(data="trees", crop_size=192, batch_size=4, norm="batch", augment=("crop",)),
+}
 P_T = (0.01, 0.1, 0.5, 0.9, 0.968, 0.99)
 
 
 def data(datasets):
     """What is there to learn from and to be judged by."""
-    yield "| data set | training part, pixels | objects | hold-out, pixels | objects | side of an object, median (5 to 95 %) |"
+    yield (
+        "| data set | training part, pixels | objects | hold-out, pixels | objects | side of an object, median "
+        "(5 to 95 %) |"
+    )
     yield "|---|---|---|---|---|---|"
     for dataset in datasets:
         parts = []
@@ -53,28 +59,48 @@ def counts(targets):
 
 
 def imbalance(datasets):
-    yield f"| data set | crop | in the mean of {CROPS} crops: objects | anchors | positives | ignored | negatives to one positive |"
+    yield (
+        f"| data set | crop | in the mean of {CROPS} crops: objects | anchors | positives | ignored | negatives "
+        "to one positive |"
+    )
     yield "|---|---|---|---|---|---|---|"
     for dataset in datasets:
         size = SETTINGS[dataset.name].crop_size
         targets, boxes = labels(dataset)
         positives, negatives, ignored = counts(targets)
-        yield (f"| {dataset.name} | {size} x {size} | {boxes / CROPS:.1f} | {targets.shape[1]:,} | {positives / CROPS:.1f} "
-               f"| {ignored / targets.numel():.1%} | **{negatives / positives:.0f}** |")
+        yield (
+            f"| {dataset.name} | {size} x {size} | {boxes / CROPS:.1f} | {targets.shape[1]:,} | "
+            f"{positives / CROPS:.1f} "
+            f"| {ignored / targets.numel():.1%} | **{negatives / positives:.0f}** |"
+        )
 
 
 def formula():
     """By hand with the paper's letters, and by the op; a positive that the network gives the probability p_t."""
-    yield "| p_t | cross entropy -log p_t | balanced, alpha .25 | focal, gamma 2, alpha .25 | by the op | cross entropy / focal, no alpha |"
+    yield (
+        "| p_t | cross entropy -log p_t | balanced, alpha .25 | focal, gamma 2, alpha .25 | by the op | cross "
+        "entropy / focal, no alpha |"
+    )
     yield "|---|---|---|---|---|---|"
     p_t = torch.tensor(P_T, dtype=torch.float64)
     logits, positive = torch.logit(p_t)[:, None], torch.zeros(len(p_t), dtype=torch.int64)
     cross_entropy = -torch.log(p_t)
     focal = 0.25 * (1 - p_t) ** 2 * cross_entropy
-    rows = zip(P_T, cross_entropy, 0.25 * cross_entropy, focal, focal_ext.sigmoid_focal_loss(logits, positive, 0.25, 2.0)[:, 0],
-               cross_entropy / focal_ext.sigmoid_focal_loss(logits, positive, None, 2.0)[:, 0], strict=True)
+    rows = zip(
+        P_T,
+        cross_entropy,
+        0.25 * cross_entropy,
+        focal,
+        focal_ext.sigmoid_focal_loss(logits, positive, 0.25, 2.0)[:, 0],
+        cross_entropy / focal_ext.sigmoid_focal_loss(logits, positive, None, 2.0)[:, 0],
+        strict=True,
+    )
     for p, *losses, by_op, ratio in rows:
-        yield f"| {p} | " + " | ".join(f"{float(loss):.3g}" for loss in losses) + f" | {float(by_op):.3g} | {float(ratio):,.2f} |"
+        yield (
+            f"| {p} | "
+            + " | ".join(f"{float(loss):.3g}" for loss in losses)
+            + f" | {float(by_op):.3g} | {float(ratio):,.2f} |"
+        )
 
 
 def prior(datasets):
@@ -94,15 +120,20 @@ def prior(datasets):
 
 
 def matching(datasets):
-    yield "| data set | --pos-iou | --neg-iou | positives per object | ignored | objects without a positive | the same without rescue |"
+    yield (
+        "| data set | --pos-iou | --neg-iou | positives per object | ignored | objects without a positive | the "
+        "same without rescue |"
+    )
     yield "|---|---|---|---|---|---|---|"
     for dataset in datasets:
         for pos_iou, neg_iou in ((0.4, 0.3), (0.5, 0.4), (0.6, 0.5), (0.5, 0.5)):
             targets, boxes = labels(dataset, pos_iou=pos_iou, neg_iou=neg_iou)
             positives, _, ignored = counts(targets)
             missed = [unmatched(dataset, pos_iou, rescue) for rescue in (True, False)]
-            yield (f"| {dataset.name} | {pos_iou} | {neg_iou} | {positives / boxes:.1f} | {ignored / targets.numel():.1%} "
-                   f"| {missed[0]:.1%} | {missed[1]:.1%} |")
+            yield (
+                f"| {dataset.name} | {pos_iou} | {neg_iou} | {positives / boxes:.1f} | {ignored / targets.numel():.1%} "
+                f"| {missed[0]:.1%} | {missed[1]:.1%} |"
+            )
 
 
 def unmatched(dataset, pos_iou, rescue):
@@ -127,8 +158,11 @@ def boxes(dataset):
     loss = box_loss(code, session.anchors, batch.truth, batch.targets)
     loss.backward()
     positive, touched = batch.targets >= 0, (code.grad != 0).any(dim=-1)
-    yield (f"One batch of {dataset.name}: {batch.targets.numel():,} anchors, {int(positive.sum())} positives; "
-           f"smooth L1 {float(loss.detach()):.3f}; anchors with a gradient {int(touched.sum())}, of which not positive {int((touched & ~positive).sum())}.")
+    yield (
+        f"One batch of {dataset.name}: {batch.targets.numel():,} anchors, {int(positive.sum())} positives; "
+        f"smooth L1 {float(loss.detach()):.3f}; anchors with a gradient {int(touched.sum())}, of which not positive "
+        f"{int((touched & ~positive).sum())}."
+    )
     yield ""
     yield "| error of a code | smooth L1, beta 1/9 | its gradient | squared error / 2 | its gradient |"
     yield "|---|---|---|---|---|"
@@ -136,7 +170,7 @@ def boxes(dataset):
         value = torch.tensor(error, requires_grad=True)
         smooth = F.smooth_l1_loss(value, torch.zeros(()), beta=1 / 9)
         smooth.backward()
-        yield f"| {error:g} | {float(smooth.detach()):.3g} | {float(value.grad):.3g} | {error ** 2 / 2:.3g} | {error:g} |"
+        yield f"| {error:g} | {float(smooth.detach()):.3g} | {float(value.grad):.3g} | {error**2 / 2:.3g} | {error:g} |"
 
 
 def smoothing():
@@ -147,7 +181,9 @@ def smoothing():
         gradients = []
         for amount in (0.0, 0.1):
             logit = torch.tensor([[x]], dtype=torch.float64, requires_grad=True)
-            focal_ext.sigmoid_focal_loss(logit, torch.zeros(1, dtype=torch.int64), 0.25, 2.0, "sum", label_smoothing=amount).backward()
+            focal_ext.sigmoid_focal_loss(
+                logit, torch.zeros(1, dtype=torch.int64), 0.25, 2.0, "sum", label_smoothing=amount
+            ).backward()
             gradients.append(float(logit.grad))
         yield f"| {x:g} | {1 / (1 + math.exp(-x)):.4f} | {gradients[0]:+.2e} | {gradients[1]:+.2e} |"
 
@@ -168,8 +204,11 @@ def spread(logits, targets):
     """The concentration of the loss in one trained network, for the losses it could have."""
     for positives in (False, True):
         number = int((targets >= 0).sum() if positives else (targets == BACKGROUND).sum())
-        yield f"| {number:,} {'positives' if positives else 'negatives'}: share of the loss in the hardest | " + " | ".join(
-            f"{share:.0%}" for share in concentration.SHARES) + " |"
+        yield (
+            f"| {number:,} {'positives' if positives else 'negatives'}: share of the loss in the hardest | "
+            + " | ".join(f"{share:.0%}" for share in concentration.SHARES)
+            + " |"
+        )
         yield "|---|" + "---|" * len(concentration.SHARES)
         for gamma, shares in concentration.table(logits, targets, positives).items():
             yield f"| gamma {gamma:g} | " + " | ".join(f"{share:.2f}" for share in shares) + " |"
@@ -184,4 +223,7 @@ def same_numbers(logits, targets):
     kept = targets != IGNORED
     by_hand = float((a_t * (1 - p_t) ** 2 * -torch.log(p_t))[kept].sum() / t.sum())
     by_op = float(classification_loss(focal_ext.sigmoid_focal_loss, logits, targets, 0.25, 2.0))
-    yield f"By hand in float64 {by_hand:.7f}, by the op in float32 {by_op:.7f}: a relative difference of {abs(by_hand - by_op) / by_hand:.0e}."
+    yield (
+        f"By hand in float64 {by_hand:.7f}, by the op in float32 {by_op:.7f}: a relative difference of "
+        f"{abs(by_hand - by_op) / by_hand:.0e}."
+    )

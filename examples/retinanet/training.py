@@ -25,7 +25,9 @@ class History:
     loss: list = field(default_factory=list)  # the sum of both losses, one per step
     focal: list = field(default_factory=list)  # the classification loss alone
     twin: list = field(default_factory=list)  # the same by the other implementation, on the very same feature maps
-    gradient_difference: list = field(default_factory=list)  # of both on these maps: largest difference / largest gradient
+    gradient_difference: list = field(
+        default_factory=list
+    )  # of both on these maps: largest difference / largest gradient
     ap50: list = field(default_factory=list)  # pairs of step and AP50
     seconds: float = 0.0  # of the steps alone, without evaluations
     logits: torch.Tensor = None  # of one batch, after the last step
@@ -46,7 +48,8 @@ def sample(scene, anchors, batch_size, size, generator, rescue=True):
 
 
 def compare(history, twin, features, model, targets, alpha, gamma):
-    """Note what `twin` makes of feature maps whose gradient is already there: its loss, and how far its gradient is from that one."""
+    """Note what `twin` makes of feature maps whose gradient is already there: its loss, and how far its gradient is
+    from that one."""
     copies = [x.detach().requires_grad_() for x in features]
     loss = over_rows(twin)(copies, model.classify[-1], model.num_classes, targets, alpha, gamma)
     gradients = torch.autograd.grad(loss, copies)
@@ -56,17 +59,37 @@ def compare(history, twin, features, model, targets, alpha, gamma):
     history.gradient_difference.append(difference / max(scale, torch.finfo(loss.dtype).tiny))
 
 
-def train(model, scene, head, *, steps, batch_size, crop_size, learning_rate, weight_decay, alpha, gamma, seed,
-          twin=None, evaluate=None, evaluate_at=(), progress=None, rescue=True):
+def train(
+    model,
+    scene,
+    head,
+    *,
+    steps,
+    batch_size,
+    crop_size,
+    learning_rate,
+    weight_decay,
+    alpha,
+    gamma,
+    seed,
+    twin=None,
+    evaluate=None,
+    evaluate_at=(),
+    progress=None,
+    rescue=True,
+):
     """Train `model` on random crops of `scene`; the same arguments and seed give the same history.
 
-    head: the way to the classification loss (heads.py). twin: another focal loss, over rows, on the same feature maps for comparison only.
-    evaluate: model -> AP50, called after each step count in evaluate_at (0 is before the first). progress: step, history -> None.
+    head: the way to the classification loss (heads.py). twin: another focal loss, over rows, on the same feature maps
+    for comparison only.
+    evaluate: model -> AP50, called after each step count in evaluate_at (0 is before the first). progress: step,
+    history -> None.
     """
     generator = torch.Generator().manual_seed(seed)
     anchors = grid_anchors(crop_size, crop_size)
-    # eps: at the default of 1e-8 a parameter whose gradient is rounding noise takes a full step, and two runs that differ by one
-    # rounding part sooner: within 80 steps the loss was measured to differ by up to 1.1 %, at 1e-5 by .45 %, with equal AP50.
+    # eps: at the default of 1e-8 a parameter whose gradient is rounding noise takes a full step, and two runs that
+    # differ by one rounding part sooner: within 80 steps the loss was measured to differ by up to 1.1 %, at 1e-5 by .45
+    # %, with equal AP50.
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, eps=1e-5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history = History()

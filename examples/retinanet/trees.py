@@ -1,6 +1,7 @@
 # Owns where the aerial photographs come from: the wheel, its checksum, the boxes in the annotation.
 # Must not know crops, anchors or tensors.
-"""853 tree crowns drawn by hand in two aerial photographs (NEON, Yellowstone 2019, .1 m per pixel), of the package deepforest (MIT)."""
+"""853 tree crowns drawn by hand in two aerial photographs (NEON, Yellowstone 2019, .1 m per pixel), of the package
+deepforest (MIT)."""
 
 import hashlib
 import io
@@ -36,7 +37,8 @@ def photograph(wheel, member):
 
 
 def boxes_of_annotation(content):
-    """[objects, 4] boxes of a Pascal VOC annotation, whose ends are taken as exclusive: x2 of one box is x1 of its neighbour."""
+    """[objects, 4] boxes of a Pascal VOC annotation, whose ends are taken as exclusive: x2 of one box is x1 of its
+    neighbour."""
     sides = ("xmin", "ymin", "xmax", "ymax")
     boxes = [[float(box.findtext(side)) for side in sides] for box in ElementTree.fromstring(content).iter("bndbox")]
     return numpy.array(boxes, dtype=numpy.float32).reshape(-1, 4)

@@ -9,7 +9,8 @@ HIT, FALSE_ALARM, NOT_COUNTED = "hit", "false alarm", "not counted"
 
 
 def judge(scene, found, min_score, min_iou=0.5):
-    """([(box, score, verdict)], [missed box]) at the operating point min_score; best score first, each truth is hit once."""
+    """([(box, score, verdict)], [missed box]) at the operating point min_score; best score first, each truth is hit
+    once."""
     shown = found.scores >= min_score
     boxes, scores, labels = found.boxes[shown], found.scores[shown], found.labels[shown]
     iou = pairwise_iou(boxes, scene.boxes) * (labels[:, None] == scene.labels)

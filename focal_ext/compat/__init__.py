@@ -1,7 +1,8 @@
-"""Focal losses under the names, argument orders, defaults, labels and normalisers of other libraries: one line to switch.
+"""Focal losses under the names, argument orders, defaults, labels and normalisers of other libraries: one line to
+switch.
 
-One module per library; each is imported when first named, and none imports the library it stands in for. docs/integrations.md
-has the line to change for each.
+One module per library; each is imported when first named, and none imports the library it stands in for.
+docs/integrations.md has the line to change for each.
 """
 
 # Owns: the list of libraries.
@@ -11,8 +12,24 @@ import importlib
 from types import ModuleType
 
 __all__ = [
-    "apex", "detectron2", "detr", "effdet", "fvcore", "kornia", "mmcv", "mmdet", "mmseg", "monai", "openpcdet", "rfdetr", "sam2", "sam3", "segmentation_models_pytorch",
-    "torchvision", "transformers", "ultralytics",
+    "apex",
+    "detectron2",
+    "detr",
+    "effdet",
+    "fvcore",
+    "kornia",
+    "mmcv",
+    "mmdet",
+    "mmseg",
+    "monai",
+    "openpcdet",
+    "rfdetr",
+    "sam2",
+    "sam3",
+    "segmentation_models_pytorch",
+    "torchvision",
+    "transformers",
+    "ultralytics",
 ]
 
 

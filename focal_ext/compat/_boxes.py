@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def iou_of_pairs(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of a[i] with b[i], boxes (n, 4) as centre x, centre y, width, height; 0 for two without area."""
+    """Intersection over union of a[i] with b[i], boxes (n, 4) as centre x, centre y, width, height; 0 for two without
+    area."""
     centres, sizes = torch.stack([a, b])[..., :2], torch.stack([a, b])[..., 2:]
     low, high = centres - sizes / 2, centres + sizes / 2
     shared = (high.amin(0) - low.amax(0)).clamp(min=0).prod(-1)

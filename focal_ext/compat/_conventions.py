@@ -1,4 +1,5 @@
-# Owns: what every library's convention comes down to: which class ids and targets it knows, how its numbers become ours.
+# Owns: what every library's convention comes down to: which class ids and targets it knows, how its numbers become
+# ours.
 # Must not know: any one library.
 from __future__ import annotations
 
@@ -14,12 +15,17 @@ INVALID = torch.iinfo(torch.int64).min
 
 
 @arguments.quiet_under_jit_trace
-def checked_ids(inputs: Tensor, targets: Tensor, lowest: int, highest: int, convention: str, ignored: int | None = None) -> Tensor:
-    """Class ids as int64, all in [lowest, highest] or equal to `ignored`. Others raise, naming the convention; where reading values
-    would stall a device they become INVALID."""
+def checked_ids(
+    inputs: Tensor, targets: Tensor, lowest: int, highest: int, convention: str, ignored: int | None = None
+) -> Tensor:
+    """Class ids as int64, all in [lowest, highest] or equal to `ignored`. Others raise, naming the convention; where
+    reading values would stall a device they become INVALID."""
     arguments.check_inputs(inputs)
     if arguments.is_dense(inputs, targets):
-        raise ValueError(f"targets: must be class ids of shape {tuple(inputs.shape[:-1])}, got dense targets of the logits' shape; {convention}")
+        raise ValueError(
+            f"targets: must be class ids of shape {tuple(inputs.shape[:-1])}, got dense targets of the logits' shape; "
+            f"{convention}"
+        )
     ids = widened(targets)
     bad = (ids < lowest) | (ids > highest)
     if ignored is not None:
@@ -28,7 +34,10 @@ def checked_ids(inputs: Tensor, targets: Tensor, lowest: int, highest: int, conv
         return ids.masked_fill(bad, INVALID)
     if bad.any():
         first = int(bad.flatten().to(torch.uint8).argmax())
-        raise ValueError(f"targets: class id {int(ids.flatten()[first])} at anchor {first} is outside [{lowest}, {highest}]; {convention}")
+        raise ValueError(
+            f"targets: class id {int(ids.flatten()[first])} at anchor {first} is outside [{lowest}, {highest}]; "
+            f"{convention}"
+        )
     return ids
 
 
@@ -48,7 +57,8 @@ def check_dense(inputs: Tensor, targets: Tensor, library: str) -> None:
 
 
 def is_hard(targets: Tensor, ignored: int | None = None) -> bool:
-    """Whether targets are 0, 1 or ignored. Of others some libraries compute another function; on a device they cannot be looked for."""
+    """Whether targets are 0, 1 or ignored. Of others some libraries compute another function; on a device they cannot
+    be looked for."""
     if not targets.is_floating_point() or not arguments.values_are_readable(targets):
         return True
     hard = (targets == 0) | (targets == 1)
@@ -56,9 +66,13 @@ def is_hard(targets: Tensor, ignored: int | None = None) -> bool:
 
 
 def check_hard(inputs: Tensor, targets: Tensor, library: str) -> None:
-    """Refuses values between 0 and 1, for which `library` computes another function; on a device they cannot be looked for."""
+    """Refuses values between 0 and 1, for which `library` computes another function; on a device they cannot be looked
+    for."""
     if arguments.values_are_readable(inputs) and not is_hard(targets):
-        raise ValueError(f"targets: must be 0 or 1, {library} has a formula of its own for values between; call focal_ext.sigmoid_focal_loss for soft targets")
+        raise ValueError(
+            f"targets: must be 0 or 1, {library} has a formula of its own for values between; call "
+            "focal_ext.sigmoid_focal_loss for soft targets"
+        )
 
 
 def unless_negative(alpha: float) -> float | None:
@@ -79,4 +93,8 @@ def logits_of(probabilities: Tensor) -> Tensor:
 
 def without_half(inputs: Tensor, reduction: str) -> Tensor:
     """Logits whose unreduced loss is at least float32. A reduced one is float32 anyway."""
-    return inputs.float() if reduction == "none" and isinstance(inputs, Tensor) and inputs.dtype in (torch.float16, torch.bfloat16) else inputs
+    return (
+        inputs.float()
+        if reduction == "none" and isinstance(inputs, Tensor) and inputs.dtype in (torch.float16, torch.bfloat16)
+        else inputs
+    )

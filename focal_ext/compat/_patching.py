@@ -41,16 +41,22 @@ class _Binding(NamedTuple):
             setattr(self.holder, self.key, function)
 
 
-def _of_holder(label: str, holder: Any, entries: Mapping[Any, Any], wanted: Mapping[int, Any]) -> Iterator[tuple[_Binding, Any]]:
+def _of_holder(
+    label: str, holder: Any, entries: Mapping[Any, Any], wanted: Mapping[int, Any]
+) -> Iterator[tuple[_Binding, Any]]:
     for key, value in list(entries.items()):
         is_static = type(value) is staticmethod  # isinstance would ask proxies for their class, which warn
         function = value.__func__ if is_static else value
         if id(function) in wanted:
-            yield _Binding(f"{label}[{key!r}]" if isinstance(holder, dict) else f"{label}.{key}", holder, key, is_static), function
+            yield (
+                _Binding(f"{label}[{key!r}]" if isinstance(holder, dict) else f"{label}.{key}", holder, key, is_static),
+                function,
+            )
 
 
 def bindings_of(functions: Iterable[Any], packages: Collection[str]) -> list[tuple[_Binding, Any]]:
-    """Every name that is bound to one of these functions: in any imported module, and in classes and dicts of these packages."""
+    """Every name that is bound to one of these functions: in any imported module, and in classes and dicts of these
+    packages."""
     wanted = {id(function): function for function in functions}
     found: list[tuple[_Binding, Any]] = []
     seen: set[int] = set()  # one module or class may have two names
@@ -77,8 +83,8 @@ def with_original(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _installed(original: Callable[..., Any], fused: Callable[..., Any]) -> Callable[..., Any]:
-    """A function object of its own, so that it can be told from the same function imported by name. It has the original's name, by
-    which it pickles."""
+    """A function object of its own, so that it can be told from the same function imported by name. It has the
+    original's name, by which it pickles."""
     if getattr(fused, "takes_original", False):
         fused = functools.partial(fused, original)
 
@@ -97,11 +103,13 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 class Switch:
     """The places of a library, "module:name" or "module:Class.method", and what computes the same, fused.
 
-    known: the versions in which the places were tried. One of a newer version, or a name gone from a module that is there, raises;
-    a module that an older version does not have yet is passed over.
+    known: the versions in which the places were tried. One of a newer version, or a name gone from a module that is
+    there, raises; a module that an older version does not have yet is passed over.
     """
 
-    def __init__(self, library: str, known: str, places: Mapping[str, Callable[..., Any]], distribution: str | None = None) -> None:
+    def __init__(
+        self, library: str, known: str, places: Mapping[str, Callable[..., Any]], distribution: str | None = None
+    ) -> None:
         self.library, self.known, self.places = library, known, dict(places)
         self.distribution = distribution or library
         self._packages = {place.partition(":")[0].partition(".")[0] for place in self.places}
@@ -124,12 +132,17 @@ class Switch:
         return version is not None and numbers(version) < numbers(self.known)
 
     def _original(self, place: str, fused: Callable[..., Any]) -> tuple[Any, str]:
-        """What stands in a place, or None; and what is wrong, which is empty where it is the library that is too old for it."""
+        """What stands in a place, or None; and what is wrong, which is empty where it is the library that is too old
+        for it."""
         module_name, _, dotted = place.partition(":")
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as missing:
-            if missing.name is None or not (module_name + ".").startswith(missing.name + ".") or missing.name in self._packages:
+            if (
+                missing.name is None
+                or not (module_name + ".").startswith(missing.name + ".")
+                or missing.name in self._packages
+            ):
                 raise  # the library itself, or something that it needs, is not installed
             return None, "" if self._is_older() else f"{module_name} is missing"
         for part in dotted.split("."):
@@ -138,8 +151,13 @@ class Switch:
                 return None, f"{module_name} has no {dotted}"
         if isinstance(found, type) or not callable(found):
             return None, f"{module_name}.{dotted} is not a function"
-        if isinstance(found, FunctionType) and _parameters(found) != _parameters(fused):  # of a compiled one they are not told
-            return None, f"{module_name}.{dotted} takes {', '.join(_parameters(found))}, not {', '.join(_parameters(fused))}"
+        if isinstance(found, FunctionType) and _parameters(found) != _parameters(
+            fused
+        ):  # of a compiled one they are not told
+            return (
+                None,
+                f"{module_name}.{dotted} takes {', '.join(_parameters(found))}, not {', '.join(_parameters(fused))}",
+            )
         return found, ""
 
     def _install(self) -> Names:
@@ -149,8 +167,10 @@ class Switch:
         if wrong or not originals:
             version = self._version()
             raise RuntimeError(
-                f"{self.library}: nothing was replaced, focal_ext.compat knows version {self.known} and here is {version or 'an unknown one'}:"
-                f" {'; '.join(wrong) or 'none of its losses is there'}. Install {self.distribution}=={self.known}, or call focal_ext's functions in the losses"
+                f"{self.library}: nothing was replaced, focal_ext.compat knows version {self.known} and here is "
+                f"{version or 'an unknown one'}:"
+                f" {'; '.join(wrong) or 'none of its losses is there'}. Install {self.distribution}=={self.known}, or "
+                "call focal_ext's functions in the losses"
             )
         installed = {key: _installed(function, self.places[place]) for key, (function, place) in originals.items()}
         self._bindings = bindings_of((function for function, _ in originals.values()), self._packages)
@@ -177,20 +197,23 @@ class Switch:
         return Names(sorted(restored))
 
     def apply(self) -> Names:
-        """The fused losses stand in the library's place from now on. Returns the names that were replaced; a second call changes nothing."""
+        """The fused losses stand in the library's place from now on. Returns the names that were replaced; a second
+        call changes nothing."""
         with self._lock:
             names = self._names() if self._originals else self._install()
             self._is_applied = True
             return names
 
     def restore(self) -> Names:
-        """The library's own losses stand in their places again. Returns the names that were put back: none where nothing was replaced."""
+        """The library's own losses stand in their places again. Returns the names that were put back: none where
+        nothing was replaced."""
         with self._lock:
             return self._put_back() if self._originals else Names()
 
     @contextlib.contextmanager
     def patched(self) -> Iterator[Names]:
-        """``with patched() as names:`` the fused losses stand in the library's place, and its own again afterwards, also by an exception."""
+        """``with patched() as names:`` the fused losses stand in the library's place, and its own again afterwards,
+        also by an exception."""
         with self._lock:
             names = self._names() if self._originals else self._install()
             self._depth += 1

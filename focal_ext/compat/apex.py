@@ -20,10 +20,12 @@ def focal_loss(
     gamma: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Equivalent to ``apex.contrib.focal_loss.focal_loss``: the sum over logits, divided by ``num_positive_sum`` as it is.
+    """Equivalent to ``apex.contrib.focal_loss.focal_loss``: the sum over logits, divided by ``num_positive_sum`` as it
+    is.
 
-    Labels: 0 .. num_real_classes - 1 positive, -1 background, -2 ignored. Columns from num_real_classes on are padding; their logits
-    must be finite. Unlike apex, any dtype, shape, device and number of classes, and a second backward is right.
+    Labels: 0 .. num_real_classes - 1 positive, -1 background, -2 ignored. Columns from num_real_classes on are padding;
+    their logits must be finite. Unlike apex, any dtype, shape, device and number of classes, and a second backward is
+    right.
     """
     classes = cls_output.shape[-1] if isinstance(cls_output, Tensor) and cls_output.dim() else num_real_classes
     if not 0 <= num_real_classes <= classes:
@@ -34,7 +36,9 @@ def focal_loss(
     if num_real_classes < classes:
         real = (torch.arange(classes, device=cls_output.device) < num_real_classes).float()
     normalizer = as_scalar(num_positive_sum)
-    return losses.sigmoid_focal_loss(cls_output, ids, alpha, gamma, "sum", normalizer=normalizer, weight=real, label_smoothing=label_smoothing)
+    return losses.sigmoid_focal_loss(
+        cls_output, ids, alpha, gamma, "sum", normalizer=normalizer, weight=real, label_smoothing=label_smoothing
+    )
 
 
 class FocalLoss:

@@ -15,11 +15,16 @@ from ._patching import Names
 
 
 @arguments.quiet_under_jit_trace
-def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, num_boxes: float | Tensor, alpha: float = 0.25, gamma: float = 2) -> Tensor:
-    """Equivalent to DETR's ``loss.mean(1).sum() / num_boxes`` of dense targets: logits (batch, queries, classes) or (masks, pixels)."""
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, num_boxes: float | Tensor, alpha: float = 0.25, gamma: float = 2
+) -> Tensor:
+    """Equivalent to DETR's ``loss.mean(1).sum() / num_boxes`` of dense targets: logits (batch, queries, classes) or
+    (masks, pixels)."""
     check_dense(inputs, targets, "DETR")
     if inputs.dim() < 2:
-        raise ValueError(f"inputs: DETR averages over dimension 1, of queries or pixels, got shape {tuple(inputs.shape)}")
+        raise ValueError(
+            f"inputs: DETR averages over dimension 1, of queries or pixels, got shape {tuple(inputs.shape)}"
+        )
     normalizer = as_scalar(num_boxes) * max(inputs.shape[1], 1)
     return losses.sigmoid_focal_loss(inputs, targets, unless_negative(alpha), gamma, "sum", normalizer=normalizer)
 

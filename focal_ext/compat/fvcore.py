@@ -11,7 +11,9 @@ from .. import losses
 from ._conventions import check_dense, unless_negative, without_half
 
 
-def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 2, reduction: str = "none") -> Tensor:
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 2, reduction: str = "none"
+) -> Tensor:
     """Equivalent to ``fvcore.nn.sigmoid_focal_loss``: dense targets, alpha off by default.
 
     float64 logits stay float64, where fvcore rounds them to float32.
@@ -20,8 +22,11 @@ def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = -1, gamma
     return losses.sigmoid_focal_loss(without_half(inputs, reduction), targets, unless_negative(alpha), gamma, reduction)
 
 
-def sigmoid_focal_loss_star(inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 1, reduction: str = "none") -> Tensor:
-    """Equivalent to ``fvcore.nn.sigmoid_focal_loss_star`` (FL*, appendix of the paper): -alpha_t log sigmoid(gamma x_t) / gamma."""
+def sigmoid_focal_loss_star(
+    inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 1, reduction: str = "none"
+) -> Tensor:
+    """Equivalent to ``fvcore.nn.sigmoid_focal_loss_star`` (FL*, appendix of the paper): -alpha_t log sigmoid(gamma x_t)
+    / gamma."""
     check_dense(inputs, targets, "fvcore")
     t = targets.to(torch.promote_types(inputs.dtype, torch.float32))
     shifted = gamma * without_half(inputs, "none") * (2 * t - 1)

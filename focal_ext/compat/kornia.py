@@ -1,7 +1,8 @@
 # Owns: the focal losses of kornia.losses over the core; which options are left to kornia.
 # Must not know: kornia itself, until patched() or apply() is called.
-"""``focal_ext.compat.kornia.apply()``: kornia.losses.focal_loss, binary_focal_loss_with_logits and the modules FocalLoss and
-BinaryFocalLossWithLogits. reduction="none", soft targets and numbers out of their range are left to kornia."""
+"""``focal_ext.compat.kornia.apply()``: kornia.losses.focal_loss, binary_focal_loss_with_logits and the modules
+FocalLoss and BinaryFocalLossWithLogits. reduction="none", soft targets and numbers out of their range are left to
+kornia."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def _is_fraction(alpha: Any) -> bool:
 
 def _of_classes(weight: Tensor | None, name: str, pred: Tensor) -> Tensor | None:
     if weight is not None and weight.shape != pred.shape[1:2]:
-        raise ValueError(f"{name}: must hold one value for each of the {pred.shape[1]} classes, got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"{name}: must hold one value for each of the {pred.shape[1]} classes, got shape {tuple(weight.shape)}"
+        )
     return weight
 
 
@@ -38,7 +41,8 @@ def focal_loss(
     weight: Tensor | None = None,
     ignore_index: int | None = -100,
 ) -> Tensor:
-    """The softmax focal loss of (B, C, *) logits and ids (B, *): class 0 weighs 1 - alpha, a mean is over all logits, ignored ones too."""
+    """The softmax focal loss of (B, C, *) logits and ids (B, *): class 0 weighs 1 - alpha, a mean is over all logits,
+    ignored ones too."""
     if reduction not in ("mean", "sum") or gamma < 0 or not _is_fraction(alpha):
         return original(pred, target, alpha, gamma, reduction, weight, ignore_index)
     factor = _of_classes(weight, "weight", pred)
@@ -48,7 +52,9 @@ def focal_loss(
         classes[:1] = 1 - alpha
         factor = classes if factor is None else classes * factor
     normalizer = max(pred.numel(), 1) if reduction == "mean" else None
-    return losses.softmax_focal_loss(pred, target, factor, gamma, "sum", normalizer=normalizer, ignore_index=ignore_index, class_dim=1)
+    return losses.softmax_focal_loss(
+        pred, target, factor, gamma, "sum", normalizer=normalizer, ignore_index=ignore_index, class_dim=1
+    )
 
 
 @with_original
@@ -63,7 +69,8 @@ def binary_focal_loss_with_logits(
     weight: Tensor | None = None,
     ignore_index: int | None = -100,
 ) -> Tensor:
-    """The sigmoid focal loss of (B, C, *) logits and targets of 0 and 1 of their shape; a mean is over all logits, ignored ones too."""
+    """The sigmoid focal loss of (B, C, *) logits and targets of 0 and 1 of their shape; a mean is over all logits,
+    ignored ones too."""
     if reduction not in ("mean", "sum") or gamma < 0 or not _is_fraction(alpha) or not is_hard(target, ignore_index):
         return original(pred, target, alpha, gamma, reduction, pos_weight, weight, ignore_index)
     factor, of_positives = _of_classes(weight, "weight", pred), _of_classes(pos_weight, "pos_weight", pred)
@@ -77,12 +84,25 @@ def binary_focal_loss_with_logits(
     if factor is not None:
         factor = factor.view(-1, *[1] * (pred.dim() - 2))
     normalizer = max(pred.numel(), 1) if reduction == "mean" else None
-    return losses.sigmoid_focal_loss(pred, target, balance, gamma, "sum", normalizer=normalizer, weight=factor, ignore_index=ignore_index, class_dim=1)
+    return losses.sigmoid_focal_loss(
+        pred,
+        target,
+        balance,
+        gamma,
+        "sum",
+        normalizer=normalizer,
+        weight=factor,
+        ignore_index=ignore_index,
+        class_dim=1,
+    )
 
 
 SWITCH = Switch(
     "kornia",
     known="0.9.0",
-    places={"kornia.losses.focal:focal_loss": focal_loss, "kornia.losses.focal:binary_focal_loss_with_logits": binary_focal_loss_with_logits},
+    places={
+        "kornia.losses.focal:focal_loss": focal_loss,
+        "kornia.losses.focal:binary_focal_loss_with_logits": binary_focal_loss_with_logits,
+    },
 )
 patched, apply, restore = SWITCH.patched, SWITCH.apply, SWITCH.restore

@@ -12,7 +12,9 @@ from .. import losses
 from ._conventions import checked_ids, without_last_background
 
 
-def _ids_and_weight(input: Tensor, target: Tensor, weight: Tensor | None, background: bool) -> tuple[Tensor, Tensor | None]:
+def _ids_and_weight(
+    input: Tensor, target: Tensor, weight: Tensor | None, background: bool
+) -> tuple[Tensor, Tensor | None]:
     """Checked ids, and the weight of each row: that of its label."""
     classes = input.shape[-1]
     if weight is not None and weight.shape != (classes,):
@@ -33,11 +35,18 @@ def _over_rows(input: Tensor, reduction: str) -> tuple[str, float | None]:
 
 
 def sigmoid_focal_loss(
-    input: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25, weight: Tensor | None = None, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
-    """Equivalent to ``mmcv.ops.sigmoid_focal_loss``: logits (N, C), labels 0..C-1 or C for background, mean over the N rows.
+    """Equivalent to ``mmcv.ops.sigmoid_focal_loss``: logits (N, C), labels 0..C-1 or C for background, mean over the N
+    rows.
 
-    ``weight`` holds a value per class; the label's multiplies its whole row. With it labels of C are refused: mmcv reads past its end.
+    ``weight`` holds a value per class; the label's multiplies its whole row. With it labels of C are refused: mmcv
+    reads past its end.
     """
     ids, row_weight = _ids_and_weight(input, target, weight, background=True)
     reduction, normalizer = _over_rows(input, reduction)
@@ -46,15 +55,23 @@ def sigmoid_focal_loss(
 
 
 def softmax_focal_loss(
-    input: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25, weight: Tensor | None = None, reduction: str = "mean"
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    alpha: float = 0.25,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
-    """Equivalent to ``mmcv.ops.softmax_focal_loss``: logits (N, C), labels 0..C-1, a loss per row, mean over the N rows.
+    """Equivalent to ``mmcv.ops.softmax_focal_loss``: logits (N, C), labels 0..C-1, a loss per row, mean over the N
+    rows.
 
     ``alpha`` multiplies the loss of every class alike, and ``weight[label]`` that of the row.
     """
     ids, row_weight = _ids_and_weight(input, target, weight, background=False)
     reduction, normalizer = _over_rows(input, reduction)
-    return losses.softmax_focal_loss(input, ids, alpha, gamma, reduction, normalizer=normalizer, weight=row_weight, ignore_index=None)
+    return losses.softmax_focal_loss(
+        input, ids, alpha, gamma, reduction, normalizer=normalizer, weight=row_weight, ignore_index=None
+    )
 
 
 class _Loss(nn.Module):

@@ -1,7 +1,7 @@
 # Owns: the names of mmdet.models.losses: focal_loss, gfocal_loss (quality) and varifocal_loss.
 # Must not know: mmdet itself, until patched() or apply() is called.
-"""``focal_ext.compat.mmdet.apply()``: the losses of every FocalLoss, QualityFocalLoss, VarifocalLoss and GaussianFocalLoss that
-a config names."""
+"""``focal_ext.compat.mmdet.apply()``: the losses of every FocalLoss, QualityFocalLoss, VarifocalLoss and
+GaussianFocalLoss that a config names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ REDUCTIONS = ("none", "mean", "sum")
 
 
 def _divisor(reduction: str, avg_factor: float | Tensor | None, count: int) -> tuple[str, float | Tensor | None]:
-    """The core's reduction and normalizer: mmdet's mean is over `count`, or over avg_factor plus the epsilon of float32."""
+    """The core's reduction and normalizer: mmdet's mean is over `count`, or over avg_factor plus the epsilon of
+    float32."""
     if avg_factor is not None and reduction == "sum":
         raise ValueError('avg_factor: cannot be used with reduction="sum"; mmdet divides only a mean')
     if reduction != "mean":
@@ -49,13 +50,16 @@ def sigmoid_focal_loss(
     reduction: str = "mean",
     avg_factor: float | Tensor | None = None,
 ) -> Tensor:
-    """Equivalent to ``sigmoid_focal_loss`` of mmdet for labels (N,), and to ``py_sigmoid_focal_loss`` for dense targets (N, C).
+    """Equivalent to ``sigmoid_focal_loss`` of mmdet for labels (N,), and to ``py_sigmoid_focal_loss`` for dense targets
+    (N, C).
 
     Labels: 0..C-1 positive, C background. A mean without avg_factor is over all logits.
     """
     targets = target if isinstance(target, Tensor) and target.dim() == pred.dim() else _ids(pred, target)
     reduction, normalizer = _divisor(reduction, avg_factor, pred.numel())
-    return losses.sigmoid_focal_loss(pred, targets, alpha, gamma, reduction, normalizer=normalizer, weight=_weight(pred, weight))
+    return losses.sigmoid_focal_loss(
+        pred, targets, alpha, gamma, reduction, normalizer=normalizer, weight=_weight(pred, weight)
+    )
 
 
 py_sigmoid_focal_loss = sigmoid_focal_loss
@@ -69,7 +73,8 @@ def quality_focal_loss(
     avg_factor: float | Tensor | None = None,
     beta: float = 2.0,
 ) -> Tensor:
-    """Equivalent to mmdet's ``quality_focal_loss`` for a pair (labels, scores), and to ``..._tensor_target`` for dense scores (N, C).
+    """Equivalent to mmdet's ``quality_focal_loss`` for a pair (labels, scores), and to ``..._tensor_target`` for dense
+    scores (N, C).
 
     A row's loss is the sum over classes: "none" returns (N,), a mean without avg_factor is over rows.
     """
@@ -99,7 +104,13 @@ def varifocal_loss(
 
 
 def _forward(
-    kind: type[_Loss], module: Any, pred: Tensor, target: Any, weight: Tensor | None, avg_factor: float | Tensor | None, reduction_override: str | None
+    kind: type[_Loss],
+    module: Any,
+    pred: Tensor,
+    target: Any,
+    weight: Tensor | None,
+    avg_factor: float | Tensor | None,
+    reduction_override: str | None,
 ) -> Tensor:
     """The loss of a module of ours or of mmdet's, which have the same attributes."""
     if reduction_override not in (None, *REDUCTIONS):
@@ -113,16 +124,24 @@ def _forward(
 
 
 class _Loss(nn.Module):
-    """What mmdet's losses share: their function with its options, loss_weight, reduction_override, and `activated` predictions."""
+    """What mmdet's losses share: their function with its options, loss_weight, reduction_override, and `activated`
+    predictions."""
 
     function: Callable[..., Tensor]
     options: tuple[str, ...]
 
-    def __init__(self, use_sigmoid: bool, reduction: str, loss_weight: float, activated: bool = False, **options: Any) -> None:
+    def __init__(
+        self, use_sigmoid: bool, reduction: str, loss_weight: float, activated: bool = False, **options: Any
+    ) -> None:
         super().__init__()
         if use_sigmoid is not True:
             raise ValueError(f"use_sigmoid: must be True, as in mmdet, got {use_sigmoid!r}")
-        self.use_sigmoid, self.reduction, self.loss_weight, self.activated = use_sigmoid, reduction, loss_weight, activated
+        self.use_sigmoid, self.reduction, self.loss_weight, self.activated = (
+            use_sigmoid,
+            reduction,
+            loss_weight,
+            activated,
+        )
         for name, value in options.items():
             setattr(self, name, value)
 
@@ -143,7 +162,13 @@ class FocalLoss(_Loss):
     function, options = staticmethod(sigmoid_focal_loss), ("gamma", "alpha")
 
     def __init__(
-        self, use_sigmoid: bool = True, gamma: float = 2.0, alpha: float = 0.25, reduction: str = "mean", loss_weight: float = 1.0, activated: bool = False
+        self,
+        use_sigmoid: bool = True,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        reduction: str = "mean",
+        loss_weight: float = 1.0,
+        activated: bool = False,
     ) -> None:
         super().__init__(use_sigmoid, reduction, loss_weight, activated, gamma=gamma, alpha=alpha)
 
@@ -154,7 +179,12 @@ class QualityFocalLoss(_Loss):
     function, options = staticmethod(quality_focal_loss), ("beta",)
 
     def __init__(
-        self, use_sigmoid: bool = True, beta: float = 2.0, reduction: str = "mean", loss_weight: float = 1.0, activated: bool = False
+        self,
+        use_sigmoid: bool = True,
+        beta: float = 2.0,
+        reduction: str = "mean",
+        loss_weight: float = 1.0,
+        activated: bool = False,
     ) -> None:
         super().__init__(use_sigmoid, reduction, loss_weight, activated, beta=beta)
 
@@ -180,7 +210,12 @@ def _of(kind: type[_Loss]) -> Callable[..., Tensor]:
     """What stands in for the forward of mmdet's class of the same name."""
 
     def forward(
-        self: Any, pred: Tensor, target: Any, weight: Tensor | None = None, avg_factor: float | Tensor | None = None, reduction_override: str | None = None
+        self: Any,
+        pred: Tensor,
+        target: Any,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
     ) -> Tensor:
         return _forward(kind, self, pred, target, weight, avg_factor, reduction_override)
 
@@ -199,7 +234,8 @@ def _gaussian(
     avg_factor: float | Tensor | None = None,
     reduction_override: str | None = None,
 ) -> Tensor:
-    """GaussianFocalLoss of heat maps, given as probabilities. Peaks by index and weights of positives or negatives are left to mmdet."""
+    """GaussianFocalLoss of heat maps, given as probabilities. Peaks by index and weights of positives or negatives are
+    left to mmdet."""
     if pos_inds is not None or self.pos_weight != 1 or self.neg_weight != 1:
         return original(self, pred, target, pos_inds, pos_labels, weight, avg_factor, reduction_override)
     reduction, normalizer = _divisor(reduction_override or self.reduction, avg_factor, pred.numel())

@@ -23,12 +23,16 @@ def _ids(pred: Tensor, target: Tensor, ignore_index: int) -> Tensor:
 
 
 def _weight(pred: Tensor, weight: Tensor | None, class_weight: list[float] | None) -> Tensor | None:
-    """mmseg's weight counts the positions of all images in a row, with or without classes after them: as it broadcasts to the logits."""
+    """mmseg's weight counts the positions of all images in a row, with or without classes after them: as it broadcasts
+    to the logits."""
     factor = None if class_weight is None else pred.new_tensor(class_weight).view(-1, *[1] * (pred.dim() - 2))
     if weight is None:
         return factor
     if weight.shape[0] != math.prod(pred.shape[:1] + pred.shape[2:]):
-        raise ValueError(f"weight: must have an entry for each of {math.prod(pred.shape[:1] + pred.shape[2:])} positions of all images, got {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight: must have an entry for each of {math.prod(pred.shape[:1] + pred.shape[2:])} positions of all "
+            f"images, got {tuple(weight.shape)}"
+        )
     of_logits = weight.view(pred.shape[0], *pred.shape[2:], -1).movedim(-1, 1)
     return of_logits if factor is None else of_logits * factor
 
@@ -43,7 +47,8 @@ def _forward(
     ignore_index: int = 255,
     **kwargs: Any,
 ) -> Tensor:
-    """One-vs-rest focal loss of (B, C, ...) logits, read in place; a mean without avg_factor is over all logits, ignored ones too."""
+    """One-vs-rest focal loss of (B, C, ...) logits, read in place; a mean without avg_factor is over all logits,
+    ignored ones too."""
     reduction = reduction_override or self.reduction
     if not self.use_sigmoid:
         raise NotImplementedError("use_sigmoid: must be True, as in mmsegmentation")
@@ -52,7 +57,9 @@ def _forward(
     targets = target if target.shape == pred.shape else _ids(pred, target, ignore_index)
     normalizer: float | Tensor | None = None
     if reduction == "mean":
-        normalizer = max(pred.numel(), 1) if avg_factor is None else as_scalar(avg_factor) + torch.finfo(torch.float32).eps
+        normalizer = (
+            max(pred.numel(), 1) if avg_factor is None else as_scalar(avg_factor) + torch.finfo(torch.float32).eps
+        )
     factor, reduction = _weight(pred, weight, self.class_weight), "none" if reduction == "none" else "sum"
     loss: Tensor = self.loss_weight * losses.sigmoid_focal_loss(
         pred, targets, self.alpha, self.gamma, reduction, normalizer=normalizer, weight=factor, class_dim=1
@@ -60,5 +67,10 @@ def _forward(
     return loss
 
 
-SWITCH = Switch("mmseg", known="1.2.2", places={"mmseg.models.losses.focal_loss:FocalLoss.forward": _forward}, distribution="mmsegmentation")
+SWITCH = Switch(
+    "mmseg",
+    known="1.2.2",
+    places={"mmseg.models.losses.focal_loss:FocalLoss.forward": _forward},
+    distribution="mmsegmentation",
+)
 patched, apply, restore = SWITCH.patched, SWITCH.apply, SWITCH.restore

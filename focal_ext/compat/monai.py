@@ -1,6 +1,7 @@
 # Owns: monai.losses.FocalLoss.
 # Must not know: monai itself, until patched() or apply() is called.
-"""``from focal_ext.compat.monai import FocalLoss``, or ``focal_ext.compat.monai.apply()`` for the losses of monai.losses.FocalLoss.
+"""``from focal_ext.compat.monai import FocalLoss``, or ``focal_ext.compat.monai.apply()`` for the losses of
+monai.losses.FocalLoss.
 
 MONAI's class dimension is 1: the core reads it in place where ``class_dim=1`` does.
 """
@@ -32,14 +33,15 @@ class _Divisor(NamedTuple):
 
 
 class FocalLoss(nn.Module):
-    """Equivalent to ``monai.losses.FocalLoss``: logits (B, C, ...), targets (B, C, ...) of 0 and 1, or ids (B, 1, ...) with to_onehot_y.
+    """Equivalent to ``monai.losses.FocalLoss``: logits (B, C, ...), targets (B, C, ...) of 0 and 1, or ids (B, 1, ...)
+    with to_onehot_y.
 
-    Labels: 0..C-1, of which 0 is the background that include_background=False leaves out; ignore_index at any value. As in MONAI, a
-    sequence of alphas weighs positives only, "sum" is the sum of spatial means (the mean where there are no spatial dimensions), and
-    with ignore_index "mean" divides by voxels, not by logits. float64 logits stay float64.
+    Labels: 0..C-1, of which 0 is the background that include_background=False leaves out; ignore_index at any value. As
+    in MONAI, a sequence of alphas weighs positives only, "sum" is the sum of spatial means (the mean where there are no
+    spatial dimensions), and with ignore_index "mean" divides by voxels, not by logits. float64 logits stay float64.
 
-    use_softmax: a float alpha weighs the classes from 1 on, 1 - alpha the class 0, and counts only where class 0 does. Targets may be
-    soft, but for reduction="none", whose zeros are those of the classes that a voxel is not of.
+    use_softmax: a float alpha weighs the classes from 1 on, 1 - alpha the class 0, and counts only where class 0 does.
+    Targets may be soft, but for reduction="none", whose zeros are those of the classes that a voxel is not of.
     """
 
     class_weight: Tensor | None
@@ -75,7 +77,8 @@ class FocalLoss(nn.Module):
         else:
             if target.shape != input.shape:
                 raise ValueError(
-                    f"targets: monai takes dense targets of the logits' shape {tuple(input.shape)}, got {tuple(target.shape)};"
+                    f"targets: monai takes dense targets of the logits' shape {tuple(input.shape)}, got "
+                    f"{tuple(target.shape)};"
                     " class ids need to_onehot_y=True"
                 )
             if kept is not None and target.shape[1] == 1:
@@ -84,7 +87,9 @@ class FocalLoss(nn.Module):
             if not self.use_softmax or self.reduction == "none":
                 check_hard(input, target, "monai")
             targets = target[:, first:]
-        return (self._softmax if self.use_softmax else self._sigmoid)(logits, targets, kept, self._divisor(logits, kept))
+        return (self._softmax if self.use_softmax else self._sigmoid)(
+            logits, targets, kept, self._divisor(logits, kept)
+        )
 
     def _applies(self, option: str, asked: bool, channels: int) -> bool:
         if asked and channels == 1:
@@ -95,16 +100,33 @@ class FocalLoss(nn.Module):
         """Ids from the class `first` on: what lies before it becomes -1, our background."""
         classes = input.shape[1]
         if target.shape[1] != 1:
-            raise ValueError(f"targets: monai's class ids have the shape (B, 1, ...), got {tuple(target.shape)}; dense targets need to_onehot_y=False")
-        ids = checked_ids(input.movedim(1, -1), target[:, 0].long(), 0, classes - 1, f"monai labels: 0..{classes - 1}", self.ignore_index)
-        return (ids - first).masked_fill(ids == self.ignore_index, IGNORED) if self.ignore_index is not None else ids - first
+            raise ValueError(
+                f"targets: monai's class ids have the shape (B, 1, ...), got {tuple(target.shape)}; dense targets "
+                "need to_onehot_y=False"
+            )
+        ids = checked_ids(
+            input.movedim(1, -1),
+            target[:, 0].long(),
+            0,
+            classes - 1,
+            f"monai labels: 0..{classes - 1}",
+            self.ignore_index,
+        )
+        return (
+            (ids - first).masked_fill(ids == self.ignore_index, IGNORED)
+            if self.ignore_index is not None
+            else ids - first
+        )
 
     def _class_weight(self, logits: Tensor) -> Tensor | None:
         if self.class_weight is None:
             return None
         weight = self.class_weight.to(logits.device)
         if weight.dim() and (logits.shape[1] == 1 or weight.shape != logits.shape[1:2]):
-            raise ValueError(f"weight: must be one number, or one for each of the {logits.shape[1]} channels in use (more than one), got {tuple(weight.shape)}")
+            raise ValueError(
+                f"weight: must be one number, or one for each of the {logits.shape[1]} channels in use (more than "
+                f"one), got {tuple(weight.shape)}"
+            )
         if arguments.values_are_readable(weight) and bool((weight < 0).any()):
             raise ValueError(f"weight: must not be negative, got {weight.tolist()}")
         return weight
@@ -113,15 +135,25 @@ class FocalLoss(nn.Module):
         if self.reduction == "none":
             return _Divisor()
         if self.reduction == "mean" or logits.dim() == 2:
-            return _Divisor(max(logits.numel(), 1) if kept is None else kept.sum().clamp(min=torch.finfo(kept.dtype).eps))
+            return _Divisor(
+                max(logits.numel(), 1) if kept is None else kept.sum().clamp(min=torch.finfo(kept.dtype).eps)
+            )
         if kept is None:
             return _Divisor(max(math.prod(logits.shape[2:]), 1))
-        voxels = kept.flatten(1).sum(1).clamp(min=torch.finfo(kept.dtype).eps).to(torch.promote_types(logits.dtype, torch.float32))
+        voxels = (
+            kept.flatten(1)
+            .sum(1)
+            .clamp(min=torch.finfo(kept.dtype).eps)
+            .to(torch.promote_types(logits.dtype, torch.float32))
+        )
         return _Divisor(image_weight=1 / voxels.view(-1, *[1] * (logits.dim() - 1)))
 
     def _per_class(self, alpha: Tensor, logits: Tensor) -> Tensor:
         if alpha.shape != logits.shape[1:2]:
-            raise ValueError(f"alpha: a sequence must hold one value for each of the {logits.shape[1]} channels in use, got {tuple(alpha.shape)}")
+            raise ValueError(
+                f"alpha: a sequence must hold one value for each of the {logits.shape[1]} channels in use, got "
+                f"{tuple(alpha.shape)}"
+            )
         return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
 
     def _sigmoid(self, logits: Tensor, targets: Tensor, kept: Tensor | None, divisor: _Divisor) -> Tensor:
@@ -136,7 +168,9 @@ class FocalLoss(nn.Module):
         if kept is not None and targets.shape == logits.shape:
             weight = _product(weight, kept)
         weight, reduction = _product(weight, divisor.image_weight), "none" if self.reduction == "none" else "sum"
-        return losses.sigmoid_focal_loss(logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight, class_dim=1)
+        return losses.sigmoid_focal_loss(
+            logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight, class_dim=1
+        )
 
     def _softmax(self, logits: Tensor, targets: Tensor, kept: Tensor | None, divisor: _Divisor) -> Tensor:
         weight = None if divisor.image_weight is None else divisor.image_weight[:, 0]
@@ -146,7 +180,15 @@ class FocalLoss(nn.Module):
             targets = targets.masked_fill(targets == -1, IGNORED)  # the background that is left out
         reduction, alpha = "none" if self.reduction == "none" else "sum", self._softmax_alpha(logits)
         loss = losses.softmax_focal_loss(
-            logits, targets, alpha, self.gamma, reduction, normalizer=divisor.normalizer, weight=weight, ignore_index=IGNORED, class_dim=1
+            logits,
+            targets,
+            alpha,
+            self.gamma,
+            reduction,
+            normalizer=divisor.normalizer,
+            weight=weight,
+            ignore_index=IGNORED,
+            class_dim=1,
         )
         return loss[:, None] * _one_hot(targets, logits) if reduction == "none" else loss
 
@@ -160,13 +202,16 @@ class FocalLoss(nn.Module):
             alpha = None
         elif alpha is not None:
             dtype = torch.promote_types(logits.dtype, torch.float32)
-            alpha = torch.stack([as_tensor(1 - alpha, logits, dtype), *[as_tensor(alpha, logits, dtype)] * (classes - 1)])
+            alpha = torch.stack(
+                [as_tensor(1 - alpha, logits, dtype), *[as_tensor(alpha, logits, dtype)] * (classes - 1)]
+            )
         factor = _product(alpha, self._class_weight(logits))
         return None if factor is None else factor.expand(classes).to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _kept(target: Tensor, ignore_index: int) -> Tensor:
-    """1 where a voxel counts, of shape (B, 1, ...): dense targets are ignored where the class is set, or where none is."""
+    """1 where a voxel counts, of shape (B, 1, ...): dense targets are ignored where the class is set, or where none
+    is."""
     if target.shape[1] == 1:
         return torch.ne(target, ignore_index).float()
     if 0 <= ignore_index < target.shape[1]:
@@ -180,7 +225,10 @@ def _one_hot(targets: Tensor, logits: Tensor) -> Tensor:
         classes = torch.arange(logits.shape[1], device=logits.device).view(-1, *[1] * (logits.dim() - 2))
         return (targets[:, None] == classes).to(logits.dtype)
     if arguments.values_are_readable(targets) and bool((targets.sum(1) > 1).any()):
-        raise ValueError('targets: with use_softmax=True and reduction="none" a voxel must be of one class at most; use reduction "mean" or "sum"')
+        raise ValueError(
+            'targets: with use_softmax=True and reduction="none" a voxel must be of one class at most;'
+            ' use reduction "mean" or "sum"'
+        )
     return targets.to(logits.dtype)
 
 

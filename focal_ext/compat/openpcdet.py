@@ -26,7 +26,9 @@ def _heat_maps(pred: Tensor, gt: Tensor, mask: Tensor | None = None) -> Tensor:
     weight = None if mask is None else mask[:, None].to(pred.dtype)
     peaks = (gt == 1).to(pred.dtype)
     normalizer = (peaks if weight is None else peaks * weight).sum().clamp(min=1)
-    loss: Tensor = losses.gaussian_focal_loss(logits_of(pred), gt, 2.0, 4.0, "sum", normalizer=normalizer, weight=weight)
+    loss: Tensor = losses.gaussian_focal_loss(
+        logits_of(pred), gt, 2.0, 4.0, "sum", normalizer=normalizer, weight=weight
+    )
     return loss
 
 

@@ -1,6 +1,7 @@
 # Owns: the classification and mask losses of RF-DETR's own training code over the core.
 # Must not know: rfdetr itself, until patched() or apply() is called.
-"""``focal_ext.compat.rfdetr.apply()`` before the criterion's first step. For RF-DETR in transformers there is ``focal_ext.compat.transformers``."""
+"""``focal_ext.compat.rfdetr.apply()`` before the criterion's first step. For RF-DETR in transformers there is
+``focal_ext.compat.transformers``."""
 
 from __future__ import annotations
 
@@ -18,12 +19,19 @@ from ._patching import Switch, with_original
 from .detr import sigmoid_focal_loss
 
 
-def _pair(logits: Tensor, boxes: Tensor, index: tuple[Tensor, ...], labels: Tensor, target_boxes: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The class of the box that each query is matched to, and its IoU with it; -1 where it is matched to none, or to padding."""
+def _pair(
+    logits: Tensor, boxes: Tensor, index: tuple[Tensor, ...], labels: Tensor, target_boxes: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The class of the box that each query is matched to, and its IoU with it; -1 where it is matched to none, or to
+    padding."""
     ids = torch.full(logits.shape[:-1], -1, dtype=torch.int64, device=logits.device)
     ids[index] = labels if valid is None else torch.where(valid.bool(), labels, -1)
     scores = torch.zeros(ids.shape, dtype=accumulation_dtype(logits.dtype), device=logits.device)
-    scores[index] = iou_of_pairs(boxes[index].detach().flatten(0, -2), target_boxes.flatten(0, -2)).view(labels.shape).to(scores.dtype)
+    scores[index] = (
+        iou_of_pairs(boxes[index].detach().flatten(0, -2), target_boxes.flatten(0, -2))
+        .view(labels.shape)
+        .to(scores.dtype)
+    )
     return ids, scores
 
 
@@ -38,13 +46,18 @@ def _labels(
     log: bool = True,
     matched_targets: Any = None,
 ) -> dict[str, Tensor]:
-    """The IoU-aware loss, rfdetr's default. Of its three others the plain focal one calls sigmoid_focal_loss, which is replaced by itself."""
+    """The IoU-aware loss, rfdetr's default. Of its three others the plain focal one calls sigmoid_focal_loss, which is
+    replaced by itself."""
     if not self.ia_bce_loss:
         return original(self, outputs, targets, indices, num_boxes, log, matched_targets)
     logits, valid = outputs["pred_logits"], self._matched_valid_mask(targets, indices)
     index, labels, boxes = self._get_matched_targets(targets, indices) if matched_targets is None else matched_targets
     pair = _pair(logits, outputs["pred_boxes"], index, labels, boxes, valid)
-    found = {"loss_ce": losses.iou_aware_bce_loss(logits, pair, self.focal_alpha, 2.0, "sum", normalizer=as_scalar(num_boxes))}
+    found = {
+        "loss_ce": losses.iou_aware_bce_loss(
+            logits, pair, self.focal_alpha, 2.0, "sum", normalizer=as_scalar(num_boxes)
+        )
+    }
     if log:
         counts = torch.ones_like(labels, dtype=torch.float32) if valid is None else valid
         correct = (logits[index].argmax(-1) == labels).to(counts.dtype)
@@ -66,13 +79,27 @@ def _batched(
     num_boxes: Tensor,
     focal_alpha: float,
 ) -> tuple[Tensor, ...]:
-    """All layers at once, as a compiled model has them: rfdetr's function is given a single class, whose loss is then replaced."""
+    """All layers at once, as a compiled model has them: rfdetr's function is given a single class, whose loss is then
+    replaced."""
     rest = (target_boxes, valid_mask, target_lengths, num_boxes, focal_alpha)
-    found = original(logits.detach().amax(-1, keepdim=True), boxes, batch_indices, source_indices, torch.zeros_like(target_labels), *rest)
-    index = (torch.arange(len(logits), device=logits.device)[:, None].expand_as(batch_indices), batch_indices, source_indices)
+    found = original(
+        logits.detach().amax(-1, keepdim=True),
+        boxes,
+        batch_indices,
+        source_indices,
+        torch.zeros_like(target_labels),
+        *rest,
+    )
+    index = (
+        torch.arange(len(logits), device=logits.device)[:, None].expand_as(batch_indices),
+        batch_indices,
+        source_indices,
+    )
     pair = _pair(logits, boxes, index, target_labels, target_boxes, valid_mask)
     normalizer = as_scalar(num_boxes)
-    return losses.iou_aware_bce_loss(logits, pair, focal_alpha, 2.0, "sum", normalizer=normalizer, batch_dims=1), *found[1:]
+    return losses.iou_aware_bce_loss(
+        logits, pair, focal_alpha, 2.0, "sum", normalizer=normalizer, batch_dims=1
+    ), *found[1:]
 
 
 def _mask_cross_entropy(inputs: Tensor, targets: Tensor, num_masks: Tensor | float) -> Tensor:

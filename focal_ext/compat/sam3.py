@@ -22,7 +22,8 @@ def sigmoid_focal_loss(
     reduce: bool = True,
     triton: bool = True,
 ) -> Tensor:
-    """Equivalent to ``sam3.train.loss.loss_fns.sigmoid_focal_loss`` on any device, and of any gamma, whatever ``triton`` is.
+    """Equivalent to ``sam3.train.loss.loss_fns.sigmoid_focal_loss`` on any device, and of any gamma, whatever
+    ``triton`` is.
 
     reduce: False gives the loss of each logit. With ``triton`` an alpha outside [0, 1] is an error, as it is there.
     """
@@ -31,7 +32,9 @@ def sigmoid_focal_loss(
         raise RuntimeError(f"alpha: must be in [0, 1], got {alpha}; triton=False takes a negative one for off")
     if not reduce:
         return losses.sigmoid_focal_loss(inputs, targets, alpha_or_off, gamma, "none")
-    return sam2.sigmoid_focal_loss(inputs, targets, num_boxes, -1 if alpha_or_off is None else alpha, gamma, loss_on_multimask)
+    return sam2.sigmoid_focal_loss(
+        inputs, targets, num_boxes, -1 if alpha_or_off is None else alpha, gamma, loss_on_multimask
+    )
 
 
 SWITCH = Switch("sam3", known="0.1.4", places={"sam3.train.loss.loss_fns:sigmoid_focal_loss": sigmoid_focal_loss})

@@ -16,13 +16,18 @@ from ._conventions import check_dense
 from ._patching import Switch
 
 
-def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none") -> Tensor:
-    """Equivalent to ``torchvision.ops.sigmoid_focal_loss``: dense targets, alpha -1 for off. Sums of half logits are float32."""
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
+) -> Tensor:
+    """Equivalent to ``torchvision.ops.sigmoid_focal_loss``: dense targets, alpha -1 for off. Sums of half logits are
+    float32."""
     check_dense(inputs, targets, "torchvision")
     return losses.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
 
 
-SWITCH = Switch("torchvision", known="0.29.1", places={"torchvision.ops.focal_loss:sigmoid_focal_loss": sigmoid_focal_loss})
+SWITCH = Switch(
+    "torchvision", known="0.29.1", places={"torchvision.ops.focal_loss:sigmoid_focal_loss": sigmoid_focal_loss}
+)
 patched, apply, restore = SWITCH.patched, SWITCH.apply, SWITCH.restore
 
 

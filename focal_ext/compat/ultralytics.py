@@ -1,7 +1,7 @@
 # Owns: the classification losses of ultralytics' YOLO and RT-DETR over the core.
 # Must not know: ultralytics itself, until patched() or apply() is called.
-"""``focal_ext.compat.ultralytics.apply()``: the losses of YOLOv8 to YOLO26 (detection, segmentation, pose, oriented boxes)
-and of its RT-DETR."""
+"""``focal_ext.compat.ultralytics.apply()``: the losses of YOLOv8 to YOLO26 (detection, segmentation, pose, oriented
+boxes) and of its RT-DETR."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from ._patching import Switch, with_original
 
 
 def _is_plain(cross_entropy: Any) -> bool:
-    return type(cross_entropy) is nn.BCEWithLogitsLoss and (cross_entropy.reduction, cross_entropy.weight, cross_entropy.pos_weight) == ("none", None, None)
+    return type(cross_entropy) is nn.BCEWithLogitsLoss and (
+        cross_entropy.reduction,
+        cross_entropy.weight,
+        cross_entropy.pos_weight,
+    ) == ("none", None, None)
 
 
 @contextlib.contextmanager
 def _summed(criterion: Any, logits: Tensor) -> Iterator[None]:
-    """While ultralytics' own method runs, its cross entropy of each logit is the sum of all, weighted by classes, which is what it makes
-    of them. ``logits`` [B, classes, anchors] are read in place of their copy [B, anchors, classes]: so is the gradient written."""
+    """While ultralytics' own method runs, its cross entropy of each logit is the sum of all, weighted by classes, which
+    is what it makes of them. ``logits`` [B, classes, anchors] are read in place of their copy [B, anchors, classes]: so
+    is the gradient written."""
     own, weights, assigner = criterion.bce, criterion.class_weights, criterion.assigner
     if not _is_plain(own):  # a loss that a user has put there
         yield
@@ -49,13 +54,17 @@ def _summed(criterion: Any, logits: Tensor) -> Iterator[None]:
         criterion.bce, criterion.class_weights, criterion.assigner = own, weights, assigner
 
 
-def _pair(labels: Tensor, boxes: Tensor, scores: Tensor, is_assigned: Tensor, boxes_of_anchors: Tensor) -> tuple[Tensor, Tensor]:
+def _pair(
+    labels: Tensor, boxes: Tensor, scores: Tensor, is_assigned: Tensor, boxes_of_anchors: Tensor
+) -> tuple[Tensor, Tensor]:
     ids = labels.long().clamp(0, max(scores.shape[-1] - 1, 0))
     return torch.where(is_assigned.bool(), ids, -1), scores.gather(-1, ids[..., None])[..., 0]
 
 
 @with_original
-def _assigned(original: Callable[..., Any], self: Any, preds: dict[str, Tensor], batch: dict[str, Any], **assign_kwargs: Any) -> Any:
+def _assigned(
+    original: Callable[..., Any], self: Any, preds: dict[str, Tensor], batch: dict[str, Any], **assign_kwargs: Any
+) -> Any:
     with _summed(self, preds["scores"]):
         return original(self, preds, batch, **assign_kwargs)
 
@@ -68,15 +77,26 @@ def _oriented(original: Callable[..., Any], self: Any, preds: dict[str, Tensor],
 
 @with_original
 def _classes(
-    original: Callable[..., Any], self: Any, pred_scores: Tensor, targets: Tensor, gt_scores: Tensor, num_gts: int, postfix: str = ""
+    original: Callable[..., Any],
+    self: Any,
+    pred_scores: Tensor,
+    targets: Tensor,
+    gt_scores: Tensor,
+    num_gts: int,
+    postfix: str = "",
 ) -> dict[str, Tensor]:
-    """RT-DETR: varifocal loss of the matched queries' classes and scores, focal loss without boxes, or cross entropy."""
+    """RT-DETR: varifocal loss of the matched queries' classes and scores, focal loss without boxes, or cross
+    entropy."""
     ids, scores, boxes = without_last_background(targets, self.nc), gt_scores.view(targets.shape), max(num_gts, 1)
     if self.fl and num_gts and self.vfl:
-        loss = losses.varifocal_loss(pred_scores, (ids, scores), self.vfl.alpha, self.vfl.gamma, "sum", normalizer=boxes)
+        loss = losses.varifocal_loss(
+            pred_scores, (ids, scores), self.vfl.alpha, self.vfl.gamma, "sum", normalizer=boxes
+        )
     elif self.fl:
         alpha = float(self.fl.alpha)
-        loss = losses.sigmoid_focal_loss(pred_scores, ids, alpha if alpha > 0 else None, self.fl.gamma, "sum", normalizer=boxes)
+        loss = losses.sigmoid_focal_loss(
+            pred_scores, ids, alpha if alpha > 0 else None, self.fl.gamma, "sum", normalizer=boxes
+        )
     else:
         found: dict[str, Tensor] = original(self, pred_scores, targets, gt_scores, num_gts, postfix)
         return found

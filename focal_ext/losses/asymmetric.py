@@ -16,7 +16,12 @@ from .._symbols import holds, unless_constant
 
 def _parameters(gamma_neg: float, gamma_pos: float, clip: float | None, modulator_gradient: bool) -> tuple[float, ...]:
     negative, positive = check_exponent("gamma_neg", gamma_neg), check_exponent("gamma_pos", gamma_pos)
-    return negative, positive, 0.0 if clip is None else check_fraction("clip", clip, below_one=True), check_flag("modulator_gradient", modulator_gradient)
+    return (
+        negative,
+        positive,
+        0.0 if clip is None else check_fraction("clip", clip, below_one=True),
+        check_flag("modulator_gradient", modulator_gradient),
+    )
 
 
 def _formula(x: Tensor, t: Tensor, gamma_neg: float, gamma_pos: float, clip: float, live: float) -> Tensor:
@@ -55,23 +60,41 @@ def asymmetric_loss(
 ) -> Request:
     """Asymmetric loss, fused (Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", eq. 4 to 7).
 
-    t (1 - p)^gamma_pos (-log p) + (1 - t) u^gamma_neg (-log(1 - u)) with u = max(p - clip, 0). No logarithm is clamped, so confident
-    errors keep their gradients (timm's stop below a logit of -18.4).
+    t (1 - p)^gamma_pos (-log p) + (1 - t) u^gamma_neg (-log(1 - u)) with u = max(p - clip, 0). No logarithm is clamped,
+    so confident errors keep their gradients (timm's stop below a logit of -18.4).
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.
-        targets: class ids, dense labels or a pair (ids, scores), as in :func:`sigmoid_focal_loss`. Several classes of one row need dense labels.
+        targets: class ids, dense labels or a pair (ids, scores), as in :func:`sigmoid_focal_loss`. Several classes of
+            one row need dense labels.
         gamma_neg, gamma_pos: focusing exponents of negatives and positives, finite and >= 0.
         clip: probability, in [0, 1), below which a negative counts nothing. None or 0: off.
-        modulator_gradient: as in :func:`sigmoid_focal_loss`, of the factors (1 - p)^gamma_pos and u^gamma_neg. False is timm's
-            ``disable_torch_grad_focal_loss``.
-        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`, and so are the errors.
+        modulator_gradient: as in :func:`sigmoid_focal_loss`, of the factors (1 - p)^gamma_pos and u^gamma_neg. False is
+            timm's ``disable_torch_grad_focal_loss``.
+        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in
+        :func:`sigmoid_focal_loss`, and so are the errors.
 
     Example:
         >>> logits, labels = torch.randn(3, 80, requires_grad=True), torch.rand(3, 80) < 0.02
         >>> asymmetric_loss(logits, labels, reduction="sum").backward()
     """
-    return check(SPEC, inputs, targets, None, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, gamma_neg, gamma_pos, clip, modulator_gradient)
+    return check(
+        SPEC,
+        inputs,
+        targets,
+        None,
+        reduction,
+        normalizer,
+        weight,
+        ignore_index,
+        overwrite_inputs,
+        class_dim,
+        batch_dims,
+        gamma_neg,
+        gamma_pos,
+        clip,
+        modulator_gradient,
+    )
 
 
 AsymmetricLoss = module_of(asymmetric_loss)

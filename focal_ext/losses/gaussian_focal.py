@@ -15,7 +15,9 @@ from .._symbols import unless_constant
 
 
 def _parameters(alpha: float, beta: float) -> tuple[float, ...]:
-    return check_exponent("alpha", alpha), check_exponent("beta", beta, hint="4 is the paper's choice, 0 weighs all negatives alike")
+    return check_exponent("alpha", alpha), check_exponent(
+        "beta", beta, hint="4 is the paper's choice, 0 weighs all negatives alike"
+    )
 
 
 def _formula(x: Tensor, t: Tensor, alpha: float, beta: float) -> Tensor:
@@ -45,27 +47,46 @@ def gaussian_focal_loss(
     class_dim: int = -1,
     batch_dims: int = 0,
 ) -> Request:
-    """Gaussian focal loss of heat maps of key points, fused (Law and Deng 2018, "CornerNet", eq. 1; CenterNet, CenterPoint, TransFusion).
+    """Gaussian focal loss of heat maps of key points, fused (Law and Deng 2018, "CornerNet", eq. 1; CenterNet,
+    CenterPoint, TransFusion).
 
-    (1 - p)^alpha (-log p) where the target is 1, (1 - t)^beta p^alpha (-log(1 - p)) elsewhere. No p is clamped, so confident errors keep their gradients.
+    (1 - p)^alpha (-log p) where the target is 1, (1 - t)^beta p^alpha (-log(1 - p)) elsewhere. No p is clamped, so
+    confident errors keep their gradients.
 
     Args:
-        inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`. Heat maps [N, C, H, W] with targets of their shape need no ``class_dim``:
-            every number counts by itself.
-        targets: heat maps of the shape of inputs, in [0, 1], where exactly 1 is a peak; keep them in float32 beside half-precision logits, for bfloat16
-            rounds what is above 0.998 to 1. Or class ids, as in :func:`sigmoid_focal_loss`: peaks alone; or a pair (ids, scores): the score is
-            the target at the id's class.
+        inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`. Heat maps [N, C, H, W] with targets of their
+            shape need no ``class_dim``: every number counts by itself.
+        targets: heat maps of the shape of inputs, in [0, 1], where exactly 1 is a peak; keep them in float32 beside
+            half-precision logits, for bfloat16 rounds what is above 0.998 to 1. Or class ids, as in
+            :func:`sigmoid_focal_loss`: peaks alone; or a pair (ids, scores): the score is the target at the id's class.
         alpha: focusing exponent, finite and >= 0.
         beta: exponent of the distance to a peak, finite and >= 0.
-        reduction, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`, and so are the errors.
-        normalizer: as in :func:`sigmoid_focal_loss`. CenterNet divides by the number of peaks, ``(targets == 1).sum().clamp(min=1)``.
+        reduction, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`, and
+        so are the errors.
+        normalizer: as in :func:`sigmoid_focal_loss`. CenterNet divides by the number of peaks, ``(targets ==
+            1).sum().clamp(min=1)``.
 
     Example:
         >>> logits, heatmaps = torch.randn(2, 10, 32, 32, requires_grad=True), torch.zeros(2, 10, 32, 32)
         >>> heatmaps[0, 3, 8, 8:10] = torch.tensor([1.0, 0.6])
-        >>> gaussian_focal_loss(logits, heatmaps, reduction="sum", normalizer=(heatmaps == 1).sum().clamp(min=1)).backward()
+        >>> peaks = (heatmaps == 1).sum().clamp(min=1)
+        >>> gaussian_focal_loss(logits, heatmaps, reduction="sum", normalizer=peaks).backward()
     """
-    return check(SPEC, inputs, targets, None, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, alpha, beta)
+    return check(
+        SPEC,
+        inputs,
+        targets,
+        None,
+        reduction,
+        normalizer,
+        weight,
+        ignore_index,
+        overwrite_inputs,
+        class_dim,
+        batch_dims,
+        alpha,
+        beta,
+    )
 
 
 GaussianFocalLoss = module_of(gaussian_focal_loss)

@@ -57,23 +57,41 @@ def iou_aware_bce_loss(
     class_dim: int = -1,
     batch_dims: int = 0,
 ) -> Request:
-    """IoU-aware cross entropy: CE(p, t) of positives with t = max(p^alpha score^(1-alpha), 0.01), p^gamma CE(p, 0) of negatives, fused.
+    """IoU-aware cross entropy: CE(p, t) of positives with t = max(p^alpha score^(1-alpha), 0.01), p^gamma CE(p, 0) of
+    negatives, fused.
 
-    The target t is a constant: no gradient goes through its p. That of negatives goes through p^gamma. So LW-DETR, RF-DETR and SAM 3 have it, after Cai
-    et al. 2023, "Align-DETR".
+    The target t is a constant: no gradient goes through its p. That of negatives goes through p^gamma. So LW-DETR,
+    RF-DETR and SAM 3 have it, after Cai et al. 2023, "Align-DETR".
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.
-        targets: a pair (ids, scores) or dense scores in [0, 1], as in :func:`varifocal_loss`: the class that an id names is a positive whatever its score.
+        targets: a pair (ids, scores) or dense scores in [0, 1], as in :func:`varifocal_loss`: the class that an id
+            names is a positive whatever its score.
         alpha: share of p in a positive's target, in [0, 1].
         gamma: focusing exponent of negatives, finite and >= 0.
-        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`, and so are the errors.
+        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in
+        :func:`sigmoid_focal_loss`, and so are the errors.
 
     Example:
         >>> logits = torch.randn(3, 80, requires_grad=True)
-        >>> iou_aware_bce_loss(logits, (torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])), reduction="sum").backward()
+        >>> pair = torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])
+        >>> iou_aware_bce_loss(logits, pair, reduction="sum").backward()
     """
-    return check(SPEC, inputs, targets, None, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, alpha, gamma)
+    return check(
+        SPEC,
+        inputs,
+        targets,
+        None,
+        reduction,
+        normalizer,
+        weight,
+        ignore_index,
+        overwrite_inputs,
+        class_dim,
+        batch_dims,
+        alpha,
+        gamma,
+    )
 
 
 IouAwareBceLoss = module_of(iou_aware_bce_loss)

@@ -1,8 +1,8 @@
 # Owns: the softmax focal loss: what it declares, its signature and documentation, its textbook formula.
 # Must not know: kernels, autograd, layouts, other losses.
 #
-# Of the largest logit, R being the sum of exp(x_j - max) over the others, 1 - p is R / (1 + R) and -log p is log1p(R). Of all others p is
-# at most 1/2, and 1 - p and the logarithm of the whole sum lose nothing; nor do their derivatives.
+# Of the largest logit, R being the sum of exp(x_j - max) over the others, 1 - p is R / (1 + R) and -log p is log1p(R).
+# Of all others p is at most 1/2, and 1 - p and the logarithm of the whole sum lose nothing; nor do their derivatives.
 from __future__ import annotations
 
 import torch
@@ -18,7 +18,8 @@ from .._spec import LossSpec
 from .._symbols import at_most, holds, quoted
 
 
-# Beyond it exp(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 * inf.
+# Beyond it exp(-x) is 0 in float64 too: what lies outside is added linearly, so that an infinite logit meets no 0 *
+# inf.
 LIMIT = 800.0
 
 
@@ -29,18 +30,21 @@ def _log_rest(others: Tensor) -> Tensor:
 
 
 def _power(u: Tensor, p: Tensor, others: Tensor, is_top: Tensor, gamma: float) -> Tensor:
-    """u ** gamma for u = 1 - p. Of the largest logit log u is log R - log1p(R); a large gamma needs the others' log u, for their u near 1
-    has rounded it off."""
+    """u ** gamma for u = 1 - p. Of the largest logit log u is log R - log1p(R); a large gamma needs the others' log u,
+    for their u near 1 has rounded it off."""
     exponent = at_most(gamma, 1e35, u)  # times a cross entropy of 800 it stays finite in float32
     log_rest = _log_rest(others)
     of_top = torch.where(log_rest.isneginf(), 0.0, log_rest) - torch.log1p(torch.exp(log_rest))
     log_u = torch.where(is_top, of_top, torch.log1p(-torch.where(is_top, 0.0, p)))
     value = u.detach().pow(exponent)
-    return powered(torch.where(is_top, value, torch.exp(exponent * log_u)) if holds(gamma > 16) else value, log_u, exponent)
+    return powered(
+        torch.where(is_top, value, torch.exp(exponent * log_u)) if holds(gamma > 16) else value, log_u, exponent
+    )
 
 
 def _formula(x: Tensor, t: Tensor, factor: Tensor, gamma: float, label_smoothing: float) -> Tensor:
-    """sum_c factor_c u_c^gamma (-log p_c) of [rows, classes] logits, as [rows, 1]; `factor` is alpha_c t_c, `t` the targets."""
+    """sum_c factor_c u_c^gamma (-log p_c) of [rows, classes] logits, as [rows, 1]; `factor` is alpha_c t_c, `t` the
+    targets."""
     rows, classes = x.shape
     if classes == 0:
         return x.sum(-1, keepdim=True)
@@ -49,8 +53,9 @@ def _formula(x: Tensor, t: Tensor, factor: Tensor, gamma: float, label_smoothing
     largest = x.gather(-1, top)
     others = torch.where(is_top, -torch.inf, x - largest)
     rest = torch.exp(others).sum(-1, keepdim=True)
-    # Where the largest p is below 1/2 its logit is a constant for all others: their derivatives by it would be 1 minus nearly 1. Above 1/2
-    # it is the constant that would cost the second derivative its digits; and an infinite one is all that they depend on.
+    # Where the largest p is below 1/2 its logit is a constant for all others: their derivatives by it would be 1 minus
+    # nearly 1. Above 1/2 it is the constant that would cost the second derivative its digits; and an infinite one is
+    # all that they depend on.
     shift = torch.where(largest.isinf() | (rest < 1), largest, largest.detach())
     z = torch.where(is_top & (largest.isinf() | (rest < 1)), 0.0, x - shift)
     total = torch.exp(z).sum(-1, keepdim=True)
@@ -88,11 +93,21 @@ def _alpha(alpha: float | None) -> tuple[float, float]:
 
 def _check_dense(gamma: float, label_smoothing: float) -> None:
     if holds(label_smoothing != 0):
-        raise ValueError(f"label_smoothing: needs class ids, got dense targets and {quoted(label_smoothing)}; smooth the dense targets instead")
+        raise ValueError(
+            f"label_smoothing: needs class ids, got dense targets and {quoted(label_smoothing)}; smooth the dense "
+            "targets instead"
+        )
 
 
 SPEC = LossSpec(
-    number=4, parameters=_parameters, formula=_formula, alpha=_alpha, most_alpha=MOST_ALPHA, is_per_row=True, check_dense=_check_dense, has_class_alpha=True,
+    number=4,
+    parameters=_parameters,
+    formula=_formula,
+    alpha=_alpha,
+    most_alpha=MOST_ALPHA,
+    is_per_row=True,
+    check_dense=_check_dense,
+    has_class_alpha=True,
     has_cuda_levels=True,
 )
 
@@ -115,27 +130,32 @@ def softmax_focal_loss(
 ) -> Request:
     """Softmax focal loss of every row, sum_c alpha_c t_c (1 - p_c)^gamma (-log p_c) with p the row's softmax, fused.
 
-    Equivalent to ``torch.nn.functional.cross_entropy(inputs, targets, ignore_index=...)`` for gamma 0 without alpha, the classes being
-    the last dimension of ``inputs``; to mmcv's ``softmax_focal_loss`` for a float alpha. A form seen in tutorials averages N * C products
-    with a one-hot instead of N rows: that is this loss divided by C.
+    Equivalent to ``torch.nn.functional.cross_entropy(inputs, targets, ignore_index=...)`` for gamma 0 without alpha,
+    the classes being the last dimension of ``inputs``; to mmcv's ``softmax_focal_loss`` for a float alpha. A form seen
+    in tutorials averages N * C products with a one-hot instead of N rows: that is this loss divided by C.
 
     Args:
-        inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`. A row with several logits of +inf, or of -inf only, is NaN.
-        targets: read by rank. Of shape ``inputs.shape[:-1]``: class ids of any integer dtype, in [0, C) or ``ignore_index``; no background
-            is implied, it is a class like others. Of shape ``inputs.shape``: dense labels, bool or integers of 0 and 1, or float
-            probabilities, whose values are not checked.
-        alpha: factor of the loss, finite and >= 0: a float for every row, a tensor or sequence of C floats for the target's class.
-            None or -1: off.
+        inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`. A row with several logits of +inf, or of
+            -inf only, is NaN.
+        targets: read by rank. Of shape ``inputs.shape[:-1]``: class ids of any integer dtype, in [0, C) or
+            ``ignore_index``; no background is implied, it is a class like others. Of shape ``inputs.shape``: dense
+            labels, bool or integers of 0 and 1, or float probabilities, whose values are not checked.
+        alpha: factor of the loss, finite and >= 0: a float for every row, a tensor or sequence of C floats for the
+            target's class. None or -1: off.
         gamma: focusing exponent, finite and >= 0. 0 is cross entropy.
-        reduction: "none" returns the loss of each row, of shape ``inputs.shape[:-1]``, in the inputs' dtype; "sum" and "mean" return a
-            float32 (float64 for float64) number, "mean" over all rows that are not ignored, whatever alpha and weight are.
-        normalizer: with "sum" only, as in :func:`sigmoid_focal_loss`; "positives" is the number of rows that are not ignored.
+        reduction: "none" returns the loss of each row, of shape ``inputs.shape[:-1]``, in the inputs' dtype; "sum" and
+            "mean" return a float32 (float64 for float64) number, "mean" over all rows that are not ignored, whatever
+            alpha and weight are.
+        normalizer: with "sum" only, as in :func:`sigmoid_focal_loss`; "positives" is the number of rows that are not
+            ignored.
         weight: multiplies the loss of each row; broadcasts to ``inputs.shape[:-1]``.
-        ignore_index: class id that is skipped; such rows give exactly 0 and a gradient of 0. So does a row of dense targets in which
-            any element equals it, for without one of its probabilities a row has no cross entropy. None: nothing is skipped.
-        label_smoothing: s in [0, 1] moves s of the target's mass to all classes alike, in the cross entropy only: alpha and the modulating
-            factor keep the class id. With class ids only; dense targets can be smoothed beforehand.
-        overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`; "mean" counts the rows of each batch index.
+        ignore_index: class id that is skipped; such rows give exactly 0 and a gradient of 0. So does a row of dense
+            targets in which any element equals it, for without one of its probabilities a row has no cross entropy.
+            None: nothing is skipped.
+        label_smoothing: s in [0, 1] moves s of the target's mass to all classes alike, in the cross entropy only: alpha
+            and the modulating factor keep the class id. With class ids only; dense targets can be smoothed beforehand.
+        overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`; "mean" counts the rows of each batch
+        index.
 
     Returns:
         The loss; 0 for empty inputs and when every row is ignored.
@@ -147,7 +167,21 @@ def softmax_focal_loss(
         >>> logits = torch.randn(8, 80, requires_grad=True)
         >>> softmax_focal_loss(logits, torch.randint(80, (8,)), alpha=0.25).backward()
     """
-    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, gamma, label_smoothing)
+    return check(
+        SPEC,
+        inputs,
+        targets,
+        alpha,
+        reduction,
+        normalizer,
+        weight,
+        ignore_index,
+        overwrite_inputs,
+        class_dim,
+        batch_dims,
+        gamma,
+        label_smoothing,
+    )
 
 
 SoftmaxFocalLoss = module_of(softmax_focal_loss)

@@ -46,25 +46,43 @@ def varifocal_loss(
     class_dim: int = -1,
     batch_dims: int = 0,
 ) -> Request:
-    """Varifocal loss: t CE(p, t) of positives, alpha p^gamma CE(p, t) of negatives, fused (Zhang et al. 2021, "VarifocalNet", eq. 2).
+    """Varifocal loss: t CE(p, t) of positives, alpha p^gamma CE(p, t) of negatives, fused (Zhang et al. 2021,
+    "VarifocalNet", eq. 2).
 
-    RT-DETR and D-FINE take p^gamma for a constant: their loss is ``modulator_gradient=False``. With the default the value is the same and the gradient of
-    negatives up to 1 + gamma times as large.
+    RT-DETR and D-FINE take p^gamma for a constant: their loss is ``modulator_gradient=False``. With the default the
+    value is the same and the gradient of negatives up to 1 + gamma times as large.
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.
-        targets: a pair (ids, scores) or dense scores in [0, 1], as in :func:`quality_focal_loss`. The class that an id names is a positive whatever its
-            score, and counts 0 where that is 0; a dense score is a positive where it is above 0, and else a negative.
+        targets: a pair (ids, scores) or dense scores in [0, 1], as in :func:`quality_focal_loss`. The class that an id
+            names is a positive whatever its score, and counts 0 where that is 0; a dense score is a positive where it
+            is above 0, and else a negative.
         alpha: factor of negatives, in [0, 1].
         gamma: focusing exponent of negatives, finite and >= 0.
         modulator_gradient: as in :func:`sigmoid_focal_loss`, of the factor p^gamma.
-        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`, and so are the errors.
+        reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in
+        :func:`sigmoid_focal_loss`, and so are the errors.
 
     Example:
         >>> logits = torch.randn(3, 80, requires_grad=True)
-        >>> varifocal_loss(logits, (torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])), reduction="sum").backward()
+        >>> pair = torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])
+        >>> varifocal_loss(logits, pair, reduction="sum").backward()
     """
-    return check(SPEC, inputs, targets, alpha, reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims, gamma, modulator_gradient)
+    return check(
+        SPEC,
+        inputs,
+        targets,
+        alpha,
+        reduction,
+        normalizer,
+        weight,
+        ignore_index,
+        overwrite_inputs,
+        class_dim,
+        batch_dims,
+        gamma,
+        modulator_gradient,
+    )
 
 
 VarifocalLoss = module_of(varifocal_loss)

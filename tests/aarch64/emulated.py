@@ -1,4 +1,5 @@
-# Owns: the library's ops by the CPU kernels of aarch64: cross-compiled with the product's own flags, run by qemu in a process of their own.
+# Owns: the library's ops by the CPU kernels of aarch64: cross-compiled with the product's own flags, run by qemu in a
+# process of their own.
 # Must not know: formulas, autograd, what the right results are.
 from __future__ import annotations
 
@@ -19,7 +20,12 @@ from cuda_host.ops import SCALARS, HostOps, accumulation, target_kind
 from filelock import FileLock
 from torch import Tensor
 
-COMPILER, EMULATOR, OBJDUMP, NM = "aarch64-linux-gnu-g++", "qemu-aarch64", "aarch64-linux-gnu-objdump", "aarch64-linux-gnu-nm"
+COMPILER, EMULATOR, OBJDUMP, NM = (
+    "aarch64-linux-gnu-g++",
+    "qemu-aarch64",
+    "aarch64-linux-gnu-objdump",
+    "aarch64-linux-gnu-nm",
+)
 HOME = ROOT / "build/aarch64"
 ALIGNMENT, UNTOUCHED = 64, b"\xa5"
 
@@ -39,7 +45,12 @@ def library() -> Path:
     torch_root.mkdir(parents=True, exist_ok=True)
     if not (torch_root / "include").exists():
         (torch_root / "include").symlink_to(headers)
-    target = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}", "-DCMAKE_BUILD_TYPE=Release")
+    target = (
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={COMPILER}",
+        "-DCMAKE_BUILD_TYPE=Release",
+    )
     with FileLock(HOME / "lock"):  # a process that comes later finds nothing to compile
         stub_libraries(torch_root, COMPILER)
         configure(HOME / "cmake", torch_root, "", *target)
@@ -56,12 +67,25 @@ def program() -> Path:
     """The library's own objects under a main()."""
     objects = [*kernel_objects(), *(library().parent / "CMakeFiles/focal_ext.dir").rglob("run.cpp.o")]
     with FileLock(HOME / "lock"):
-        command(COMPILER, "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-static", Path(__file__).with_name("kernels.cpp"), *objects, "-o", HOME / "kernels")
+        command(
+            COMPILER,
+            "-std=c++20",
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-static",
+            Path(__file__).with_name("kernels.cpp"),
+            *objects,
+            "-o",
+            HOME / "kernels",
+        )
     return HOME / "kernels"
 
 
 class Memory:
-    """Tensors after each other, each at its own address modulo the alignment, with bytes between that nobody may write."""
+    """Tensors after each other, each at its own address modulo the alignment, with bytes between that nobody may
+    write."""
 
     def __init__(self) -> None:
         self.bytes, self.places = bytearray(), dict[tuple[int, int], int]()
@@ -108,17 +132,37 @@ class EmulatedOps(HostOps):
         self.process.stdin.flush()
         answer = self.process.stdout.read(8)
         assert len(answer) == 8, f"the program ended with {self.process.wait()}"
-        memory.take(self.process.stdout.read(len(memory.bytes)), [each[name] for each in (fields, *levels) for name in RESULTS if name in each])
+        memory.take(
+            self.process.stdout.read(len(memory.bytes)),
+            [each[name] for each in (fields, *levels) for name in RESULTS if name in each],
+        )
         return struct.unpack("<q", answer)[0]
 
     def scale_(self, gradient: Tensor, factor: Tensor) -> None:
         assert gradient.is_contiguous() and factor.dtype == accumulation(gradient)
-        self.ask("scale", {"gradient": gradient, "scalar": SCALARS.index(gradient.dtype), "numel": gradient.numel(), "factor": factor, "groups": factor.numel()})
+        self.ask(
+            "scale",
+            {
+                "gradient": gradient,
+                "scalar": SCALARS.index(gradient.dtype),
+                "numel": gradient.numel(),
+                "factor": factor,
+                "groups": factor.numel(),
+            },
+        )
 
     def first_bad_id(self, targets: Tensor, classes: int, ignore_index: int | None, background: bool = True) -> int:
         ids = targets.contiguous()
-        fields = {"targets": ids, "target": target_kind(ids[..., None], ids), "rows": ids.numel(), "classes": classes, "background": background}
-        return self.ask("first_bad_id", fields | {"has_ignore_index": ignore_index is not None, "ignore_index": ignore_index or 0})
+        fields = {
+            "targets": ids,
+            "target": target_kind(ids[..., None], ids),
+            "rows": ids.numel(),
+            "classes": classes,
+            "background": background,
+        }
+        return self.ask(
+            "first_bad_id", fields | {"has_ignore_index": ignore_index is not None, "ignore_index": ignore_index or 0}
+        )
 
 
 def lines_of(memory: Memory, fields: Fields) -> str:

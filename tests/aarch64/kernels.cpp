@@ -1,4 +1,5 @@
-// Owns: the CPU kernels as a program without torch: a call and its memory come on standard input, the memory goes back on standard output.
+// Owns: the CPU kernels as a program without torch: a call and its memory come on standard input, the memory goes back
+// on standard output.
 // Must not know: which calls, what is right.
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,8 +62,8 @@ int64_t call(const std::string& what, const Fields& fields, const std::vector<Fi
     cpu::run(pyramid_of(fields, plain), one_thread);
   }
   if (what == "scale")
-    cpu::scale(const_cast<void*>(fields.address("gradient")), Scalar(fields.get<int64_t>("scalar")), fields.get<int64_t>("numel"), fields.address("factor"),
-        fields.get<int64_t>("groups"), one_thread);
+    cpu::scale(const_cast<void*>(fields.address("gradient")), Scalar(fields.get<int64_t>("scalar")),
+        fields.get<int64_t>("numel"), fields.address("factor"), fields.get<int64_t>("groups"), one_thread);
   if (what != "first_bad_id") return 0;
   Problem p = {};
   p.targets = fields.address("targets");
@@ -84,10 +85,12 @@ int main() {
     std::vector<Fields> levels(level_count);
     for (Fields& level : levels) level = read_fields();
     check(getchar() == '\n');
-    const std::unique_ptr<char, void (*)(void*)> owned(static_cast<char*>(aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment)), free);
+    const std::unique_ptr<char, void (*)(void*)> owned(
+        static_cast<char*>(aligned_alloc(kAlignment, (bytes + kAlignment) / kAlignment * kAlignment)), free);
     memory = owned.get();
     check(fread(memory, 1, bytes, stdin) == bytes);
     const int64_t answer = call(what, fields, levels);
-    check(fwrite(&answer, sizeof answer, 1, stdout) == 1 && fwrite(memory, 1, bytes, stdout) == bytes && fflush(stdout) == 0);
+    check(fwrite(&answer, sizeof answer, 1, stdout) == 1 && fwrite(memory, 1, bytes, stdout) == bytes &&
+          fflush(stdout) == 0);
   }
 }

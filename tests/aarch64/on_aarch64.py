@@ -1,4 +1,5 @@
-# Owns: a plugin under which the suite's tests call the kernels of aarch64: pytest -p tests.aarch64.on_aarch64 tests/test_values.py
+# Owns: a plugin under which the suite's tests call the kernels of aarch64: pytest -p tests.aarch64.on_aarch64
+# tests/test_values.py
 # Must not know: what is tested.
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-# Owns: what the compiled kernels of aarch64 are made of: vector instructions, no function of libm but double's, nothing of torch's but C.
+# Owns: what the compiled kernels of aarch64 are made of: vector instructions, no function of libm but double's, nothing
+# of torch's but C.
 # Must not know: what the kernels compute.
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import pytest
 from aarch64.emulated import NM, functions, kernel_objects, library
 from built_package import command
 
-# Of logits in float32 and narrower, whose arithmetic is float: every loop over negatives, which nearly all logits of a detector are.
+# Of logits in float32 and narrower, whose arithmetic is float: every loop over negatives, which nearly all logits of a
+# detector are.
 LOOPS = [name for name in functions() if re.search(r"Elements<.*Host<.*(::varied\(|::compute_uniform\()", name)]
 
 
@@ -21,12 +23,30 @@ def test_a_loop_over_negatives_is_vectorised(name: str) -> None:
 
 
 def test_the_losses_are_all_there() -> None:
-    losses = {found[1] for name in LOOPS if (found := re.search(r"(\w+)<\w*(WholeModulator|AnyModulator)", name.replace("focal_ext::", "")))}
-    assert losses == {"SigmoidFocal", "SmoothedSigmoidFocal", "QualityFocal", "Varifocal", "Asymmetric", "MatchabilityAware", "IouAwareBce", "GaussianFocal"}
+    losses = {
+        found[1]
+        for name in LOOPS
+        if (found := re.search(r"(\w+)<\w*(WholeModulator|AnyModulator)", name.replace("focal_ext::", "")))
+    }
+    assert losses == {
+        "SigmoidFocal",
+        "SmoothedSigmoidFocal",
+        "QualityFocal",
+        "Varifocal",
+        "Asymmetric",
+        "MatchabilityAware",
+        "IouAwareBce",
+        "GaussianFocal",
+    }
 
 
 def test_float_kernels_call_no_function_of_libm() -> None:
-    wanted = {line.split()[-1] for each in kernel_objects() for line in command(NM, "--undefined-only", each).splitlines() if " U " in line}
+    wanted = {
+        line.split()[-1]
+        for each in kernel_objects()
+        for line in command(NM, "--undefined-only", each).splitlines()
+        if " U " in line
+    }
     assert wanted == {"exp", "log", "log1p", "pow", "memcpy", "memmove", "memset"}  # those of double
 
 

@@ -45,24 +45,33 @@ void check(const Row& row) {
   const Tensor inputs = (at::randn({rows, classes}) * 4).to(row.dtype).requires_grad_();
 
   const Tensor x = inputs.detach().to(at::kDouble).requires_grad_();
-  const Tensor kept = row.dense ? at::ones({rows, 1}, at::kDouble) : ignored.logical_not().unsqueeze(-1).to(at::kDouble);
-  const Tensor alpha = options.class_alpha.defined() ? options.class_alpha.to(at::kDouble) : at::full({}, options.alpha, at::kDouble);
-  Tensor want = textbook(x, row.dense ? soft.to(at::kDouble) : rows_of_zero_and_one(ids, classes), alpha, options.gamma) * kept;
+  const Tensor kept =
+      row.dense ? at::ones({rows, 1}, at::kDouble) : ignored.logical_not().unsqueeze(-1).to(at::kDouble);
+  const Tensor alpha =
+      options.class_alpha.defined() ? options.class_alpha.to(at::kDouble) : at::full({}, options.alpha, at::kDouble);
+  Tensor want =
+      textbook(x, row.dense ? soft.to(at::kDouble) : rows_of_zero_and_one(ids, classes), alpha, options.gamma) * kept;
   if (options.weight.defined()) want = want * options.weight.to(at::kDouble);
   if (options.reduction != Reduction::none) want = want.sum();
-  if (options.reduction == Reduction::mean) want = want / (row.dense ? at::full({}, rows * classes) : kept.sum() * classes);
+  if (options.reduction == Reduction::mean)
+    want = want / (row.dense ? at::full({}, rows * classes) : kept.sum() * classes);
   if (const auto* value = std::get_if<double>(&options.normalizer)) want = want / *value;
   if (const auto* value = std::get_if<Tensor>(&options.normalizer)) want = want / value->to(at::kDouble);
-  if (std::holds_alternative<focal_ext::Positives>(options.normalizer)) want = want / (targets.ge(0) & targets.lt(classes)).sum();
+  if (std::holds_alternative<focal_ext::Positives>(options.normalizer))
+    want = want / (targets.ge(0) & targets.lt(classes)).sum();
 
   const Tensor loss = focal_ext::sigmoid_focal_loss(inputs, targets, options);
   const Tensor upstream = at::full_like(loss, 0.5);  // exact in every dtype
   loss.backward(upstream, /*retain_graph=*/true);
   want.backward(upstream.to(at::kDouble));
   const Tensor gradient = inputs.grad().clone();
-  // What is tested is which numbers reach the op; its last digits are tests/test_values.py's. Hence one tolerance for all elements of a
-  // result: 6e-6 of the largest, 50 roundings of float32, more than a sum or a cancelling soft target needs; half types round once more.
-  const double relative = row.dtype == at::kDouble ? 1e-13 : row.dtype == at::kFloat ? 6e-6 : row.dtype == at::kHalf ? 1e-3 : 8e-3;
+  // What is tested is which numbers reach the op; its last digits are tests/test_values.py's. Hence one tolerance for
+  // all elements of a result: 6e-6 of the largest, 50 roundings of float32, more than a sum or a cancelling soft target
+  // needs; half types round once more.
+  const double relative = row.dtype == at::kDouble  ? 1e-13
+                          : row.dtype == at::kFloat ? 6e-6
+                          : row.dtype == at::kHalf  ? 1e-3
+                                                    : 8e-3;
   const auto agree = [&](const Tensor& got, const Tensor& right) {
     return got.to(at::kDouble).allclose(right, 0, relative * right.abs().max().item<double>());
   };
@@ -94,7 +103,8 @@ void check_errors() {
   expect_error("alpha: must be in [0, 1]", [&] { call({.alpha = 2}); });
   expect_error("normalizer: goes with", [&] { call({.reduction = Reduction::mean, .normalizer = 2.0}); });
   expect_error("normalizer: must be finite", [&] { call({.reduction = Reduction::sum, .normalizer = 0.0}); });
-  expect_error("normalizer: a tensor must be 0-d", [&] { call({.reduction = Reduction::sum, .normalizer = at::ones({1})}); });
+  expect_error(
+      "normalizer: a tensor must be 0-d", [&] { call({.reduction = Reduction::sum, .normalizer = at::ones({1})}); });
   expect_error("targets: shape", [&] { focal_ext::sigmoid_focal_loss(x, at::zeros({5}, at::kLong)); });
   expect_error("inputs: logits must be", [&] { focal_ext::sigmoid_focal_loss(ids, ids); });
   expect_error("class_alpha: must hold one value", [&] { call({.class_alpha = at::rand({5})}); });
@@ -110,7 +120,8 @@ void check_masks() {
   at::manual_seed(1);
   const Tensor x = at::randn({64, 5}) * 3, ones = at::rand({64, 5}) < 0.3, there = at::rand({64, 5}) < 0.2;
   const Tensor mask = ones.to(at::kLong).masked_fill(there, 255), alpha = at::full({}, 0.25, at::kDouble);
-  const Tensor each = textbook(x.to(at::kDouble), ones.to(at::kDouble), alpha, 2).masked_fill(there, 0), want = each.sum() / there.logical_not().sum();
+  const Tensor each = textbook(x.to(at::kDouble), ones.to(at::kDouble), alpha, 2).masked_fill(there, 0),
+               want = each.sum() / there.logical_not().sum();
   for (const Tensor& targets : {mask, mask.to(at::kInt), mask.to(at::kByte), mask.to(at::kFloat)}) {
     const Tensor loss = focal_ext::sigmoid_focal_loss(x, targets, {.reduction = Reduction::mean, .ignore_index = 255});
     expect(loss.to(at::kDouble).allclose(want, 1e-5), "the ignored elements of a mask count 0 and not in the mean");

@@ -25,7 +25,10 @@ INSTRUMENTED = {
     "thread": ("-fsanitize=thread", *SANITIZED),
 }
 # Packed: two numbers per instruction, as on sm_100.
-FLAVOURS = {**INSTRUMENTED, **{f"packed_{name}": ("-DFOCAL_EXT_PACKED=1", *flags) for name, flags in INSTRUMENTED.items()}}
+FLAVOURS = {
+    **INSTRUMENTED,
+    **{f"packed_{name}": ("-DFOCAL_EXT_PACKED=1", *flags) for name, flags in INSTRUMENTED.items()},
+}
 # The library that a sanitized module needs in its process before all others.
 PRELOADED = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
 
@@ -40,7 +43,14 @@ def cuda_headers() -> Path | None:
     toolkits = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1], "/usr/local/cuda"]
     packages = sorted(Path(sysconfig.get_paths()["purelib"]).glob("nvidia/*/include"))
     folders = [*(Path(toolkit) / "include" for toolkit in toolkits if toolkit), *packages]
-    return next((folder for folder in folders if all((folder / f"cuda_{name}.h").exists() for name in ("runtime", "fp16", "bf16"))), None)
+    return next(
+        (
+            folder
+            for folder in folders
+            if all((folder / f"cuda_{name}.h").exists() for name in ("runtime", "fp16", "bf16"))
+        ),
+        None,
+    )
 
 
 def why_impossible() -> str | None:
@@ -52,11 +62,22 @@ def why_impossible() -> str | None:
 
 
 def commands(flavour: str, folder: Path) -> list[list[str]]:
-    """One per source file. The device itself is compiled without sanitizers: it is no part of the program under test."""
+    """One per source file. The device itself is compiled without sanitizers: it is no part of the program under
+    test."""
     import pybind11  # optional: see why_impossible
 
     python = sysconfig.get_paths()
-    every = [str(compiler()), "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-c"]  # unroll is nvcc's
+    every = [
+        str(compiler()),
+        "-std=c++20",
+        "-O1",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unknown-pragmas",
+        "-c",
+    ]  # unroll is nvcc's
     kernels = [*FLAVOURS[flavour], "-isystem", str(cuda_headers()), "-include", str(HERE / "cuda_host.h"), "-x", "c++"]
     module = [*FLAVOURS[flavour], "-isystem", pybind11.get_include(), "-isystem", python["include"]]
     own = {HERE / "device.cpp": [], HERE / "fiber.cpp": [], HERE / "module.cpp": module}
@@ -65,7 +86,12 @@ def commands(flavour: str, folder: Path) -> list[list[str]]:
 
 
 def digest(flavour: str) -> str:
-    files = [path for folder in (ROOT / "csrc", HERE) for path in sorted(folder.rglob("*.*")) if path.suffix in (".h", ".cuh", ".cu", ".cpp")]
+    files = [
+        path
+        for folder in (ROOT / "csrc", HERE)
+        for path in sorted(folder.rglob("*.*"))
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp")
+    ]
     text = [repr(commands(flavour, Path())).encode(), *(path.read_bytes() for path in files)]
     return hashlib.sha256(b"\0".join(text)).hexdigest()[:16]
 
@@ -107,9 +133,24 @@ def load(flavour: str) -> ModuleType:
 def environment(flavour: str) -> dict[str, str]:
     """For a Python process that loads the flavour: the sanitizer's runtime has to come first."""
     names = PRELOADED.get(flavour.removeprefix("packed_"), ())
-    found = [subprocess.run([str(compiler()), f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip() for name in names]
-    options = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    return {**os.environ, **options, "LD_PRELOAD": " ".join(found), "CUDA_HOST_FLAVOUR": flavour, "OMP_NUM_THREADS": "1"}
+    found = [
+        subprocess.run(
+            [str(compiler()), f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in names
+    ]
+    options = {
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "TSAN_OPTIONS": "halt_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    return {
+        **os.environ,
+        **options,
+        "LD_PRELOAD": " ".join(found),
+        "CUDA_HOST_FLAVOUR": flavour,
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@
 #define __launch_bounds__(...)
 
 // One poisoned array per block. A static's address is the declaration's identity, also inside a template.
-#define FOCAL_EXT_SHARED(type, name, extent)                                                                                       \
-  static char name##_declaration;                                                                                                  \
-  auto& name = *static_cast<std::type_identity_t<type extent>*>(cuda_host::shared_array(&name##_declaration, sizeof(type extent)))
+#define FOCAL_EXT_SHARED(type, name, extent)                             \
+  static char name##_declaration;                                        \
+  auto& name = *static_cast<std::type_identity_t<type extent>*>(         \
+      cuda_host::shared_array(&name##_declaration, sizeof(type extent)))
 #define FOCAL_EXT_PLANTED(defect) (cuda_host::planted == cuda_host::Defect::defect)
 
 #define threadIdx (cuda_host::thread_index)

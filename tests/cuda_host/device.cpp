@@ -1,10 +1,11 @@
 // Owns: blocks of threads of the device, their scheduler, their meeting points and shared arrays.
-// Must not know: any kernel, CUDA's headers, how a thread is made (fiber.h). Never compiled with a sanitizer: what it does is no part of
-// the program under test.
+// Must not know: any kernel, CUDA's headers, how a thread is made (fiber.h). Never compiled with a sanitizer: what it
+// does is no part of the program under test.
 //
-// A thread runs until it waits; the next is chosen at random. 512 threads that wait 20 times in each of 128 blocks, as in the label
-// scan, take 3 seconds as threads of the operating system and 50 milliseconds as fibers. To ThreadSanitizer every fiber is a thread,
-// and changing to another one orders nothing: only sync_block and sync_warp do. It therefore judges all orders, not the one that ran.
+// A thread runs until it waits; the next is chosen at random. 512 threads that wait 20 times in each of 128 blocks, as
+// in the label scan, take 3 seconds as threads of the operating system and 50 milliseconds as fibers. To
+// ThreadSanitizer every fiber is a thread, and changing to another one orders nothing: only sync_block and sync_warp
+// do. It therefore judges all orders, not the one that ran.
 #include "device.h"
 
 #include <stdlib.h>
@@ -32,7 +33,8 @@ constexpr uint32_t kMaxThreads = 1024, kLanes = 32;
 enum class Place { nowhere, sync_block, sync_warp, shuffle, ballot };
 constexpr const char* kPlaces[] = {"nowhere", "__syncthreads", "__syncwarp", "a shuffle", "a ballot"};
 
-// Where threads wait for each other, again and again. Turns alternate: a thread may come for the next turn while others still leave.
+// Where threads wait for each other, again and again. Turns alternate: a thread may come for the next turn while others
+// still leave.
 struct Meeting {
   Place place = Place::nowhere;
   uint64_t turn = 0;
@@ -62,9 +64,11 @@ struct Block {
   std::vector<Fiber*> ready;
 };
 
-// Neighbouring blocks in the order of a launch use different fibers, so that ThreadSanitizer sees a race between two blocks.
+// Neighbouring blocks in the order of a launch use different fibers, so that ThreadSanitizer sees a race between two
+// blocks.
 std::vector<std::unique_ptr<Fiber>> fibers[2];
-std::vector<Block> blocks;  // of the launch, the last one runs; freed together: an address used again would order two blocks
+// of the launch, the last one runs; freed together: an address used again would order two blocks
+std::vector<Block> blocks;
 std::string failure;
 std::mt19937_64 random_order;
 std::vector<uint32_t> only_blocks;
@@ -72,7 +76,8 @@ void (*body)(const void*);
 const void* body_context;
 char launch_order, finish_order;
 
-// While one exists the device is at work, and not the thread that called it: the lists it keeps are no shared memory of the kernel.
+// While one exists the device is at work, and not the thread that called it: the lists it keeps are no shared memory of
+// the kernel.
 struct DeviceAtWork {
   DeviceAtWork() { continue_as(host); }
   ~DeviceAtWork() { continue_as(*running); }
@@ -91,7 +96,8 @@ void dissolve(Meeting& meeting) {
 void wait(Meeting& meeting, Place place, size_t participants) {
   const DeviceAtWork at_work;
   if (meeting.waiting.empty()) meeting.place = place;
-  else if (meeting.place != place) failure = std::string("threads meet at ") + kPlaces[int(meeting.place)] + " and " + kPlaces[int(place)];
+  else if (meeting.place != place)
+    failure = std::string("threads meet at ") + kPlaces[int(meeting.place)] + " and " + kPlaces[int(place)];
   meeting.waiting.push_back(running);
   if (meeting.waiting.size() == participants) dissolve(meeting);
   switch_to(host);
@@ -128,9 +134,11 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, uint32_t threads) {
     block.ready.pop_back();
     switch_to(next);
   }
-  if (failure.empty() && block.alive > 0) failure = std::to_string(block.alive) + " threads wait for others that will never come";
+  if (failure.empty() && block.alive > 0)
+    failure = std::to_string(block.alive) + " threads wait for others that will never come";
   if (failure.empty()) return;
-  for (auto& abandoned : fibers)  // in the middle of a kernel: never resumed, their stacks are left to the process's end
+  // in the middle of a kernel: never resumed, their stacks are left to the process's end
+  for (auto& abandoned : fibers)
     for (auto& fiber : abandoned) fiber.release();
   fibers[0].clear(), fibers[1].clear();
   throw std::runtime_error(std::exchange(failure, ""));
@@ -139,7 +147,8 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, uint32_t threads) {
 }  // namespace
 
 void run_grid(uint32_t grid, uint32_t threads, void (*kernel)(const void*), const void* context) {
-  if (grid == 0 || threads == 0 || threads > kMaxThreads || threads % kLanes) throw std::runtime_error("invalid configuration of a launch");
+  if (grid == 0 || threads == 0 || threads > kMaxThreads || threads % kLanes)
+    throw std::runtime_error("invalid configuration of a launch");
   body = kernel, body_context = context, grid_size.x = grid;
   host_is_this_thread();
   release(launch_order);
@@ -147,7 +156,9 @@ void run_grid(uint32_t grid, uint32_t threads, void (*kernel)(const void*), cons
   blocks.reserve(grid);
   std::vector<uint32_t> order(grid);
   std::iota(order.begin(), order.end(), 0);
-  const auto skipped = [](uint32_t b) { return !only_blocks.empty() && std::find(only_blocks.begin(), only_blocks.end(), b) == only_blocks.end(); };
+  const auto skipped = [](uint32_t b) {
+    return !only_blocks.empty() && std::find(only_blocks.begin(), only_blocks.end(), b) == only_blocks.end();
+  };
   order.erase(std::remove_if(order.begin(), order.end(), skipped), order.end());
   std::shuffle(order.begin(), order.end(), random_order);
   for (size_t i = 0; i < order.size(); ++i) {
@@ -174,7 +185,9 @@ const uint64_t* exchange(Place place, uint32_t mask, uint64_t value) {
 
 }  // namespace
 
-uint64_t shuffle(uint32_t mask, uint64_t value, uint32_t from_lane) { return exchange(Place::shuffle, mask, value)[from_lane]; }
+uint64_t shuffle(uint32_t mask, uint64_t value, uint32_t from_lane) {
+  return exchange(Place::shuffle, mask, value)[from_lane];
+}
 
 uint32_t ballot(uint32_t mask, bool predicate) {
   const uint64_t* const values = exchange(Place::ballot, mask, predicate);
@@ -190,7 +203,8 @@ void poison(void* memory, size_t bytes) {
 
 void* shared_array(const void* declaration, size_t bytes) {
   auto& arrays = blocks.back().arrays;
-  auto found = std::find_if(arrays.begin(), arrays.end(), [&](const SharedArray& array) { return array.declaration == declaration; });
+  auto found = std::find_if(
+      arrays.begin(), arrays.end(), [&](const SharedArray& array) { return array.declaration == declaration; });
   if (found == arrays.end()) {
     const DeviceAtWork at_work;  // no thread of the block makes it
     void* const memory = malloc(bytes);

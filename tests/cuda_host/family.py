@@ -1,8 +1,10 @@
-# Owns: rows for the losses beside the plain focal loss: each hot loop of theirs, with every kind of targets, flow and type.
+# Owns: rows for the losses beside the plain focal loss: each hot loop of theirs, with every kind of targets, flow and
+# type.
 # Must not know: how the kernels are run (ops.py).
 #
-# How far off a result may be is told by the float64 reference itself: by how much it moves when a logit moves by a unit, or a target or a
-# parameter by a relative unit. So it also tells where terms cancel (p near a score, p near the clip) and where a derivative jumps.
+# How far off a result may be is told by the float64 reference itself: by how much it moves when a logit moves by a
+# unit, or a target or a parameter by a relative unit. So it also tells where terms cancel (p near a score, p near the
+# clip) and where a derivative jumps.
 from __future__ import annotations
 
 import zlib
@@ -24,7 +26,14 @@ FORMULAS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TARGETS = ("ids rare", "pairs", "dense rare", "dense soft", "dense bool", "negatives")
 # Reduction, normaliser and upstream: the flows of the hot loop, and every divisor.
-WAYS = (("sum", 7.3, "one"), ("none", None, "one"), ("none", None, "map"), ("sum", "positives", "three"), ("mean", None, "one"), ("sum", "tensor", "three"))
+WAYS = (
+    ("sum", 7.3, "one"),
+    ("none", None, "one"),
+    ("none", None, "map"),
+    ("sum", "positives", "three"),
+    ("mean", None, "one"),
+    ("sum", "tensor", "three"),
+)
 SHAPES = ((41, 80), (41, 91), (300, 3), (41, 1), (2, 17, 80), (9, 1203))
 
 
@@ -39,19 +48,38 @@ class Row(NamedTuple):
     extreme: bool = False
 
     def __str__(self) -> str:
-        parts = (self.formula, self.dtype, self.targets, self.shape, " ".join(map(str, self.way)), self.weight and f"weight of {self.weight}", self.layout)
+        parts = (
+            self.formula,
+            self.dtype,
+            self.targets,
+            self.shape,
+            " ".join(map(str, self.way)),
+            self.weight and f"weight of {self.weight}",
+            self.layout,
+        )
         return ", ".join(str(p) for p in parts if p and p != "contiguous") + ", extreme" * self.extreme
 
 
 def rows() -> list[Row]:
-    shapes, ways, weights, layouts = cycle(SHAPES), cycle(WAYS), cycle((None, None, None, "classes", None, "all", None)), cycle(("contiguous",) * 10 + ("unaligned",))
+    shapes, ways, weights, layouts = (
+        cycle(SHAPES),
+        cycle(WAYS),
+        cycle((None, None, None, "classes", None, "all", None)),
+        cycle(("contiguous",) * 10 + ("unaligned",)),
+    )
     made = []
-    kinds = cycle(TARGETS[::2] + TARGETS[1::2] + TARGETS[1::2] + TARGETS[::2])  # two of six, so that every type meets all
+    kinds = cycle(
+        TARGETS[::2] + TARGETS[1::2] + TARGETS[1::2] + TARGETS[::2]
+    )  # two of six, so that every type meets all
     for formula, dtype, targets in ((f, d, next(kinds)) for f, d, _ in product(FORMULAS, DTYPES, range(2))):
         way = next(w for w in ways if w[1] != "positives" or not targets.startswith("dense"))
         made.append(Row(formula, dtype, targets, next(shapes), way, next(weights), next(layouts)))
     dtypes = cycle((*DTYPES, *DTYPES[1:]))
-    return made + [Row(f, next(dtypes), t, (41, 80), WAYS[1], None, "contiguous", True) for f, kinds in zip(FORMULAS, cycle((("pairs", "negatives"), ("pairs", "dense soft")))) for t in kinds]
+    return made + [
+        Row(f, next(dtypes), t, (41, 80), WAYS[1], None, "contiguous", True)
+        for f, kinds in zip(FORMULAS, cycle((("pairs", "negatives"), ("pairs", "dense soft"))))
+        for t in kinds
+    ]
 
 
 ROWS = rows()
@@ -65,7 +93,11 @@ class Arguments(NamedTuple):
 
 
 def arguments(row: Row) -> Arguments:
-    rng, dtype, shape = torch.Generator().manual_seed(zlib.crc32(repr(row).encode())), getattr(torch, row.dtype), row.shape
+    rng, dtype, shape = (
+        torch.Generator().manual_seed(zlib.crc32(repr(row).encode())),
+        getattr(torch, row.dtype),
+        row.shape,
+    )
 
     def rand(*size: int) -> Tensor:
         return torch.rand(size, generator=rng)
@@ -77,29 +109,54 @@ def arguments(row: Row) -> Arguments:
         x = torch.where(rand(*shape) < 0.1, far[torch.randint(0, len(far), shape, generator=rng)], x)
     chance, classes = rand(*shape[:-1]), shape[-1]
     often = {"negatives": 0.0, "pairs": 0.3, "dense soft": 1.0, "dense bool": 0.3}.get(row.targets, 0.02)
-    ids = torch.where(chance < often, torch.randint(0, classes, shape[:-1], generator=rng), torch.where(chance < 0.6, -1, classes if classes > 1 else -1))
+    ids = torch.where(
+        chance < often,
+        torch.randint(0, classes, shape[:-1], generator=rng),
+        torch.where(chance < 0.6, -1, classes if classes > 1 else -1),
+    )
     ids = torch.where((chance < 1.4 * often) & (chance > often), -2, ids)
     scores = torch.where(rand(*shape[:-1]) < 0.2, rand(*shape[:-1]).round(), rand(*shape[:-1]))
     targets: Any = ids
     if row.targets.startswith("dense"):
         targets = torch.where((chance < often)[..., None] & (rand(*shape) < 0.5), rand(*shape), 0.0)
-        targets = targets > 0 if row.targets == "dense bool" else targets.to(torch.float32 if row.targets == "dense soft" else dtype)
+        targets = (
+            targets > 0
+            if row.targets == "dense bool"
+            else targets.to(torch.float32 if row.targets == "dense soft" else dtype)
+        )
     elif DECLARED[FORMULAS[row.formula][0]].spec.needs_scores or row.targets == "pairs":
-        targets = (ids, torch.where((ids >= 0) & (ids < classes), scores, torch.nan))  # of others nothing reads the score
+        targets = (
+            ids,
+            torch.where((ids >= 0) & (ids < classes), scores, torch.nan),
+        )  # of others nothing reads the score
     reduction, normalizer, upstream = row.way
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     weight = None if row.weight is None else rand(*shape[-1:] if row.weight == "classes" else shape).to(acc) * 2
-    options = {**FORMULAS[row.formula][1], "reduction": reduction, "weight": weight, "normalizer": torch.tensor(7.3, dtype=acc) if normalizer == "tensor" else normalizer}
+    options = {
+        **FORMULAS[row.formula][1],
+        "reduction": reduction,
+        "weight": weight,
+        "normalizer": torch.tensor(7.3, dtype=acc) if normalizer == "tensor" else normalizer,
+    }
     factor = {"one": torch.tensor(1.0), "three": torch.tensor(3.0), "map": rand(*shape)}[upstream].to(dtype)
-    return Arguments(LAYOUTS[row.layout](x.to(dtype)), targets, options, factor.expand(shape) if reduction == "none" else factor)
+    return Arguments(
+        LAYOUTS[row.layout](x.to(dtype)), targets, options, factor.expand(shape) if reduction == "none" else factor
+    )
 
 
 def widened(a: Arguments) -> Arguments:
     """Float64 copies of what is computed with."""
+
     def wide(value: Any) -> Any:
         return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    targets = tuple(map(wide, a.targets)) if isinstance(a.targets, tuple) else a.targets.double() if a.targets.dim() == a.inputs.dim() else a.targets
+    targets = (
+        tuple(map(wide, a.targets))
+        if isinstance(a.targets, tuple)
+        else a.targets.double()
+        if a.targets.dim() == a.inputs.dim()
+        else a.targets
+    )
     return Arguments(a.inputs.double(), targets, {k: wide(v) for k, v in a.options.items()}, a.upstream.double())
 
 
@@ -122,7 +179,11 @@ def neighbours(a: Arguments) -> list[Arguments]:
             found.append(a._replace(targets=(a.targets[0], (a.targets[1] * (1 + sign)))))
         elif a.targets.is_floating_point():
             found.append(a._replace(targets=a.targets * (1 + sign)))
-        found += [a._replace(options={**a.options, name: value * (1 + sign)}) for name, value in a.options.items() if name in ("clip", "label_smoothing") and value]
+        found += [
+            a._replace(options={**a.options, name: value * (1 + sign)})
+            for name, value in a.options.items()
+            if name in ("clip", "label_smoothing") and value
+        ]
     return found
 
 
@@ -134,22 +195,37 @@ class Expected(NamedTuple):
 def expected(loss: str, a: Arguments) -> Expected:
     exact = widened(a)
     results = run(REFERENCE, loss, exact)
-    each = exact._replace(options={**exact.options, "reduction": "none", "normalizer": None}, upstream=torch.ones_like(exact.inputs))
+    each = exact._replace(
+        options={**exact.options, "reduction": "none", "normalizer": None}, upstream=torch.ones_like(exact.inputs)
+    )
     here = run(REFERENCE, loss, each)
     moved = [run(REFERENCE, loss, neighbour) for neighbour in neighbours(each)]
-    value, slope = (h.abs() + sum((m[i] - h).nan_to_num(0.0, 0.0, 0.0).abs() for m in moved) / STEP for i, h in enumerate(here))
+    value, slope = (
+        h.abs() + sum((m[i] - h).nan_to_num(0.0, 0.0, 0.0).abs() for m in moved) / STEP for i, h in enumerate(here)
+    )
     divisor = 1.0 if results[0].dim() else float((here[0].sum() / results[0]).nan_to_num(1.0))
-    return Expected(results, (value if results[0].dim() else value.sum() / abs(divisor), slope * exact.upstream.abs() / abs(divisor)))
+    return Expected(
+        results,
+        (value if results[0].dim() else value.sum() / abs(divisor), slope * exact.upstream.abs() / abs(divisor)),
+    )
 
 
 # In units of 2^-23 or 2^-52 of the magnitudes; the budgets are those of table.py.
 UNITS = {
-    "float": Tolerance(18, "16 units of a term, any power included, for its magnitude counts how fast it falls; and four products"),
+    "float": Tolerance(
+        18, "16 units of a term, any power included, for its magnitude counts how fast it falls; and four products"
+    ),
     "half": Tolerance(212, "2.5e-5, and four products"),
     "double": Tolerance(24, "the formula and libm of the CPU kernel"),
 }
-ADDED = Tolerance(0.5, "units per term: a lane adds the terms of its tiles one after the other in the accumulation type")
-FLUSHED = Tolerance(4, "units of 2^-126: where an exponential is smaller, the chip's ex2 gives 0; the cross entropy, gamma and 1 / clip multiply it")
+ADDED = Tolerance(
+    0.5, "units per term: a lane adds the terms of its tiles one after the other in the accumulation type"
+)
+FLUSHED = Tolerance(
+    4,
+    "units of 2^-126: where an exponential is smaller, the chip's ex2 gives 0; the cross entropy, gamma and 1 / clip "
+    "multiply it",
+)
 
 
 def units(row: Row) -> float:

@@ -1,5 +1,6 @@
 // Owns: what fiber.h declares.
-// Must not know: blocks, warps, kernels, CUDA. Never compiled with a sanitizer: what it does is no part of the program under test.
+// Must not know: blocks, warps, kernels, CUDA. Never compiled with a sanitizer: what it does is no part of the program
+// under test.
 #include "fiber.h"
 
 #include <sys/mman.h>
@@ -50,7 +51,8 @@ __attribute__((noinline, noreturn)) static void jump(Fiber& to) {
   __builtin_longjmp(to.resume, 1);
 }
 
-// ucontext's swap would make two system calls; these builtins save three registers and let the compiler save the others.
+// ucontext's swap would make two system calls; these builtins save three registers and let the compiler save the
+// others.
 __attribute__((noinline)) static void swap(Fiber& from, Fiber& to) {
   if (__builtin_setjmp(from.resume) == 0) jump(to);
 }
@@ -68,7 +70,8 @@ std::unique_ptr<Fiber> make_fiber(uint32_t thread, void (*live)()) {
   auto fiber = std::make_unique<Fiber>();
   fiber->thread = thread;
   fiber->started = false;
-  void* const stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const stack =
+      mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (stack == MAP_FAILED) throw std::runtime_error("no memory for the stack of a device thread");
   fiber->stack = stack;
   fiber->stack_bytes = kStackBytes;

@@ -1,4 +1,5 @@
-// Owns: fibers, the threads of the device made of a CPU: making one, changing to one, and what the sanitizers are told about it.
+// Owns: fibers, the threads of the device made of a CPU: making one, changing to one, and what the sanitizers are told
+// about it.
 // Must not know: blocks, warps, kernels, CUDA.
 #pragma once
 #include <stddef.h>

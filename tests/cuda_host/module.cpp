@@ -25,7 +25,9 @@ struct Fields {
   T get(const char* name) const {
     return values[name].cast<T>();
   }
-  const void* address(const char* name) const { return values.contains(name) ? reinterpret_cast<const void*>(get<uintptr_t>(name)) : nullptr; }
+  const void* address(const char* name) const {
+    return values.contains(name) ? reinterpret_cast<const void*>(get<uintptr_t>(name)) : nullptr;
+  }
 };
 
 void check(const char* error) {
@@ -40,7 +42,9 @@ void run_with_workspace(const What& what, Limits... limits) {
   check(cuda::run(what, workspace.get(), nullptr, limits...));
 }
 
-void run(const py::dict& fields, uint32_t max_blocks, uint32_t least_tiles) { run_with_workspace(problem_of(Fields{fields}), max_blocks, least_tiles); }
+void run(const py::dict& fields, uint32_t max_blocks, uint32_t least_tiles) {
+  run_with_workspace(problem_of(Fields{fields}), max_blocks, least_tiles);
+}
 
 void run_pyramid(const py::dict& fields, const std::vector<py::dict>& levels, uint32_t max_blocks) {
   std::vector<Fields> each;
@@ -50,7 +54,8 @@ void run_pyramid(const py::dict& fields, const std::vector<py::dict>& levels, ui
 }
 
 void scale(uintptr_t gradient, int scalar, int64_t numel, uintptr_t factors, int64_t groups, uint32_t max_blocks) {
-  check(cuda::scale(reinterpret_cast<void*>(gradient), Scalar(scalar), numel, reinterpret_cast<const void*>(factors), groups, nullptr, max_blocks));
+  check(cuda::scale(reinterpret_cast<void*>(gradient), Scalar(scalar), numel, reinterpret_cast<const void*>(factors),
+      groups, nullptr, max_blocks));
 }
 
 // Kernels that no chip would finish.
@@ -60,7 +65,9 @@ void skip_a_shuffle() {
   }, nullptr);
 }
 void meet_at_two_places() {
-  cuda_host::run_grid(1, 32, [](const void*) { cuda_host::thread_index.x % 2 ? cuda_host::sync_warp() : void(cuda_host::ballot(~0u, true)); }, nullptr);
+  cuda_host::run_grid(1, 32, [](const void*) {
+    cuda_host::thread_index.x % 2 ? cuda_host::sync_warp() : void(cuda_host::ballot(~0u, true));
+  }, nullptr);
 }
 
 }  // namespace
@@ -68,7 +75,8 @@ void meet_at_two_places() {
 PYBIND11_MODULE(focal_ext_cuda_host, m) {
   m.def("run", run, py::arg("fields"), py::arg("max_blocks"), py::arg("least_tiles"));
   m.def("run_pyramid", run_pyramid, py::arg("fields"), py::arg("levels"), py::arg("max_blocks"));
-  m.def("scale", scale, py::arg("gradient"), py::arg("scalar"), py::arg("numel"), py::arg("factors"), py::arg("groups"), py::arg("max_blocks"));
+  m.def("scale", scale, py::arg("gradient"), py::arg("scalar"), py::arg("numel"), py::arg("factors"), py::arg("groups"),
+      py::arg("max_blocks"));
   m.def("cut", [](int64_t rows, int64_t classes, bool reads_rows) {
     const cuda::Cut c = cuda::cut(rows, classes, reads_rows);
     return py::make_tuple(c.elements, c.tile_rows, c.tiles);

@@ -49,16 +49,17 @@ template <class Fields>
 std::vector<Level> levels_of(const std::vector<Fields>& levels) {
   std::vector<Level> plain;
   for (const Fields& f : levels)
-    plain.push_back(
-        {f.address("inputs"), const_cast<void*>(f.address("gradient")), f.template get<int64_t>("positions"), bool(f.template get<int64_t>("channels_last"))});
+    plain.push_back({f.address("inputs"), const_cast<void*>(f.address("gradient")),
+        f.template get<int64_t>("positions"), bool(f.template get<int64_t>("channels_last"))});
   return plain;
 }
 
 // `fields` as of a Problem, and those of Pyramid. The levels must outlive it.
 template <class Fields>
 Pyramid pyramid_of(const Fields& fields, const std::vector<Level>& levels) {
-  return {problem_of(fields), bool(fields.template get<int64_t>("weight_per_image")), fields.template get<int64_t>("images"),
-      fields.template get<int64_t>("anchors"), levels.data(), int64_t(levels.size())};
+  return {problem_of(fields), bool(fields.template get<int64_t>("weight_per_image")),
+      fields.template get<int64_t>("images"), fields.template get<int64_t>("anchors"), levels.data(),
+      int64_t(levels.size())};
 }
 
 }  // namespace focal_ext

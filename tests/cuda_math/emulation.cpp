@@ -1,4 +1,5 @@
-// Owns: the CUDA kernels' formula on the CPU, each approximate instruction off by a chosen share of its documented bound.
+// Owns: the CUDA kernels' formula on the CPU, each approximate instruction off by a chosen share of its documented
+// bound.
 // Must not know: what the results should be.
 #include <math.h>
 #include <stdint.h>
@@ -91,7 +92,8 @@ void dense(const Arrays& a, const Loss& loss) {
 }  // namespace
 
 // Value and gradient, without alpha, of negatives; with targets, of those by the careful policy.
-extern "C" void evaluate(int policy, const LossParameters* parameters, const emulation::Errors* chosen, const Arrays* arrays) {
+extern "C" void evaluate(
+    int policy, const LossParameters* parameters, const emulation::Errors* chosen, const Arrays* arrays) {
   errors = *chosen;
   with_loss_by_negatives<true>(*parameters, false, [&](auto loss) {
     if (arrays->targets) return dense(*arrays, loss);

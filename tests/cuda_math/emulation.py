@@ -22,7 +22,13 @@ def why_impossible() -> str | None:
 
 
 class Errors(ctypes.Structure):
-    _fields_ = [("bounds", ctypes.c_float), ("signs", ctypes.c_uint32), ("random", ctypes.c_uint64), ("one_is_exact", ctypes.c_uint32), ("unused", ctypes.c_uint32 * 2)]
+    _fields_ = [
+        ("bounds", ctypes.c_float),
+        ("signs", ctypes.c_uint32),
+        ("random", ctypes.c_uint64),
+        ("one_is_exact", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32 * 2),
+    ]
 
 
 class LossParameters(ctypes.Structure):
@@ -39,7 +45,10 @@ def sigmoid_focal(gamma: float, smoothing: float = 0.0) -> LossParameters:
 
 
 class Arrays(ctypes.Structure):
-    _fields_ = [("count", ctypes.c_int64), *((name, ctypes.c_void_p) for name in ("logits", "targets", "value", "gradient"))]
+    _fields_ = [
+        ("count", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("logits", "targets", "value", "gradient")),
+    ]
 
 
 class Results(NamedTuple):
@@ -52,13 +61,27 @@ class Emulation:
 
     def __init__(self, folder: Path, *flags: str) -> None:
         library = folder / f"emulation{'_'.join(flags)}.so"
-        command = [COMPILER, "-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", *flags, str(SOURCE), "-o", str(library)]
+        command = [
+            COMPILER,
+            "-std=c++20",
+            "-O2",
+            "-march=native",
+            "-ffp-contract=off",
+            "-shared",
+            "-fPIC",
+            *flags,
+            str(SOURCE),
+            "-o",
+            str(library),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         self.evaluate = ctypes.CDLL(str(library)).evaluate
         self.evaluate.argtypes = (ctypes.c_int, *map(ctypes.POINTER, (LossParameters, Errors, Arrays)))
 
-    def run(self, policy: str, loss: float | LossParameters, x: np.ndarray, errors: Errors, t: np.ndarray | None = None) -> Results:
+    def run(
+        self, policy: str, loss: float | LossParameters, x: np.ndarray, errors: Errors, t: np.ndarray | None = None
+    ) -> Results:
         """`loss`: or the gamma of the sigmoid focal loss."""
         parameters = loss if isinstance(loss, LossParameters) else sigmoid_focal(loss)
         results = Results(np.empty_like(x), np.empty_like(x))

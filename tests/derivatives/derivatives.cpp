@@ -1,5 +1,6 @@
-// Owns: every loss of the list, its derivative written by hand beside the one that dual numbers make of its value; and a loss without
-// a derivative in the CPU's own kernel. Prints rows "loss, numbers, method, worst error" for tests/test_derivatives.py.
+// Owns: every loss of the list, its derivative written by hand beside the one that dual numbers make of its value; and
+// a loss without a derivative in the CPU's own kernel. Prints rows "loss, numbers, method, worst error" for
+// tests/test_derivatives.py.
 // Must not know: how large an error may be.
 #include <cmath>
 #include <cstdio>
@@ -17,7 +18,8 @@ namespace {
 
 const double kTargets[] = {0, 1, 0.3, 0.75, 1e-3};
 
-// Error relative to the larger derivative among those whose terms the formula adds: it cancels where p meets the target.
+// Error relative to the larger derivative among those whose terms the formula adds: it cancels where p meets the
+// target.
 struct Worst {
   double error = 0, at = 0;
   void see(double x, double by_hand, double dual, double scale) {
@@ -37,11 +39,14 @@ void compare(const LossParameters& p, const Loss& loss) {
   // Without 0, where a mirrored formula's two halves meet and a dual number follows one of them.
   for (double x = -40.03; x < 40; x += 0.0917) {
     const auto low = loss.template negative<Double>(x);
-    negative.see(x, low.gradient, loss.template negative<D>(N{x, 1}).value.slope, std::fabs(low.gradient) + std::fabs(low.value));
+    negative.see(x, low.gradient, loss.template negative<D>(N{x, 1}).value.slope,
+        std::fabs(low.gradient) + std::fabs(low.value));
     for (double t : kTargets) {
       const auto high = loss.template positive<Double>(x, t), any = loss.template dense<Double>(x, t);
-      positive.see(x, high.gradient, loss.template positive<D>(N{x, 1}, N{t, 0}).value.slope, std::fabs(high.gradient) + std::fabs(high.value));
-      dense.see(x, any.gradient, loss.template dense<D>(N{x, 1}, N{t, 0}).value.slope, std::fabs(any.gradient) + std::fabs(any.value));
+      positive.see(x, high.gradient, loss.template positive<D>(N{x, 1}, N{t, 0}).value.slope,
+          std::fabs(high.gradient) + std::fabs(high.value));
+      dense.see(x, any.gradient, loss.template dense<D>(N{x, 1}, N{t, 0}).value.slope,
+          std::fabs(any.gradient) + std::fabs(any.value));
     }
   }
   print(p, "negative", negative);
@@ -76,12 +81,14 @@ void poly1() {
   Worst worst;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < classes; ++c) {
-      const double z = x[r * classes + c], s = ids[r] == c ? -1 : 1, q = 1 / (1 + std::exp(-s * z)), weight = ids[r] == -2 ? 0 : 1;
+      const double z = x[r * classes + c], s = ids[r] == c ? -1 : 1, q = 1 / (1 + std::exp(-s * z)),
+                   weight = ids[r] == -2 ? 0 : 1;
       const double value = weight * (std::log1p(std::exp(s * z)) + 2 * q), slope = weight * s * (q + 2 * q * (1 - q));
       want += value, magnitude += value;
       worst.see(z, gradient[r * classes + c], slope, std::fabs(slope));
     }
-  std::printf("poly1,2,0,0,0,kernel gradient,%.3g,%g\npoly1,2,0,0,0,kernel loss,%.3g,0\n", worst.error, worst.at, std::fabs(total - want) / magnitude);
+  std::printf("poly1,2,0,0,0,kernel gradient,%.3g,%g\npoly1,2,0,0,0,kernel loss,%.3g,0\n", worst.error, worst.at,
+      std::fabs(total - want) / magnitude);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Owns: a loss by its value alone, as docs/adding_a_loss.md makes one: cross entropy + epsilon (1 - p_t) (Leng et al. 2022, "PolyLoss").
+// Owns: a loss by its value alone, as docs/adding_a_loss.md makes one: cross entropy + epsilon (1 - p_t) (Leng et al.
+// 2022, "PolyLoss").
 // Must not know: its derivative, kernels.
 #pragma once
 #include "../../csrc/losses/dual.h"

@@ -1,4 +1,5 @@
-// Owns: the closed forms of formulas.py once more, compiled, and the errors of results against them: every float32 of a curve within half a minute.
+// Owns: the closed forms of formulas.py once more, compiled, and the errors of results against them: every float32 of a
+// curve within half a minute.
 // Must not know: losses' names (exact.py), which logits are looked at, how the results were made.
 #include <math.h>
 #include <stdint.h>
@@ -33,10 +34,10 @@ using Doubles = double[kBlock];
 struct Curve {
   int32_t form, cancels;
   double target, exponent, smoothing, clip;
-  double slope;   // what multiplies in the derivative, the exponent or 0; of kMean the power of p
-  double lost;    // how far the target moves where it is computed
+  double slope;  // what multiplies in the derivative, the exponent or 0; of kMean the power of p
+  double lost;  // how far the target moves where it is computed
   double factor;  // of loss and gradient
-  double slack;   // what a result may be off without an error
+  double slack;  // what a result may be off without an error
   double edges[kEdges];
 };
 
@@ -68,7 +69,8 @@ void prepare(const float* x, bool with_log, Logits& at) {
   FOR_BLOCK at.log1p_exp[i] = log1p(at.log1p_exp[i]);
 }
 
-// base^exponent: products where twice the exponent is a small whole number. A base of 0 gives something tiny, not always 0.
+// base^exponent: products where twice the exponent is a small whole number. A base of 0 gives something tiny, not
+// always 0.
 void raise(const Doubles& base, double exponent, Doubles& power) {
   const double twice = 2 * exponent;
   if (twice < 0 || twice > 16 || twice != floor(twice)) {
@@ -84,7 +86,8 @@ void raise(const Doubles& base, double exponent, Doubles& power) {
   }
 }
 
-// soft(): u^g ce and u^g (g (1-2t) h ce + p (1-t) - q t), u = p (1-t) + q t, h = p q / u; with t 0 or 1 hard(), with exponent 0 varifocal()'s positives.
+// soft(): u^g ce and u^g (g (1-2t) h ce + p (1-t) - q t), u = p (1-t) + q t, h = p q / u; with t 0 or 1 hard(), with
+// exponent 0 varifocal()'s positives.
 void soft(const Curve& curve, const Logits& at, Exact& exact) {
   const double t = curve.target, gamma = curve.exponent, kept = 1 - curve.smoothing, half = curve.smoothing / 2;
   const double moved = t * kept + half, rest = (1 - t) * kept + half;
@@ -136,7 +139,8 @@ void quality(const Curve& curve, const Logits& at, Exact& exact) {
   FOR_BLOCK {
     const double x = at.x[i], p = at.p[i], q = at.q[i], ce = at.log1p_exp[i] + (x > 0 ? x * (1 - t) : -x * t);
     const double terms = p * (1 - t) + q * t, bend = size[i] * size[i] + beta * p * q * ce;
-    const double magnitude = power[i] * (bend + 2 * size[i] * terms) + (beta - 1) * about_power[i] / about[i] * terms * bend;
+    const double magnitude =
+        power[i] * (bend + 2 * size[i] * terms) + (beta - 1) * about_power[i] / about[i] * terms * bend;
     exact.loss_terms[i] = exact.loss[i] + beta * about_power[i] * terms * ce;
     exact.gradient_terms[i] = beta < 2 && size[i] <= kNear * terms ? kAny : magnitude;
   }
@@ -169,7 +173,10 @@ void shifted(const Curve& curve, const Logits& at, Exact& exact) {
 void evaluate(const Curve& curve, const float* x, Exact& exact) {
   Logits at;
   prepare(x, curve.form != kShifted, at);
-  (curve.form == kSoft ? soft : curve.form == kQuality ? quality : curve.form == kMean ? mean : shifted)(curve, at, exact);
+  (curve.form == kSoft         ? soft
+      : curve.form == kQuality ? quality
+      : curve.form == kMean    ? mean
+                               : shifted)(curve, at, exact);
   if (curve.cancels) return;
   FOR_BLOCK {
     exact.loss_terms[i] = exact.loss[i];
@@ -178,7 +185,8 @@ void evaluate(const Curve& curve, const float* x, Exact& exact) {
 }
 
 // As curves.py's errors_of(); what is rare is looked for in a block that has it only.
-void add(const Curve& curve, const float* x, const float* got, const Doubles& want, const Doubles& terms, int count, Errors& errors) {
+void add(const Curve& curve, const float* x, const float* got, const Doubles& want, const Doubles& terms, int count,
+    Errors& errors) {
   Doubles error;
   double worst = 0, total = 0;
   int not_finite = 0;
@@ -207,7 +215,8 @@ void add(const Curve& curve, const float* x, const float* got, const Doubles& wa
       if (error[i] == worst) errors.worst = worst, errors.at = x[i];
   if (worst > curve.edges[kEdges - 1] || not_finite)
     for (int i = 0; i < count; ++i)
-      if ((error[i] > curve.edges[kEdges - 1] || !isfinite(got[i])) && fabs(double(x[i])) < errors.good_below) errors.good_below = fabs(double(x[i]));
+      if ((error[i] > curve.edges[kEdges - 1] || !isfinite(got[i])) && fabs(double(x[i])) < errors.good_below)
+        errors.good_below = fabs(double(x[i]));
 }
 
 // Calls see(first, size, logits, exact values) for each block of `count` logits.
@@ -235,8 +244,8 @@ extern "C" void exact_values(const Curve* curve, int64_t count, const float* x, 
 }
 
 // Adds the errors of `count` losses and gradients at the logits x.
-extern "C" void exact_errors(
-    const Curve* curve, int64_t count, const float* x, const float* loss, const float* gradient, Errors* of_loss, Errors* of_gradient) {
+extern "C" void exact_errors(const Curve* curve, int64_t count, const float* x, const float* loss,
+    const float* gradient, Errors* of_loss, Errors* of_gradient) {
   for_blocks(*curve, count, x, [=](int64_t first, int size, const float* here, const Exact& exact) {
     add(*curve, here, loss + first, exact.loss, exact.loss_terms, size, *of_loss);
     add(*curve, here, gradient + first, exact.gradient, exact.gradient_terms, size, *of_gradient);

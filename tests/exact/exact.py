@@ -17,7 +17,17 @@ from torch import Tensor
 SOURCE = Path(__file__).with_name("exact.cpp")
 COMPILER = os.environ.get("CXX", "c++")
 WIDE = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
-FLAGS = ["-std=c++20", "-O3", "-march=native", *WIDE, "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-shared", "-fPIC"]
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-march=native",
+    *WIDE,
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp-simd",
+    "-shared",
+    "-fPIC",
+]
 SOFT, QUALITY, SHIFTED, MEAN = range(4)  # as exact.cpp numbers them
 
 
@@ -28,7 +38,10 @@ def why_impossible() -> str | None:
 class Description(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("form", "cancels")),
-        *((name, ctypes.c_double) for name in ("target", "exponent", "smoothing", "clip", "slope", "lost", "factor", "slack")),
+        *(
+            (name, ctypes.c_double)
+            for name in ("target", "exponent", "smoothing", "clip", "slope", "lost", "factor", "slack")
+        ),
         ("edges", ctypes.c_double * len(EDGES)),
     ]
 
@@ -89,7 +102,12 @@ class Exact:
         self.library = ctypes.CDLL(str(library))
         pointer = ctypes.c_void_p
         self.library.exact_values.argtypes = (ctypes.POINTER(Description), ctypes.c_int64, pointer, pointer)
-        self.library.exact_errors.argtypes = (ctypes.POINTER(Description), ctypes.c_int64, *[pointer] * 3, *[ctypes.POINTER(Counts)] * 2)
+        self.library.exact_errors.argtypes = (
+            ctypes.POINTER(Description),
+            ctypes.c_int64,
+            *[pointer] * 3,
+            *[ctypes.POINTER(Counts)] * 2,
+        )
 
     def closed(self, curve: Curve, x: Tensor) -> Closed:
         """As curve.exact(x), of float32 logits."""

@@ -23,8 +23,19 @@ CALLS: dict[str, dict[str, Any]] = {
     "softmax, mean": {"loss": SOFTMAX, "reduction": "mean"},
     "softmax, none": {"loss": SOFTMAX, "reduction": "none"},
     "softmax, sum over positives": {"loss": SOFTMAX, "reduction": "sum", "normalizer": "positives"},
-    "softmax, smoothed, weight of rows": {"loss": SOFTMAX, "reduction": "mean", "gamma": 1.5, "label_smoothing": 0.1, "weight": "rows"},
-    "softmax, alpha of classes, normalizer tensor": {"loss": SOFTMAX, "reduction": "sum", "alpha": "classes", "normalizer": "tensor"},
+    "softmax, smoothed, weight of rows": {
+        "loss": SOFTMAX,
+        "reduction": "mean",
+        "gamma": 1.5,
+        "label_smoothing": 0.1,
+        "weight": "rows",
+    },
+    "softmax, alpha of classes, normalizer tensor": {
+        "loss": SOFTMAX,
+        "reduction": "sum",
+        "alpha": "classes",
+        "normalizer": "tensor",
+    },
     "softmax, dense targets": {"loss": SOFTMAX, "reduction": "mean", "targets": "dense"},
 }
 
@@ -42,7 +53,8 @@ class Arguments(NamedTuple):
         return loss.detach(), gradient
 
     def refill(self, seed: int) -> None:
-        """New logits and labels in the same memory; every seed has another number of positives, or of rows that count."""
+        """New logits and labels in the same memory; every seed has another number of positives, or of rows that
+        count."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             self.inputs.copy_(torch.randn(self.inputs.shape, generator=generator) * 3 - 4)
@@ -60,7 +72,11 @@ def arguments(call: str, dtype: torch.dtype = torch.float32, device: str = "cuda
     loss = options.pop("loss", "sigmoid_focal_loss")
     accumulation = torch.float64 if dtype == torch.float64 else torch.float32
     dense = options.pop("targets", None) == "dense"
-    targets = torch.zeros(rows, CLASSES, device=device, dtype=dtype) if dense else torch.zeros(rows, device=device, dtype=torch.int64)
+    targets = (
+        torch.zeros(rows, CLASSES, device=device, dtype=dtype)
+        if dense
+        else torch.zeros(rows, device=device, dtype=torch.int64)
+    )
     if options.get("weight") == "rows":
         options["weight"] = torch.rand(rows if loss == SOFTMAX else (rows, 1)).to(device, accumulation)
     if options.get("alpha") == "classes":

@@ -12,7 +12,9 @@ from test_cuda_math import SMALLEST, UNIT, Results, beyond, bound, everywhere, i
 from torch import Tensor
 
 GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0, 10.0, 50.0, 1e3)
-labels = pytest.mark.parametrize("label", [-1, 0], ids=["stream", "careful"])  # a positive in a tile sends it down the careful path
+labels = pytest.mark.parametrize(
+    "label", [-1, 0], ids=["stream", "careful"]
+)  # a positive in a tile sends it down the careful path
 gammas = pytest.mark.parametrize("gamma", GAMMAS)
 
 
@@ -24,7 +26,11 @@ def on_the_chip(z: Tensor, gamma: float, label: int) -> dict[str, Tensor]:
     loss = focal_ext.sigmoid_focal_loss(leaf, targets, None, gamma)
     (chained,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
     (gradient,) = torch.autograd.grad(focal_ext.sigmoid_focal_loss(leaf, targets, None, gamma, "sum"), leaf)
-    return {"value": loss.detach().cpu()[:, 0], "gradient": sign * gradient.cpu()[:, 0], "chained": sign * chained.cpu()[:, 0]}
+    return {
+        "value": loss.detach().cpu()[:, 0],
+        "gradient": sign * gradient.cpu()[:, 0],
+        "chained": sign * chained.cpu()[:, 0],
+    }
 
 
 @labels
@@ -43,7 +49,9 @@ def test_float32_stays_within_the_proven_bounds(gamma: float, label: int) -> Non
 @labels
 @gammas
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_every_half_precision_logit_is_within_the_bound_before_its_rounding(dtype: torch.dtype, gamma: float, label: int) -> None:
+def test_every_half_precision_logit_is_within_the_bound_before_its_rounding(
+    dtype: torch.dtype, gamma: float, label: int
+) -> None:
     x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     x = x[x.isfinite()]
     want, allowed = hard(x.double(), gamma), bound("half" if gamma in (0, 1, 2) else "single", gamma)
@@ -66,7 +74,8 @@ def test_far_infinite_and_nan_logits_get_their_limits(gamma: float, label: int) 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_the_reciprocal_of_1_is_1(dtype: torch.dtype) -> None:
-    """The half grade takes q = 1 - p and multiplies it by the logit: no other instruction's error may grow like that."""
+    """The half grade takes q = 1 - p and multiplies it by the logit: no other instruction's error may grow like
+    that."""
     x = torch.arange(0, 2**15, dtype=torch.int16).view(dtype)
     x = x[x.isfinite() & (x > 100)]
     for gamma in (1.0, 2.0):

@@ -76,7 +76,9 @@ if torch.cuda.device_count() > 1:
     @calls
     def test_the_second_device_works_while_the_first_is_current(call: str) -> None:
         first, second = (arguments(call, device=f"cuda:{i}") for i in (0, 1))
-        second.options.update({name: value.to("cuda:1") for name, value in first.options.items() if isinstance(value, Tensor)})
+        second.options.update(
+            {name: value.to("cuda:1") for name, value in first.options.items() if isinstance(value, Tensor)}
+        )
         with torch.cuda.device(0):
             for got, want in zip(second.step(), first.step()):
                 assert got.device == torch.device("cuda:1")
@@ -97,7 +99,9 @@ def test_a_step_holds_the_gradient_and_little_else(dtype: torch.dtype, call: str
 
 @reduced
 @dtypes
-def test_backward_writes_the_gradient_over_the_logits_and_allocates_nothing_of_their_size(dtype: torch.dtype, call: str) -> None:
+def test_backward_writes_the_gradient_over_the_logits_and_allocates_nothing_of_their_size(
+    dtype: torch.dtype, call: str
+) -> None:
     made = arguments(call, dtype, rows=50_000)
     _, want = made.step()
     for factor in (1.0, 4.0):

@@ -11,7 +11,9 @@ from device_step import CALLS, DTYPES, arguments
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_replayed_graph_gives_the_bits_of_eager_calls_for_new_logits_and_labels(call: str, dtype: torch.dtype) -> None:
+def test_a_replayed_graph_gives_the_bits_of_eager_calls_for_new_logits_and_labels(
+    call: str, dtype: torch.dtype
+) -> None:
     static = arguments(call, dtype)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -35,13 +35,20 @@ def test_loss_and_gradients_are_the_reference_s(name: str, gamma: float, dtype: 
     shape = SHAPES[name]
     levels, ids = maps(shape, layout, dtype), labels(shape, often=0.02)
     got = step(leaves([level.cuda() for level in levels]), ids.cuda(), shape.classes, gamma)
-    want, eps = exact(levels, ids, shape.classes, gamma=gamma, normalizer="positives"), torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    want, eps = (
+        exact(levels, ids, shape.classes, gamma=gamma, normalizer="positives"),
+        torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps,
+    )
     added = table.ADDED.units * eps * (sum(level.numel() for level in levels) / 256 + 16384 / 32)
     assert abs(got[0].double().cpu() - want[0]) <= (units("cuda", dtype, "sum") + added) * want[0]
-    relative = units("cuda", dtype, "hard") if gamma == 2 or dtype == torch.float64 else 2 * units("cuda", dtype, "hard")  # gamma multiplies the logarithm's error
+    relative = (
+        units("cuda", dtype, "hard") if gamma == 2 or dtype == torch.float64 else 2 * units("cuda", dtype, "hard")
+    )  # gamma multiplies the logarithm's error
     relative += EXPONENT.units * eps * gamma * 100 if dtype == torch.float64 else 0.0
     for result, right in zip(got[1:], want[1:]):
-        assert not outside(result.cpu(), right, relative * right.abs() + table.FLUSHED.units * 2.0**-126 * (1 + gamma)).any()
+        assert not outside(
+            result.cpu(), right, relative * right.abs() + table.FLUSHED.units * 2.0**-126 * (1 + gamma)
+        ).any()
 
 
 @layouts

@@ -1,5 +1,6 @@
 # Owns: the softmax focal loss on a GPU: values and gradients against float64, bad ids.
-# Must not know: how the kernels lay out their rows (../test_softmax_cuda_host.py runs them on the CPU); waiting, memory (test_device.py), graphs (test_graphs.py).
+# Must not know: how the kernels lay out their rows (../test_softmax_cuda_host.py runs them on the CPU); waiting, memory
+# (test_device.py), graphs (test_graphs.py).
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -52,13 +53,18 @@ def test_a_hundred_thousand_classes_keep_the_accuracy(targets: str, classes: int
 @dtypes
 @pytest.mark.parametrize("targets", ["ids", "dense"])
 @pytest.mark.parametrize("rows, classes", [(20_011, 80), (2_003, 365), (1_009, 1203)], ids=str)
-def test_more_rows_than_blocks_have_the_loss_and_gradients_of_the_closed_form(rows: int, classes: int, targets: str, dtype: torch.dtype) -> None:
+def test_more_rows_than_blocks_have_the_loss_and_gradients_of_the_closed_form(
+    rows: int, classes: int, targets: str, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(classes)
     x = (torch.randn(rows, classes, generator=generator) * 4).to(dtype)
     ids = torch.randint(classes, (rows,), generator=generator)
     t = torch.nn.functional.one_hot(ids, classes).to(dtype)
     if targets == "dense":
-        t = (torch.rand(rows, classes, generator=generator) * (torch.rand(rows, classes, generator=generator) < 4 / classes)).to(dtype)
+        t = (
+            torch.rand(rows, classes, generator=generator)
+            * (torch.rand(rows, classes, generator=generator) < 4 / classes)
+        ).to(dtype)
     want, slope, magnitude = closed(x.double(), t.double(), t.double(), 2.0, 0.0)
     leaf = x.cuda().requires_grad_()
     loss = focal_ext.softmax_focal_loss(leaf, (ids if targets == "ids" else t).cuda(), reduction="none")

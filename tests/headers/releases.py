@@ -1,4 +1,5 @@
-# Owns: the headers of torch's releases, out of the wheels on PyPI, in .venv-headers: each as a folder of torch that the library can be built against.
+# Owns: the headers of torch's releases, out of the wheels on PyPI, in .venv-headers: each as a folder of torch that the
+# library can be built against.
 # Must not know: what is compiled with them.
 from __future__ import annotations
 
@@ -27,8 +28,28 @@ def torch_root(release: str) -> Path:
 
 def wheel_of(release: str) -> str:
     """The address of a wheel of torch for a processor whose wheels are small; headers are the same in all."""
-    asked = (UV, "pip", "compile", "-", "-q", "--no-deps", "--no-cache", "--format", "pylock.toml", "--python-version", "3.11", "--python-platform", "aarch64-manylinux_2_28")
-    done = subprocess.run([*map(str, asked), "--only-binary", ":all:"], input=f"torch=={release}", capture_output=True, text=True, check=False)
+    asked = (
+        UV,
+        "pip",
+        "compile",
+        "-",
+        "-q",
+        "--no-deps",
+        "--no-cache",
+        "--format",
+        "pylock.toml",
+        "--python-version",
+        "3.11",
+        "--python-platform",
+        "aarch64-manylinux_2_28",
+    )
+    done = subprocess.run(
+        [*map(str, asked), "--only-binary", ":all:"],
+        input=f"torch=={release}",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     found = re.search(r'url = "([^"]+\.whl)"', done.stdout)
     if not found:
         raise SystemExit(f"no wheel of torch {release} is to be had: {done.stderr[-2000:]}")
@@ -63,7 +84,8 @@ def spans(wheel: zipfile.ZipFile) -> list[tuple[int, int]]:
 
 
 def fetch(release: str) -> None:
-    """A file as long as the wheel, of which only the pieces that are wanted are written, is a zip file to whoever reads no others."""
+    """A file as long as the wheel, of which only the pieces that are wanted are written, is a zip file to whoever reads
+    no others."""
     shutil.rmtree(HOME / release, ignore_errors=True)
     (HOME / release).mkdir(parents=True)
     url, local = wheel_of(release), HOME / release / "wheel"

@@ -20,7 +20,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.write_line(f"torch {torch.__version__}; worst difference from each library, relative to the largest value:")
+    terminalreporter.write_line(
+        f"torch {torch.__version__}; worst difference from each library, relative to the largest value:"
+    )
     for name in sorted(WORST):
         terminalreporter.write_line(f"  {name:40} {WORST[name]:.1e}")
 

@@ -1,4 +1,5 @@
-# Owns: the libraries' own losses; mmdet's are read from its installed files, because importing mmdet needs mmcv's compiled ops.
+# Owns: the libraries' own losses; mmdet's are read from its installed files, because importing mmdet needs mmcv's
+# compiled ops.
 # Must not know: focal_ext.
 from __future__ import annotations
 
@@ -33,11 +34,21 @@ def _mmdet_losses() -> dict[str, Any]:
     stand_ins = {**packages, "mmdet.registry": registry, "mmcv.ops": ops}
     sys.modules.update(stand_ins)
     try:
-        files = [importlib.import_module(f"mmdet.models.losses.{file}") for file in ("focal_loss", "gfocal_loss", "varifocal_loss")]
+        files = [
+            importlib.import_module(f"mmdet.models.losses.{file}")
+            for file in ("focal_loss", "gfocal_loss", "varifocal_loss")
+        ]
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] in ("mmdet", "mmcv")]:
             del sys.modules[name]
     return {name: value for file in files for name, value in vars(file).items() if not name.startswith("_")}
 
 
-mmdet = type("mmdet", (), {name: staticmethod(value) if callable(value) and not isinstance(value, type) else value for name, value in _mmdet_losses().items()})
+mmdet = type(
+    "mmdet",
+    (),
+    {
+        name: staticmethod(value) if callable(value) and not isinstance(value, type) else value
+        for name, value in _mmdet_losses().items()
+    },
+)

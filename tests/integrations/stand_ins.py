@@ -26,7 +26,9 @@ class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Any(name, (), {"__init__": lambda self, *a, **k: None, "__call__": lambda self, *a, **k: a[0] if a else self})
+        return _Any(
+            name, (), {"__init__": lambda self, *a, **k: None, "__call__": lambda self, *a, **k: a[0] if a else self}
+        )
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -47,10 +49,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextlib.contextmanager
 def beside(*roots: str, empty: tuple[str, ...] = ()) -> Iterator[None]:
-    """Modules below the `roots` are stand-ins, and the packages in `empty` have their files but not what their __init__ imports. What was
-    imported meanwhile is forgotten afterwards."""
+    """Modules below the `roots` are stand-ins, and the packages in `empty` have their files but not what their __init__
+    imports. What was imported meanwhile is forgotten afterwards."""
     finder, before = _Finder(roots), set(sys.modules)
-    places = {name: Path(importlib.util.find_spec(name.partition(".")[0]).submodule_search_locations[0]) for name in empty}
+    places = {
+        name: Path(importlib.util.find_spec(name.partition(".")[0]).submodule_search_locations[0]) for name in empty
+    }
     sys.meta_path.insert(0, finder)
     try:
         for name, place in places.items():
@@ -60,5 +64,7 @@ def beside(*roots: str, empty: tuple[str, ...] = ()) -> Iterator[None]:
     finally:
         sys.meta_path.remove(finder)
         for name in set(sys.modules) - before:
-            if (name.partition(".")[0] in {entry.partition(".")[0] for entry in empty}) or any((name + ".").startswith(root + ".") for root in finder.roots):
+            if (name.partition(".")[0] in {entry.partition(".")[0] for entry in empty}) or any(
+                (name + ".").startswith(root + ".") for root in finder.roots
+            ):
                 del sys.modules[name]

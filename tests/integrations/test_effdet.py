@@ -15,15 +15,21 @@ from focal_ext import compat
 from torch import Tensor, nn
 
 CLASSES, SIZE, STEPS = 4, 128, 3
-# effdet casts logits to float32: the two losses differ by some units of its epsilon. The network works in float64, lest those units
-# move an activation across a corner of relu6.
+# effdet casts logits to float32: the two losses differ by some units of its epsilon. The network works in float64, lest
+# those units move an activation across a corner of relu6.
 TOLERANCE = 1e-6
 
 
 def bench(smoothing: float) -> nn.Module:
     torch.manual_seed(3)
     config = effdet.get_efficientdet_config("tf_efficientdet_lite0")
-    changes = {"image_size": (SIZE, SIZE), "num_classes": CLASSES, "fpn_channels": 16, "fpn_cell_repeats": 1, "box_class_repeats": 1}
+    changes = {
+        "image_size": (SIZE, SIZE),
+        "num_classes": CLASSES,
+        "fpn_channels": 16,
+        "fpn_cell_repeats": 1,
+        "box_class_repeats": 1,
+    }
     config.update({**changes, "label_smoothing": smoothing, "jit_loss": False})
     return effdet.DetBenchTrain(effdet.EfficientDet(config, pretrained_backbone=False).double(), config)
 
@@ -32,10 +38,17 @@ def batch(step: int) -> tuple[Tensor, dict[str, Any]]:
     rng = torch.Generator().manual_seed(step)
     boxes = torch.tensor([[[10.0, 10, 60, 60], [50, 40, 100, 120]], [[5.0, 20, 50, 90 + step], [-1, -1, -1, -1]]])
     labels = torch.tensor([[1.0, 3], [2, -1]])  # effdet's files count from 1
-    return torch.randn(2, 3, SIZE, SIZE, generator=rng, dtype=torch.float64), {"bbox": boxes, "cls": labels, "img_scale": None, "img_size": None}
+    return torch.randn(2, 3, SIZE, SIZE, generator=rng, dtype=torch.float64), {
+        "bbox": boxes,
+        "cls": labels,
+        "img_scale": None,
+        "img_size": None,
+    }
 
 
-def train(smoothing: float, context: Callable[[], AbstractContextManager[Any]] = nullcontext) -> list[tuple[Tensor, Tensor, Tensor]]:
+def train(
+    smoothing: float, context: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Class loss, total loss and all gradients in one tensor, of each step."""
     found, net = [], bench(smoothing)
     for module in net.modules():
@@ -60,9 +73,15 @@ def test_losses_and_gradients_of_every_step_are_effdets(smoothing: float, assert
             assert_close(f"effdet {name}", a, b, TOLERANCE)
 
 
-def test_a_step_calls_the_fused_loss_once_for_all_levels_and_leaves_effdet_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_calls_the_fused_loss_once_for_all_levels_and_leaves_effdet_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls, original, fused = [], effdet.loss.loss_fn, focal_ext.pyramid.sigmoid_focal_loss
-    monkeypatch.setattr(focal_ext.pyramid, "sigmoid_focal_loss", lambda *args, **options: calls.append(len(args[0])) or fused(*args, **options))
+    monkeypatch.setattr(
+        focal_ext.pyramid,
+        "sigmoid_focal_loss",
+        lambda *args, **options: calls.append(len(args[0])) or fused(*args, **options),
+    )
     with compat.effdet.patched():
         bench(0.0)(*batch(0))
     assert calls == [5] and effdet.loss.loss_fn is original

@@ -27,15 +27,25 @@ def test_the_old_import_is_the_librarys_and_the_new_one_has_its_names(section: s
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry per call of the fused loss."""
     seen, fused = [], focal_ext.losses.sigmoid_focal_loss
-    monkeypatch.setattr(focal_ext.losses, "sigmoid_focal_loss", lambda *args, **options: seen.append(1) or fused(*args, **options))
+    monkeypatch.setattr(
+        focal_ext.losses, "sigmoid_focal_loss", lambda *args, **options: seen.append(1) or fused(*args, **options)
+    )
     return seen
 
 
 @pytest.mark.parametrize("kind, snippet, count", [(RetinaNet, 0, 1), (FCOS, 0, 1), (RetinaNet, 2, 3), (FCOS, 2, 1)])
-def test_torchvisions_models_take_the_fused_loss(kind: type, snippet: int, count: int, calls: list[int], assert_close: Callable[..., None]) -> None:
+def test_torchvisions_models_take_the_fused_loss(
+    kind: type, snippet: int, count: int, calls: list[int], assert_close: Callable[..., None]
+) -> None:
     images, targets = test_torchvision_detectors.batch(0)
     theirs = test_torchvision_detectors.model(kind)(images, targets)
-    names = {"model": test_torchvision_detectors.model(kind), "images": images, "targets": targets, "focal_ext": focal_ext, "torch": torch}
+    names = {
+        "model": test_torchvision_detectors.model(kind),
+        "images": images,
+        "targets": targets,
+        "focal_ext": focal_ext,
+        "torch": torch,
+    }
     page = snippets("torchvision: RetinaNet and FCOS")
     losses = run(page[snippet], **names).get("losses") or names["model"](images, targets)
     assert len(calls) == count
@@ -48,19 +58,32 @@ def test_torchvisions_models_take_the_fused_loss(kind: type, snippet: int, count
 def test_effdets_detector_takes_the_fused_loss(assert_close: Callable[..., None]) -> None:
     images, targets = test_effdet.batch(0)
     found = run(snippets("effdet and timm")[0], bench=test_effdet.bench(0.1), images=images, targets=targets)
-    assert_close("page, effdet", found["losses"]["loss"], test_effdet.bench(0.1)(images, targets)["loss"], test_effdet.TOLERANCE)
+    assert_close(
+        "page, effdet", found["losses"]["loss"], test_effdet.bench(0.1)(images, targets)["loss"], test_effdet.TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_class_ids_without_one_hot_and_mask_give_effdets_class_loss(smoothing: float, assert_close: Callable[..., None]) -> None:
+def test_class_ids_without_one_hot_and_mask_give_effdets_class_loss(
+    smoothing: float, assert_close: Callable[..., None]
+) -> None:
     rng, classes, sides = torch.Generator().manual_seed(4), 4, (16, 8, 4, 2, 1)
     outputs = [torch.randn(2, 3 * classes, s, s, generator=rng) for s in sides]
     ids = [torch.randint(-2, classes, (2, s, s, 3), generator=rng) for s in sides]
     positives = torch.tensor([7.0, 12.0])
     boxes, box_targets = [torch.zeros(2, 12, s, s) for s in sides], [torch.zeros(2, s, s, 12) for s in sides]
-    _, theirs, _ = peers.effdet.loss_fn(outputs, boxes, ids, box_targets, positives, classes, 0.25, 1.5, 0.1, 50.0, smoothing)
-    names: dict[str, Any] = {"cls_outputs": outputs, "cls_targets": ids, "num_classes": classes, "num_positives": positives}
-    found = run(snippets("effdet and timm")[1], focal_ext=focal_ext, **names, alpha=0.25, gamma=1.5, label_smoothing=smoothing)
+    _, theirs, _ = peers.effdet.loss_fn(
+        outputs, boxes, ids, box_targets, positives, classes, 0.25, 1.5, 0.1, 50.0, smoothing
+    )
+    names: dict[str, Any] = {
+        "cls_outputs": outputs,
+        "cls_targets": ids,
+        "num_classes": classes,
+        "num_positives": positives,
+    }
+    found = run(
+        snippets("effdet and timm")[1], focal_ext=focal_ext, **names, alpha=0.25, gamma=1.5, label_smoothing=smoothing
+    )
     assert_close("effdet by class ids", found["class_loss"], theirs, 1e-6)
 
 
@@ -72,9 +95,17 @@ def test_timms_asymmetric_loss_of_its_defaults(assert_close: Callable[..., None]
 
 
 def test_transformers_model_takes_the_fused_loss(calls: list[int], assert_close: Callable[..., None]) -> None:
-    found = run(snippets("transformers and DETR")[1], focal_ext=focal_ext, model=test_deformable_detr.model(), **test_deformable_detr.batch(0))
+    found = run(
+        snippets("transformers and DETR")[1],
+        focal_ext=focal_ext,
+        model=test_deformable_detr.model(),
+        **test_deformable_detr.batch(0),
+    )
     theirs: Tensor = test_deformable_detr.model()(**test_deformable_detr.batch(0)).loss
     assert len(calls) == 2
     run(snippets("transformers and DETR")[0])
-    assert "transformers.loss.loss_deformable_detr.DeformableDetrImageLoss.loss_labels" in focal_ext.compat.transformers.restore()
+    assert (
+        "transformers.loss.loss_deformable_detr.DeformableDetrImageLoss.loss_labels"
+        in focal_ext.compat.transformers.restore()
+    )
     assert_close("page, transformers", found["output"].loss, theirs, test_deformable_detr.TOLERANCE)

@@ -1,4 +1,5 @@
-# Owns: losses weighed by quality beside the original implementations of transformers: values and gradients, in float64 and in float32.
+# Owns: losses weighed by quality beside the original implementations of transformers: values and gradients, in float64
+# and in float32.
 # Must not know: formulas.
 from __future__ import annotations
 
@@ -18,13 +19,22 @@ rng = torch.Generator().manual_seed(5)
 
 def boxes(*shape: int) -> Tensor:
     """Center, width and height; wide enough that most pairs of boxes meet, and some do not."""
-    return torch.cat([torch.rand(*shape, 2, generator=rng, dtype=torch.float64) * 0.5 + 0.25, torch.rand(*shape, 2, generator=rng, dtype=torch.float64) * 0.5 + 0.05], -1)
+    return torch.cat(
+        [
+            torch.rand(*shape, 2, generator=rng, dtype=torch.float64) * 0.5 + 0.25,
+            torch.rand(*shape, 2, generator=rng, dtype=torch.float64) * 0.5 + 0.05,
+        ],
+        -1,
+    )
 
 
 LOGITS = torch.randn(IMAGES, QUERIES, CLASSES, generator=rng, dtype=torch.float64) * 4
 PREDICTED = boxes(IMAGES, QUERIES)
 TARGETS = [{"class_labels": torch.randint(0, CLASSES, (n,), generator=rng), "boxes": boxes(n)} for n in (5, 0, 8)]
-MATCHES = [(torch.randperm(QUERIES, generator=rng)[: len(t["boxes"])], torch.randperm(len(t["boxes"]), generator=rng)) for t in TARGETS]
+MATCHES = [
+    (torch.randperm(QUERIES, generator=rng)[: len(t["boxes"])], torch.randperm(len(t["boxes"]), generator=rng))
+    for t in TARGETS
+]
 
 
 class Row(NamedTuple):
@@ -35,10 +45,30 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "RT-DETR": Row("loss_rt_detr", "RTDetrLoss.loss_labels_vfl", {"alpha": 0.75, "gamma": 2.0}, lambda x, pair: focal_ext.varifocal_loss(x, pair, 0.75, 2.0, "sum", normalizer=BOXES, modulator_gradient=False)),
-    "DEIMv2": Row("loss_deimv2", "Deimv2Loss.loss_labels_mal", {"mal_alpha": None, "gamma": 1.5}, lambda x, pair: focal_ext.matchability_aware_loss(x, pair, reduction="sum", normalizer=BOXES)),
-    "DEIMv2 with alpha": Row("loss_deimv2", "Deimv2Loss.loss_labels_mal", {"mal_alpha": 0.3, "gamma": 2.0}, lambda x, pair: focal_ext.matchability_aware_loss(x, pair, 2.0, 0.3, "sum", normalizer=BOXES)),
-    "LW-DETR": Row("loss_lw_detr", "LwDetrImageLoss.loss_labels", {"focal_alpha": 0.25}, lambda x, pair: focal_ext.iou_aware_bce_loss(x, pair, reduction="sum", normalizer=BOXES)),
+    "RT-DETR": Row(
+        "loss_rt_detr",
+        "RTDetrLoss.loss_labels_vfl",
+        {"alpha": 0.75, "gamma": 2.0},
+        lambda x, pair: focal_ext.varifocal_loss(x, pair, 0.75, 2.0, "sum", normalizer=BOXES, modulator_gradient=False),
+    ),
+    "DEIMv2": Row(
+        "loss_deimv2",
+        "Deimv2Loss.loss_labels_mal",
+        {"mal_alpha": None, "gamma": 1.5},
+        lambda x, pair: focal_ext.matchability_aware_loss(x, pair, reduction="sum", normalizer=BOXES),
+    ),
+    "DEIMv2 with alpha": Row(
+        "loss_deimv2",
+        "Deimv2Loss.loss_labels_mal",
+        {"mal_alpha": 0.3, "gamma": 2.0},
+        lambda x, pair: focal_ext.matchability_aware_loss(x, pair, 2.0, 0.3, "sum", normalizer=BOXES),
+    ),
+    "LW-DETR": Row(
+        "loss_lw_detr",
+        "LwDetrImageLoss.loss_labels",
+        {"focal_alpha": 0.25},
+        lambda x, pair: focal_ext.iou_aware_bce_loss(x, pair, reduction="sum", normalizer=BOXES),
+    ),
 }
 
 
@@ -47,15 +77,25 @@ def originals(row: Row, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, tuple[Te
     module = pytest.importorskip(f"transformers.loss.{row.module}")
     owner, method = row.original.split(".")
     original = getattr(module, owner)
-    self = SimpleNamespace(num_classes=CLASSES, _get_source_permutation_idx=lambda indices: original._get_source_permutation_idx(None, indices), **row.options)
+    self = SimpleNamespace(
+        num_classes=CLASSES,
+        _get_source_permutation_idx=lambda indices: original._get_source_permutation_idx(None, indices),
+        **row.options,
+    )
     targets = [{"class_labels": t["class_labels"], "boxes": t["boxes"].to(dtype)} for t in TARGETS]
     outputs = {"logits": x, "pred_boxes": PREDICTED.to(dtype)}
     (loss,) = getattr(original, method)(self, outputs, targets, MATCHES, BOXES).values()
     image_transforms = importlib.import_module("transformers.image_transforms")
     ids, scores = torch.full((IMAGES, QUERIES), -1), torch.zeros(IMAGES, QUERIES, dtype=dtype)
     for i, (queries, matched) in enumerate(MATCHES):
-        corners = (image_transforms.center_to_corners_format(b) for b in (PREDICTED[i, queries].to(dtype), targets[i]["boxes"][matched]))
-        ids[i, queries], scores[i, queries] = targets[i]["class_labels"][matched], module.box_iou(*corners)[0].diag().to(dtype)
+        corners = (
+            image_transforms.center_to_corners_format(b)
+            for b in (PREDICTED[i, queries].to(dtype), targets[i]["boxes"][matched])
+        )
+        ids[i, queries], scores[i, queries] = (
+            targets[i]["class_labels"][matched],
+            module.box_iou(*corners)[0].diag().to(dtype),
+        )
     return loss, (ids, scores)
 
 

@@ -1,4 +1,5 @@
-# Owns: every detection loss of transformers' LOSS_MAPPING on random outputs, before the switch and inside it; the page's table of them.
+# Owns: every detection loss of transformers' LOSS_MAPPING on random outputs, before the switch and inside it; the
+# page's table of them.
 # Must not know: models, formulas. test_deformable_detr.py trains a model.
 from __future__ import annotations
 
@@ -19,9 +20,18 @@ from transformers.models.maskformer import modeling_maskformer
 
 IMAGES = LAYERS = 2  # some losses have layers first, some images
 QUERIES, CLASSES, SIDE = 12, 5, 16
-IN_FLOAT32 = ("RfDetrForInstanceSegmentation", "ForSegmentation", "GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection")  # tensors in them are
+IN_FLOAT32 = (
+    "RfDetrForInstanceSegmentation",
+    "ForSegmentation",
+    "GroundingDinoForObjectDetection",
+    "MMGroundingDinoForObjectDetection",
+)  # tensors in them are
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
-PLAIN = ("ForObjectDetection", "ForSegmentation", "ForSemanticSegmentation")  # DETR: softmax cross entropy of the classes
+PLAIN = (
+    "ForObjectDetection",
+    "ForSegmentation",
+    "ForSemanticSegmentation",
+)  # DETR: softmax cross entropy of the classes
 ENTRIES: dict[str, tuple[str, str]] = {  # of LOSS_MAPPING: the configuration, and the losses that are fused
     "ForSegmentation": ("DetrConfig", "sigmoid_focal_loss"),
     "DeformableDetrForObjectDetection": ("DeformableDetrConfig", "sigmoid_focal_loss"),
@@ -46,7 +56,13 @@ MASKS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def configuration(name: str) -> Any:
     config = getattr(transformers, name)()
-    for key, value in {"num_labels": CLASSES - (name == "DetrConfig"), "auxiliary_loss": name not in ("DFineConfig", "Deimv2Config"), "group_detr": 1, "two_stage": False, "use_dense_one_to_one": False}.items():
+    for key, value in {
+        "num_labels": CLASSES - (name == "DetrConfig"),
+        "auxiliary_loss": name not in ("DFineConfig", "Deimv2Config"),
+        "group_detr": 1,
+        "two_stage": False,
+        "use_dense_one_to_one": False,
+    }.items():
         setattr(config, key, value)
     return config
 
@@ -63,18 +79,43 @@ def arguments(entry: str) -> tuple[dict[str, Any], list[Tensor]]:
         return (torch.randn(*shape, generator=rng, dtype=dtype) * 2).requires_grad_()
 
     def boxes(*shape: int) -> Tensor:
-        return torch.rand(*shape, 2, generator=rng, dtype=dtype).repeat_interleave(2, -1).mul(0.4).add(torch.tensor([0.3, 0.3, 0.2, 0.2]))
+        return (
+            torch.rand(*shape, 2, generator=rng, dtype=dtype)
+            .repeat_interleave(2, -1)
+            .mul(0.4)
+            .add(torch.tensor([0.3, 0.3, 0.2, 0.2]))
+        )
 
     given: dict[str, Any] = {
-        "logits": leaf(IMAGES, QUERIES, CLASSES), "pred_boxes": boxes(IMAGES, QUERIES), "outputs_class": leaf(IMAGES, LAYERS, QUERIES, CLASSES),
-        "outputs_coord": boxes(IMAGES, LAYERS, QUERIES), "pred_masks": leaf(IMAGES, QUERIES, SIDE, SIDE), "outputs_masks": leaf(IMAGES, LAYERS, QUERIES, SIDE, SIDE),
+        "logits": leaf(IMAGES, QUERIES, CLASSES),
+        "pred_boxes": boxes(IMAGES, QUERIES),
+        "outputs_class": leaf(IMAGES, LAYERS, QUERIES, CLASSES),
+        "outputs_coord": boxes(IMAGES, LAYERS, QUERIES),
+        "pred_masks": leaf(IMAGES, QUERIES, SIDE, SIDE),
+        "outputs_masks": leaf(IMAGES, LAYERS, QUERIES, SIDE, SIDE),
     }
     for prefix in ("enc_topk_{}", "enc_outputs_{}"):
-        given |= {prefix.format("logits"): leaf(IMAGES, QUERIES, CLASSES), prefix.format("class"): leaf(IMAGES, QUERIES, CLASSES), prefix.format("bboxes"): boxes(IMAGES, QUERIES)}
-        given |= {prefix.format("coord"): boxes(IMAGES, QUERIES), prefix.format("masks"): leaf(IMAGES, QUERIES, SIDE, SIDE)}
+        given |= {
+            prefix.format("logits"): leaf(IMAGES, QUERIES, CLASSES),
+            prefix.format("class"): leaf(IMAGES, QUERIES, CLASSES),
+            prefix.format("bboxes"): boxes(IMAGES, QUERIES),
+        }
+        given |= {
+            prefix.format("coord"): boxes(IMAGES, QUERIES),
+            prefix.format("masks"): leaf(IMAGES, QUERIES, SIDE, SIDE),
+        }
     counts = (3, 1)
-    labels = [{"class_labels": torch.randint(0, CLASSES, (n,), generator=rng), "boxes": boxes(n), "masks": torch.rand(n, SIDE, SIDE, generator=rng) > 0.6} for n in counts]
-    if "GroundingDino" in entry:  # classes are tokens: two for the class 1, none for the last column, which is padding of the first image
+    labels = [
+        {
+            "class_labels": torch.randint(0, CLASSES, (n,), generator=rng),
+            "boxes": boxes(n),
+            "masks": torch.rand(n, SIDE, SIDE, generator=rng) > 0.6,
+        }
+        for n in counts
+    ]
+    if (
+        "GroundingDino" in entry
+    ):  # classes are tokens: two for the class 1, none for the last column, which is padding of the first image
         maps = torch.eye(CLASSES - 1, CLASSES)
         maps[1, 2] = 1
         mask = torch.ones(IMAGES, QUERIES, CLASSES, dtype=torch.bool)
@@ -93,7 +134,11 @@ def losses_and_gradients(entry: str) -> dict[str, Tensor]:
     loss, parts, _ = LOSS_MAPPING[entry](**given)
     found = {key: value.detach() for key, value in parts.items() if value.numel()}
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return found | {"loss": loss.detach()} | {f"gradient {number}": grad for number, grad in enumerate(gradients) if grad is not None}
+    return (
+        found
+        | {"loss": loss.detach()}
+        | {f"gradient {number}": grad for number, grad in enumerate(gradients) if grad is not None}
+    )
 
 
 @pytest.fixture
@@ -102,7 +147,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     for name in ("sigmoid_focal_loss", "varifocal_loss", "matchability_aware_loss", "iou_aware_bce_loss"):
         fused = getattr(focal_ext.losses, name)
-        monkeypatch.setattr(focal_ext.losses, name, lambda *args, fused=fused, name=name, **options: seen.append(name) or fused(*args, **options))
+        monkeypatch.setattr(
+            focal_ext.losses,
+            name,
+            lambda *args, fused=fused, name=name, **options: seen.append(name) or fused(*args, **options),
+        )
     return seen
 
 
@@ -139,5 +188,7 @@ def test_the_losses_of_masks_are_transformers(name: str, calls: list[str], asser
 
 def test_the_page_has_the_table_of_these() -> None:
     rows = [(name, losses) for name, (_, losses) in ENTRIES.items()] + [(name, "sigmoid_focal_loss") for name in MASKS]
-    table = "| loss of transformers | computed by |\n|---|---|\n" + "".join(f"| {name} | {', '.join(f'`{loss}`' for loss in losses.split(', '))} |\n" for name, losses in rows)
+    table = "| loss of transformers | computed by |\n|---|---|\n" + "".join(
+        f"| {name} | {', '.join(f'`{loss}`' for loss in losses.split(', '))} |\n" for name, losses in rows
+    )
     assert table in sections()["transformers and DETR"], f"docs/integrations.md has another table than this:\n{table}"

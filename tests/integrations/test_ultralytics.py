@@ -53,7 +53,13 @@ def batch(name: str) -> dict[str, Tensor]:
     if MODELS[name][2] == 5:
         boxes = torch.cat([boxes, torch.tensor([[0.1], [0.4], [-0.2]])], 1)
     masks = torch.randint(0, 2, (2, 16, 16), generator=rng).float()
-    return {"img": torch.rand(2, 3, 64, 64, generator=rng, dtype=torch.float64), "cls": torch.tensor([1.0, 4, 0]), "batch_idx": torch.tensor([0.0, 0, 1]), "bboxes": boxes, "masks": masks}
+    return {
+        "img": torch.rand(2, 3, 64, 64, generator=rng, dtype=torch.float64),
+        "cls": torch.tensor([1.0, 4, 0]),
+        "batch_idx": torch.tensor([0.0, 0, 1]),
+        "bboxes": boxes,
+        "masks": masks,
+    }
 
 
 def losses_and_gradients(net: nn.Module, name: str) -> tuple[Tensor, Tensor]:
@@ -63,10 +69,16 @@ def losses_and_gradients(net: nn.Module, name: str) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_losses_and_gradients_are_ultralytics(tasks: Any, name: str, assert_close: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_and_gradients_are_ultralytics(
+    tasks: Any, name: str, assert_close: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = losses_and_gradients(model(tasks, name), name)
     calls, fused = [], focal_ext.losses.sigmoid_focal_loss
-    monkeypatch.setattr(focal_ext.losses, "sigmoid_focal_loss", lambda *args, **options: calls.append(args[0].shape) or fused(*args, **options))
+    monkeypatch.setattr(
+        focal_ext.losses,
+        "sigmoid_focal_loss",
+        lambda *args, **options: calls.append(args[0].shape) or fused(*args, **options),
+    )
     with compat.ultralytics.patched():
         ours = losses_and_gradients(model(tasks, name), name)
     run(snippets("ultralytics")[0])
@@ -76,7 +88,9 @@ def test_losses_and_gradients_are_ultralytics(tasks: Any, name: str, assert_clos
         assert_close(f"ultralytics {name}", a, b, TOLERANCE)
 
 
-def test_weights_of_classes_count_and_a_loss_of_the_users_own_is_left_alone(tasks: Any, assert_close: Callable[..., None]) -> None:
+def test_weights_of_classes_count_and_a_loss_of_the_users_own_is_left_alone(
+    tasks: Any, assert_close: Callable[..., None]
+) -> None:
     def losses(own: Any = None) -> tuple[Tensor, Tensor]:
         net = model(tasks, "YOLOv8")
         net.class_weights = torch.linspace(0.5, 2, CLASSES)
@@ -84,7 +98,11 @@ def test_weights_of_classes_count_and_a_loss_of_the_users_own_is_left_alone(task
         if own is not None:
             net.criterion.bce = own
         found = losses_and_gradients(net, "YOLOv8")
-        assert isinstance(net.criterion.bce, nn.BCEWithLogitsLoss) and net.criterion.class_weights.shape == (1, 1, CLASSES)
+        assert isinstance(net.criterion.bce, nn.BCEWithLogitsLoss) and net.criterion.class_weights.shape == (
+            1,
+            1,
+            CLASSES,
+        )
         return found
 
     mine = type("Mine", (nn.BCEWithLogitsLoss,), {})(reduction="none")
@@ -95,20 +113,44 @@ def test_weights_of_classes_count_and_a_loss_of_the_users_own_is_left_alone(task
                 assert_close("ultralytics, weights of classes", a, b, TOLERANCE)
 
 
-@pytest.mark.parametrize("options, boxes, count", [({"use_vfl": True}, 3, 1), ({"use_vfl": True}, 0, 1), ({"gamma": 2.0, "alpha": 0.0}, 3, 1), ({"use_fl": False}, 3, 0)], ids=str)
+@pytest.mark.parametrize(
+    "options, boxes, count",
+    [
+        ({"use_vfl": True}, 3, 1),
+        ({"use_vfl": True}, 0, 1),
+        ({"gamma": 2.0, "alpha": 0.0}, 3, 1),
+        ({"use_fl": False}, 3, 0),
+    ],
+    ids=str,
+)
 def test_rt_detrs_classes_are_ultralytics(
-    tasks: Any, options: dict[str, Any], boxes: int, count: int, assert_close: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tasks: Any,
+    options: dict[str, Any],
+    boxes: int,
+    count: int,
+    assert_close: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = torch.Generator().manual_seed(4)
     logits = torch.randn(2, 9, CLASSES, generator=rng, dtype=torch.float32).requires_grad_()
-    targets = torch.randint(0, CLASSES, (2, 9), generator=rng).where(torch.rand(2, 9, generator=rng) < 0.3 * (boxes > 0), CLASSES)
+    targets = torch.randint(0, CLASSES, (2, 9), generator=rng).where(
+        torch.rand(2, 9, generator=rng) < 0.3 * (boxes > 0), CLASSES
+    )
     scores = torch.rand(2, 9, generator=rng) * (targets < CLASSES)
-    scores[targets < CLASSES] *= (torch.arange(int((targets < CLASSES).sum())) > 0).float()  # a matched query whose box does not overlap
-    loss = importlib.import_module("ultralytics.models.utils.loss").DETRLoss(CLASSES, loss_gain={"class": 2, "bbox": 5, "giou": 2}, **options)
+    scores[targets < CLASSES] *= (
+        torch.arange(int((targets < CLASSES).sum())) > 0
+    ).float()  # a matched query whose box does not overlap
+    loss = importlib.import_module("ultralytics.models.utils.loss").DETRLoss(
+        CLASSES, loss_gain={"class": 2, "bbox": 5, "giou": 2}, **options
+    )
     calls: list[str] = []
     for name in ("sigmoid_focal_loss", "varifocal_loss"):
         fused = getattr(focal_ext.losses, name)
-        monkeypatch.setattr(focal_ext.losses, name, lambda *args, fused=fused, name=name, **options: calls.append(name) or fused(*args, **options))
+        monkeypatch.setattr(
+            focal_ext.losses,
+            name,
+            lambda *args, fused=fused, name=name, **options: calls.append(name) or fused(*args, **options),
+        )
     found = []
     for is_switched in (False, True):
         with compat.ultralytics.patched() if is_switched else torch.enable_grad():

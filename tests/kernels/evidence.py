@@ -1,4 +1,5 @@
-# Owns: the runs that prove something about the suite of the CUDA kernels: under sanitizers, and with a mistake planted in a kernel.
+# Owns: the runs that prove something about the suite of the CUDA kernels: under sanitizers, and with a mistake planted
+# in a kernel.
 # Must not know: what the kernels compute.
 from __future__ import annotations
 
@@ -44,7 +45,16 @@ class Defect(NamedTuple):
 
 
 STREAMS = "two_numbers_per_instruction"  # the test of the rows for which packed arithmetic is another path
-ALL, SMALL = (2**31, f"not {STREAMS}", "a third of the focal loss's with one of each kernel, a quarter of the others'", 700), (4096, f"not {STREAMS}", "of those of at most 4096 logits, a third of the focal loss's with one of each kernel, a twelfth of the others'", 450)
+ALL, SMALL = (
+    (2**31, f"not {STREAMS}", "a third of the focal loss's with one of each kernel, a quarter of the others'", 700),
+    (
+        4096,
+        f"not {STREAMS}",
+        "of those of at most 4096 logits, a third of the focal loss's with one of each kernel, a twelfth of the "
+        "others'",
+        450,
+    ),
+)
 ALL_STREAMS = 2**31, STREAMS, "of them, those that stream", 150  # the careful path is the same code
 SMALL_STREAMS = 4096, STREAMS, "of them, those that stream", 80
 IN_PLACE = "replace_the_logits or shares_a_long or bad_ids"
@@ -65,29 +75,84 @@ CHECKED: set[tuple[str, int]] = set()  # rows of the table, with the grid, that 
 
 def row(case: str, grid: int) -> tuple[str, ...]:
     CHECKED.add((case, grid))
-    return (f"tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference[{case}-FLAVOUR-{grid}]",)
+    return (
+        f"tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference[{case}-FLAVOUR-{grid}]",
+    )
 
 
-SPECIAL, PARTIAL = row("sigmoid_focal, shape (600, 80), reduction sum", 1), row("sigmoid_focal, shape (137, 91), reduction sum", 1)  # many tiles a warp; the last has 3 logits of 8
-CAREFUL = row("sigmoid_focal, dtype float64, reduction sum", 1)  # in a stream the weights' barrier orders the labels too
+SPECIAL, PARTIAL = (
+    row("sigmoid_focal, shape (600, 80), reduction sum", 1),
+    row("sigmoid_focal, shape (137, 91), reduction sum", 1),
+)  # many tiles a warp; the last has 3 logits of 8
+CAREFUL = row(
+    "sigmoid_focal, dtype float64, reduction sum", 1
+)  # in a stream the weights' barrier orders the labels too
 NEGATIVE = row("sigmoid_focal, shape (64, 80), reduction sum, targets ids rare", 3)
 ROW = (f"{SOFTMAX[0]}::test_the_gradient_may_replace_the_logits[factor-ids-80-torch.float32]",)
 BARRIER = "no __syncthreads before the first warp adds what all warps wrote"
-ORDER = "no __syncwarp between writing labels and reading those of other lanes: the ballot between them orders no memory"
+ORDER = (
+    "no __syncwarp between writing labels and reading those of other lanes: the ballot between them orders no memory"
+)
 OVERWRITE = "no __syncwarp before the next tile's labels overwrite this one's"
 DEFECTS = (
     Defect("missing_barrier", BARRIER, "value", "plain", SPECIAL, "are off"),
     Defect("missing_barrier", BARRIER, "ThreadSanitizer", "thread", SPECIAL, r"data race .*reduce\.cuh"),
     Defect("unordered_labels", ORDER, "ThreadSanitizer", "thread", CAREFUL, r"data race .*(targets|marks|focal)\.cuh"),
     Defect("overwritten_labels", OVERWRITE, "value", "plain", SPECIAL, "are off"),
-    Defect("overwritten_labels", OVERWRITE, "ThreadSanitizer", "thread", SPECIAL, r"data race .*(targets|marks|focal)\.cuh"),
-    Defect("early_gradient", "no __syncwarp before a row's gradient replaces the logit that all its lanes read", "ThreadSanitizer", "thread", ROW, r"data race .*(softmax\.cuh|::id_row)"),
-    Defect("tail_read", "the careful path reads logits past the end of a partial tile", "AddressSanitizer", "address", PARTIAL, r"heap-buffer-overflow .*(focal\.cuh|focal_ext::cuda)"),
-    Defect("stream_tail", "the hot loop takes a vector past the end of its tile", "AddressSanitizer", "address", NEGATIVE, r"heap-buffer-overflow .*(stream\.cuh|NegativeStream|stream_tile|run_stream)"),
-    Defect("stream_tail", "the same, two numbers per instruction", "AddressSanitizer", "packed_address", NEGATIVE, r"heap-buffer-overflow .*(stream\.cuh|NegativeStream|stream_tile|run_stream)"),
-    Defect("shuffle_distance", "every step of a warp's sum exchanges with the neighbour", "value", "plain", SPECIAL, "are off"),
-    Defect("index_32", "a tile's first element in 32 bits", "reserved address space", "plain", FAR, "Segmentation fault"),
-    Defect("unwritten_slot", "one warp does not write its sum for the others", "value, by poison", "plain", SPECIAL, "are off"),
+    Defect(
+        "overwritten_labels", OVERWRITE, "ThreadSanitizer", "thread", SPECIAL, r"data race .*(targets|marks|focal)\.cuh"
+    ),
+    Defect(
+        "early_gradient",
+        "no __syncwarp before a row's gradient replaces the logit that all its lanes read",
+        "ThreadSanitizer",
+        "thread",
+        ROW,
+        r"data race .*(softmax\.cuh|::id_row)",
+    ),
+    Defect(
+        "tail_read",
+        "the careful path reads logits past the end of a partial tile",
+        "AddressSanitizer",
+        "address",
+        PARTIAL,
+        r"heap-buffer-overflow .*(focal\.cuh|focal_ext::cuda)",
+    ),
+    Defect(
+        "stream_tail",
+        "the hot loop takes a vector past the end of its tile",
+        "AddressSanitizer",
+        "address",
+        NEGATIVE,
+        r"heap-buffer-overflow .*(stream\.cuh|NegativeStream|stream_tile|run_stream)",
+    ),
+    Defect(
+        "stream_tail",
+        "the same, two numbers per instruction",
+        "AddressSanitizer",
+        "packed_address",
+        NEGATIVE,
+        r"heap-buffer-overflow .*(stream\.cuh|NegativeStream|stream_tile|run_stream)",
+    ),
+    Defect(
+        "shuffle_distance",
+        "every step of a warp's sum exchanges with the neighbour",
+        "value",
+        "plain",
+        SPECIAL,
+        "are off",
+    ),
+    Defect(
+        "index_32", "a tile's first element in 32 bits", "reserved address space", "plain", FAR, "Segmentation fault"
+    ),
+    Defect(
+        "unwritten_slot",
+        "one warp does not write its sum for the others",
+        "value, by poison",
+        "plain",
+        SPECIAL,
+        "are off",
+    ),
 )
 
 
@@ -122,11 +187,26 @@ def run(flavour: str, tests: tuple[str, ...], largest: int = 2**31, defect: str 
 def executed(flavour: str, tests: tuple[str, ...], largest: int, defect: str, chosen: str) -> Run:
     build.build(flavour)
     environment = {**build.environment(flavour), "CUDA_HOST_LARGEST": str(largest), "CUDA_HOST_DEFECT": defect}
-    if defect != "none":  # wrong values need an unlucky order, and a barrier is missed in most but not in all: one that is
+    if (
+        defect != "none"
+    ):  # wrong values need an unlucky order, and a barrier is missed in most but not in all: one that is
         environment["CUDA_HOST_SEED"] = "0"
     # A part of the suite in two processes, of up to 6 GB each: the longest would run alone at the end of its tier.
     spread = ("-n", "auto", "--maxprocesses", "2", "--dist", "worksteal") if chosen else ()
-    command = [*fixed_addresses(), sys.executable, "-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", *spread, *(test.replace("FLAVOUR", flavour) for test in tests), "-k", chosen]
+    command = [
+        *fixed_addresses(),
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        *spread,
+        *(test.replace("FLAVOUR", flavour) for test in tests),
+        "-k",
+        chosen,
+    ]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", output)
@@ -135,13 +215,21 @@ def executed(flavour: str, tests: tuple[str, ...], largest: int, defect: str, ch
 
 def proofs() -> str:
     """What was proved, without times: the same wherever it runs."""
-    sanitizers = [f"| {s.name} | {s.numbers} | {s.rows} | {run(s.flavour, s.tests, s.largest, chosen=s.chosen).passed} |" for s in SANITIZERS]
-    caught = [f"| {d.name} | {d.mistake} | {d.caught_by} |" for d in DEFECTS if re.search(d.says, run(d.flavour, d.check, defect=d.name).output)]
+    sanitizers = [
+        f"| {s.name} | {s.numbers} | {s.rows} | {run(s.flavour, s.tests, s.largest, chosen=s.chosen).passed} |"
+        for s in SANITIZERS
+    ]
+    caught = [
+        f"| {d.name} | {d.mistake} | {d.caught_by} |"
+        for d in DEFECTS
+        if re.search(d.says, run(d.flavour, d.check, defect=d.name).output)
+    ]
     return "\n".join(
         [
             "## Executed on the CPU",
             "",
-            "The kernels' own source runs on a device made of a CPU (`tests/cuda_host`), blocks and threads in random order. `make test-kernels` wrote this.",
+            "The kernels' own source runs on a device made of a CPU (`tests/cuda_host`), blocks and threads in random "
+            "order. `make test-kernels` wrote this.",
             "",
             "| sanitizer | numbers per instruction | rows of the table | tests passed |",
             "|---|---|---|---|",

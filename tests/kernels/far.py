@@ -22,7 +22,9 @@ class Reserved:
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.row_bytes = torch.Size(shape[1:]).numel() * dtype.itemsize
         self.bytes = shape[0] * self.row_bytes
-        self.address = libc.mmap(None, self.bytes, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        self.address = libc.mmap(
+            None, self.bytes, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, -1, 0
+        )
         assert self.address != ctypes.c_void_p(-1).value, f"no address space for {self.bytes} bytes"
         self.tensor = torch.frombuffer((ctypes.c_char * self.bytes).from_address(self.address), dtype=dtype).view(shape)
 

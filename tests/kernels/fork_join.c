@@ -1,5 +1,6 @@
-// Owns: what ThreadSanitizer cannot see in a libgomp that was compiled without it: that a parallel region begins after what its caller did
-// before, and that the caller goes on after all threads are done. Preloaded, it stands before the GOMP_parallel that torch calls.
+// Owns: what ThreadSanitizer cannot see in a libgomp that was compiled without it: that a parallel region begins after
+// what its caller did before, and that the caller goes on after all threads are done. Preloaded, it stands before the
+// GOMP_parallel that torch calls.
 // Must not know: torch, losses.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,7 +39,8 @@ void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned f
     dl_iterate_phdr(find_libgomp, &libgomp);
     original = (Parallel)dlsym(libgomp, "GOMP_parallel");
   }
-  if (getenv("FORK_JOIN_UNSEEN")) return original(body, data, threads, flags);  // to show that the sanitizer looks at all
+  if (getenv("FORK_JOIN_UNSEEN"))
+    return original(body, data, threads, flags);  // to show that the sanitizer looks at all
   struct Region region = {body, data, 0, 0};
   __tsan_release(&region.begins);
   original(in_every_thread, &region, threads, flags);

@@ -1,4 +1,5 @@
-# Owns: the CPU library under sanitizers: the whole table at every instruction set, and many threads at once; and that they look.
+# Owns: the CPU library under sanitizers: the whole table at every instruction set, and many threads at once; and that
+# they look.
 # Must not know: losses.
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ from test_determinism import levels_of_this_machine
 
 # Run from tests/ over the library's own copy of the package; pytest.ini would put the repository's first.
 PYTEST = ("-m", "pytest", "-x", "-s", "-p", "no:cacheprovider", "-o", "pythonpath=")
-TABLE = ("test_values.py", "test_empty.py", "test_extremes.py", "test_overwrite.py", "test_errors.py", "test_threads.py", "test_table.py")
+TABLE = (
+    "test_values.py",
+    "test_empty.py",
+    "test_extremes.py",
+    "test_overwrite.py",
+    "test_errors.py",
+    "test_threads.py",
+    "test_table.py",
+)
 FINDING = r"ERROR: AddressSanitizer|runtime error:|WARNING: ThreadSanitizer"
 FREED = """
 import ctypes, torch, focal_ext
@@ -36,8 +45,18 @@ def test_the_whole_table_reads_and_writes_only_what_is_its_own(level: str) -> No
 
 
 def test_threads_of_the_user_and_of_torch_do_not_race() -> None:
-    """Without forked workers: ThreadSanitizer cannot follow threads of a process forked from one with threads; AddressSanitizer does, above."""
-    passes("thread", "test_threads.py", "test_determinism.py", "test_table.py", "-k", "threads and not worker or differentiated or spawn", least=20, OMP_NUM_THREADS="3")
+    """Without forked workers: ThreadSanitizer cannot follow threads of a process forked from one with threads;
+    AddressSanitizer does, above."""
+    passes(
+        "thread",
+        "test_threads.py",
+        "test_determinism.py",
+        "test_table.py",
+        "-k",
+        "threads and not worker or differentiated or spawn",
+        least=20,
+        OMP_NUM_THREADS="3",
+    )
 
 
 def test_the_sanitizers_look() -> None:

@@ -1,8 +1,9 @@
 # Owns: logits, maps, targets and weights whose offsets need more than 31 and 32 bits.
 # Must not know: formulas: the same rows, close together, give the right answers.
 #
-# The tensors are reserved address space. Of the whole grid only the blocks of the first and of the last tile run, so a block's tiles
-# lie all over the tensor, and only they are backed by memory: an index that wraps touches what does not exist.
+# The tensors are reserved address space. Of the whole grid only the blocks of the first and of the last tile run, so a
+# block's tiles lie all over the tensor, and only they are backed by memory: an index that wraps touches what does not
+# exist.
 from __future__ import annotations
 
 import os
@@ -60,7 +61,11 @@ def test_every_offset_is_64_bits_wide(what: str, numel: int, ops: HostOps) -> No
     rows = numel // CLASSES
     parts = select(ops, rows, tile_rows=32)
     near = sum(part.stop - part.start for part in parts)
-    x, upstream, weight = (torch.randn(near, CLASSES) * 4).to(DTYPE), torch.rand(near, CLASSES).to(DTYPE), torch.rand(near, CLASSES)
+    x, upstream, weight = (
+        (torch.randn(near, CLASSES) * 4).to(DTYPE),
+        torch.rand(near, CLASSES).to(DTYPE),
+        torch.rand(near, CLASSES),
+    )
     tile_is_special = (torch.arange(near) // 32 % 2 == 0) & (torch.rand(near) < 0.2)
     targets = torch.where(tile_is_special, torch.randint(-2, CLASSES, (near,)), -1)
     if what == "dense targets":
@@ -73,16 +78,25 @@ def test_every_offset_is_64_bits_wide(what: str, numel: int, ops: HostOps) -> No
         return fill(space[-1], parts, values)
 
     far_x, far_targets = far(x), far(targets)
-    far_weight, far_upstream = (far(weight) if what == "weights" else None), (far(upstream) if what == "gradient times a map" else None)
+    far_weight, far_upstream = (
+        (far(weight) if what == "weights" else None),
+        (far(upstream) if what == "gradient times a map" else None),
+    )
     result = {"loss map": "loss_map"}.get(what, "gradient")
     written = far(torch.full_like(x, torch.nan)) if result == "loss_map" else far_x
     ops.run(far_x, call(far_x, far_targets, far_weight), far_upstream, **{result: written})
 
     ops.module.set_only_blocks([])
     want = torch.full_like(x, torch.nan)
-    ops.run(x, call(x, targets, weight if far_weight is not None else None), upstream if far_upstream is not None else None, **{result: want})
+    ops.run(
+        x,
+        call(x, targets, weight if far_weight is not None else None),
+        upstream if far_upstream is not None else None,
+        **{result: want},
+    )
     got = read(space[-1] if result == "loss_map" else space[0], parts)
-    # Tiles of few rows are 8 rows high, so a row may stream there that is handled with care here: one rounding to 2^-8 apart.
+    # Tiles of few rows are 8 rows high, so a row may stream there that is handled with care here: one rounding to 2^-8
+    # apart.
     assert torch.allclose(got.float(), want.float(), rtol=2**-7, atol=1e-30)
     for memory in space:
         memory.close()
@@ -120,14 +134,26 @@ def test_scale_reaches_the_end(numel: int, ops: HostOps) -> None:
 def test_every_offset_of_a_pyramid_is_64_bits_wide(numel: int, ops: HostOps) -> None:
     side, tiles_of_image = 32, 8  # 4 parts of 256 positions and 2 of 40 classes, so a block of 8 warps takes one image
     images = numel // (CLASSES * side * side)
-    parts = [slice(p.start // tiles_of_image, p.stop // tiles_of_image) for p in select(ops, images * tiles_of_image, tile_rows=1)]
+    parts = [
+        slice(p.start // tiles_of_image, p.stop // tiles_of_image)
+        for p in select(ops, images * tiles_of_image, tile_rows=1)
+    ]
     near = sum(part.stop - part.start for part in parts)
-    x, ids = (torch.randn(near, CLASSES, side, side) * 4).to(DTYPE), torch.where(torch.rand(near, side * side) < 0.05, torch.randint(-2, CLASSES, (near, side * side)), -1)
-    memory, labels, weights = Reserved((images, CLASSES, side, side), DTYPE), Reserved((images, side * side), torch.int64), Reserved((images, 1), torch.float32)
+    x, ids = (
+        (torch.randn(near, CLASSES, side, side) * 4).to(DTYPE),
+        torch.where(torch.rand(near, side * side) < 0.05, torch.randint(-2, CLASSES, (near, side * side)), -1),
+    )
+    memory, labels, weights = (
+        Reserved((images, CLASSES, side, side), DTYPE),
+        Reserved((images, side * side), torch.int64),
+        Reserved((images, 1), torch.float32),
+    )
     weight = torch.rand(near, 1)
 
     def replace_by_gradient(level: Tensor, targets: Tensor, weight: Tensor) -> None:
-        checked = focal_ext.sigmoid_focal_loss.__wrapped__(Levels([level], CLASSES), targets, reduction="sum", normalizer=3.0, weight=weight).call
+        checked = focal_ext.sigmoid_focal_loss.__wrapped__(
+            Levels([level], CLASSES), targets, reduction="sum", normalizer=3.0, weight=weight
+        ).call
         ops.pyramid_gradient_([level], *checked, torch.tensor(1.0), None)
 
     replace_by_gradient(fill(memory, parts, x), fill(labels, parts, ids), fill(weights, parts, weight))

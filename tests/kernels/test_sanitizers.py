@@ -9,7 +9,9 @@ import pytest
 from cuda_host import build
 from evidence import DEFECTS, ROOT, SANITIZERS, Defect, Sanitizer, proofs, run
 
-pytestmark = pytest.mark.skipif(build.why_impossible() is not None, reason=f"the kernels cannot be compiled here: {build.why_impossible()}")
+pytestmark = pytest.mark.skipif(
+    build.why_impossible() is not None, reason=f"the kernels cannot be compiled here: {build.why_impossible()}"
+)
 MEASURED, CHECKED_IN = ROOT / "build/proofs.md", Path(__file__).with_name("proofs.md")
 
 

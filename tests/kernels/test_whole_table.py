@@ -1,5 +1,5 @@
-# Owns: every row of the table of cases on the host-run CUDA kernels, with another grid than in test_cuda_host.py; where two numbers per
-# instruction are another code path, these too.
+# Owns: every row of the table of cases on the host-run CUDA kernels, with another grid than in test_cuda_host.py; where
+# two numbers per instruction are another code path, these too.
 # Must not know: formulas.
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ if test_cuda_host.FLAVOUR == "plain":
 
 
 @pytest.mark.parametrize("case, flavour, grid", RUNS, ids=str)
-def test_loss_and_gradient_are_those_of_the_float64_reference(case: Case, flavour: str, grid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_gradient_are_those_of_the_float64_reference(
+    case: Case, flavour: str, grid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     test_cuda_host.use(monkeypatch, flavour, grid)
     table.check(case, grid)

@@ -1,5 +1,7 @@
-# Owns: calls on 2^31 + 17 logits, more than 32 bits count, in bfloat16: rows with class ids and with dense targets, and a pyramid in both layouts.
-# Must not know: formulas. What a call on a block gives is proved elsewhere; here every block must get the same, to the bit.
+# Owns: calls on 2^31 + 17 logits, more than 32 bits count, in bfloat16: rows with class ids and with dense targets, and
+# a pyramid in both layouts.
+# Must not know: formulas. What a call on a block gives is proved elsewhere; here every block must get the same, to the
+# bit.
 #
 # `make test-large`; pytest does not collect it otherwise.
 from __future__ import annotations
@@ -25,7 +27,9 @@ assert ROWS * CLASSES == NUMEL
 def memory() -> None:
     found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
     available = int(found[1]) * 1024 if found else 0
-    assert available > NEEDED, f"these calls need {NEEDED / 1e9:.0f} GB of free memory, this machine has {available / 1e9:.1f}"
+    assert available > NEEDED, (
+        f"these calls need {NEEDED / 1e9:.0f} GB of free memory, this machine has {available / 1e9:.1f}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +42,9 @@ def random_block() -> tuple[Tensor, Tensor]:
     """Logits [rows, classes] of N(-2, 3), and class ids, some of them ignored."""
     rng = torch.Generator().manual_seed(0)
     rows = BLOCK // CLASSES
-    return (torch.randn(rows, CLASSES, generator=rng) * 3 - 2).bfloat16(), torch.randint(-2, CLASSES + 1, (rows,), generator=rng, dtype=torch.int8)
+    return (torch.randn(rows, CLASSES, generator=rng) * 3 - 2).bfloat16(), torch.randint(
+        -2, CLASSES + 1, (rows,), generator=rng, dtype=torch.int8
+    )
 
 
 def repeated(block: Tensor, numel: int) -> Tensor:
@@ -52,7 +58,11 @@ def repeated(block: Tensor, numel: int) -> Tensor:
 def assert_repeats(values: Tensor, block: Tensor) -> None:
     """Every value is that of its place in the block, to the bit."""
     values, flat = values.flatten(), block.flatten()
-    wrong = [start for start in range(0, values.numel(), flat.numel()) if not torch.equal(values[start : start + flat.numel()], flat[: values.numel() - start])]
+    wrong = [
+        start
+        for start in range(0, values.numel(), flat.numel())
+        if not torch.equal(values[start : start + flat.numel()], flat[: values.numel() - start])
+    ]
     assert not wrong, f"{len(wrong)} blocks differ, the first at logit {wrong[0]} of {values.numel()}"
 
 
@@ -65,7 +75,11 @@ def of_block(targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logits = random_block()[0].requires_grad_()
     loss = focal_ext.sigmoid_focal_loss(logits, targets, reduction="sum")
     rest = ROWS % (BLOCK // CLASSES)
-    return loss.detach(), torch.autograd.grad(loss, logits)[0], focal_ext.sigmoid_focal_loss(logits.detach()[:rest], targets[:rest], reduction="sum")
+    return (
+        loss.detach(),
+        torch.autograd.grad(loss, logits)[0],
+        focal_ext.sigmoid_focal_loss(logits.detach()[:rest], targets[:rest], reduction="sum"),
+    )
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["", "overwritten"])

@@ -13,7 +13,8 @@ from .parts import ANY, NEAR, Closed, Declared, Options, hard, share_of, sigmoid
 
 
 def shifted(x: Tensor, gamma: float, clip: float, slope: float) -> Closed:
-    """-u^g log(1-u) and p q u^g (g R + 1/(1-u)), R = -log(1-u) / u, of u = max(p - clip, 0), which cancels near p = clip."""
+    """-u^g log(1-u) and p q u^g (g R + 1/(1-u)), R = -log(1-u) / u, of u = max(p - clip, 0), which cancels near p =
+    clip."""
     p, q = torch.sigmoid(x), torch.sigmoid(-x)
     u, rest = (p - clip).clamp(min=0), q + clip
     minus_log = torch.where(u < 0.5, -torch.log1p(-u), -torch.log(rest))
@@ -29,12 +30,18 @@ def shifted(x: Tensor, gamma: float, clip: float, slope: float) -> Closed:
 
 
 def closed(x: Tensor, t: Tensor, positive: Tensor, options: Options) -> Closed:
-    """t f+ + (1-t) f-: the focal losses of a positive and of a negative, each with its own exponent, f- of the shifted probability."""
+    """t f+ + (1-t) f-: the focal losses of a positive and of a negative, each with its own exponent, f- of the shifted
+    probability."""
     gamma, clip = options["gamma_neg"], options["clip"]
     high, slope = hard(-x, options["gamma_pos"], slope_of(options["gamma_pos"], options)), slope_of(gamma, options)
     low = shifted(x, gamma, clip, slope) if clip else hard(x, gamma, slope)
     low_terms = low.loss if low.loss_magnitude is None else low.loss_magnitude
-    parts = ((high.loss, low.loss), (-high.gradient, low.gradient), (high.magnitude, low.magnitude), (high.loss, low_terms))
+    parts = (
+        (high.loss, low.loss),
+        (-high.gradient, low.gradient),
+        (high.magnitude, low.magnitude),
+        (high.loss, low_terms),
+    )
     return Closed(*(torch.where(t == 0, 0.0, t * a) + torch.where(t == 1, 0.0, (1 - t) * b) for a, b in parts))
 
 
@@ -69,7 +76,17 @@ LOSS = Declared(
     textbook=textbook,
     limit=limit,
     settings=[
-        *(numbers(*n) for n in ((4.0, 1.0, 0.05), (0.0, 0.0, None), (0.5, 1.7, 0.9), (0.0, 2.0, 0.3), (4.0, 0.0, None), (1.0, 2.0, 0.0))),
+        *(
+            numbers(*n)
+            for n in (
+                (4.0, 1.0, 0.05),
+                (0.0, 0.0, None),
+                (0.5, 1.7, 0.9),
+                (0.0, 2.0, 0.3),
+                (4.0, 0.0, None),
+                (1.0, 2.0, 0.0),
+            )
+        ),
         *(numbers(*n, **CONSTANT) for n in ((4.0, 1.0, 0.05), (0.5, 1.7, None))),
     ],
     kernels={
@@ -86,5 +103,18 @@ LOSS = Declared(
     ],
     drawn={"gamma_neg": "exponent", "gamma_pos": "exponent", "clip": "clip", "modulator_gradient": "flag"},
     unused=lambda target: {"gamma_neg", "clip"} if target else {"gamma_pos"},
-    axes={"targets": ("dense 0/1", "dense bool", "dense soft", "dense float32", "dense int64", "ids int64", "ids int32", "ids uint8", "ids rare", "pair int64")},
+    axes={
+        "targets": (
+            "dense 0/1",
+            "dense bool",
+            "dense soft",
+            "dense float32",
+            "dense int64",
+            "ids int64",
+            "ids int32",
+            "ids uint8",
+            "ids rare",
+            "pair int64",
+        )
+    },
 )

@@ -37,8 +37,23 @@ LOSS = Declared(
     settings=[*grid(alpha=(0.0, 0.5, 2.0), beta=(0.0, 4.0)), {"alpha": 1.7, "beta": 0.5}],
     kernels={"Gaussian focal": {"alpha": 2.0, "beta": 4.0}, "Gaussian focal, 1.7 and 0.5": {"alpha": 1.7, "beta": 0.5}},
     members={"Gaussian focal": {}, "Gaussian focal 1.7": {"alpha": 1.7, "beta": 0.5}},
-    curves=[*((t, {"alpha": alpha, "beta": 4.0}) for alpha in GAMMAS for t in (0.0, 1.0)), *((SCORE, {"alpha": 2.0, "beta": beta}) for beta in (0.5, 4.0))],
+    curves=[
+        *((t, {"alpha": alpha, "beta": 4.0}) for alpha in GAMMAS for t in (0.0, 1.0)),
+        *((SCORE, {"alpha": 2.0, "beta": beta}) for beta in (0.5, 4.0)),
+    ],
     drawn={"alpha": "exponent", "beta": "exponent"},
     unused=lambda target: set() if 0 < target < 1 else {"beta"},
-    axes={"targets": ("dense soft", "dense float32", "dense near 1", "dense 0/1", "dense bool", "dense int64", "ids int64", "ids rare", "pair int64")},
+    axes={
+        "targets": (
+            "dense soft",
+            "dense float32",
+            "dense near 1",
+            "dense 0/1",
+            "dense bool",
+            "dense int64",
+            "ids int64",
+            "ids rare",
+            "pair int64",
+        )
+    },
 )

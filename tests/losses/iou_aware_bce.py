@@ -8,13 +8,28 @@ import mpmath
 import torch
 from torch import Tensor
 
-from .parts import GAMMAS, SCORE, Closed, Declared, Options, chosen, cross_entropy, grid, hard, limit_of, share_of, sigmoid, textbook_entropy
+from .parts import (
+    GAMMAS,
+    SCORE,
+    Closed,
+    Declared,
+    Options,
+    chosen,
+    cross_entropy,
+    grid,
+    hard,
+    limit_of,
+    share_of,
+    sigmoid,
+    textbook_entropy,
+)
 
 LEAST = 0.01
 
 
 def closed(x: Tensor, t: Tensor, positive: Tensor, options: Options) -> Closed:
-    """ce with the target max(p^a t^(1-a), 0.01) of positives, which has no gradient, the focal loss of negatives. Roundings of p and t move the target."""
+    """ce with the target max(p^a t^(1-a), 0.01) of positives, which has no gradient, the focal loss of negatives.
+    Roundings of p and t move the target."""
     alpha = options["alpha"]
     scored = torch.where(positive, t, 1.0)
     log_p = torch.where(x > 0, 0.0, x) - torch.log1p(torch.exp(-x.abs()))
@@ -28,14 +43,22 @@ def closed(x: Tensor, t: Tensor, positive: Tensor, options: Options) -> Closed:
 def textbook(x: Any, y: Any, t: Any, alpha: Any, gamma: Any) -> Any:
     """LW-DETR's code, after Cai et al. 2023, "Align-DETR"."""
     p = sigmoid(x)
-    return textbook_entropy(p, max(sigmoid(y) ** alpha * t ** (1 - alpha), mpmath.mpf(LEAST))) if t > 0 else p**gamma * textbook_entropy(p, 0)
+    return (
+        textbook_entropy(p, max(sigmoid(y) ** alpha * t ** (1 - alpha), mpmath.mpf(LEAST)))
+        if t > 0
+        else p**gamma * textbook_entropy(p, 0)
+    )
 
 
 def limit(x: float, t: float, options: Options) -> tuple[float, float]:
     alpha = options["alpha"]
     of_p = 1.0 if x > 0 or alpha == 0 else mpmath.exp(mpmath.mpf(alpha) * x)
     target = max(float(of_p) * t ** (1 - alpha), LEAST)
-    return limit_of(x, 1.0, share_of(x, target)) if t > 0 else limit_of(x, share_of(x, t) ** options["gamma"], share_of(x, t))
+    return (
+        limit_of(x, 1.0, share_of(x, target))
+        if t > 0
+        else limit_of(x, share_of(x, t) ** options["gamma"], share_of(x, t))
+    )
 
 
 LOSS = Declared(
@@ -44,11 +67,18 @@ LOSS = Declared(
     closed=closed,
     textbook=textbook,
     limit=limit,
-    settings=[*grid(alpha=(0.25, 0.9), gamma=(0.0, 0.5, 2.0)), {"alpha": 0.0, "gamma": 2.0}, {"alpha": 0.5, "gamma": 1.7}],
+    settings=[
+        *grid(alpha=(0.25, 0.9), gamma=(0.0, 0.5, 2.0)),
+        {"alpha": 0.0, "gamma": 2.0},
+        {"alpha": 0.5, "gamma": 1.7},
+    ],
     kernels={"IoU-aware": {"alpha": 0.25, "gamma": 2.0}, "IoU-aware, gamma 1.7": {"alpha": 0.5, "gamma": 1.7}},
     has_constant=True,
     members={"IoU-aware": {}, "IoU-aware 1.7": {"alpha": 0.5, "gamma": 1.7}},
-    curves=[*((0.0, {"alpha": 0.25, "gamma": gamma}) for gamma in GAMMAS), *((t, {"alpha": alpha, "gamma": 2.0}) for alpha in (0.25, 0.5) for t in (SCORE,))],
+    curves=[
+        *((0.0, {"alpha": 0.25, "gamma": gamma}) for gamma in GAMMAS),
+        *((t, {"alpha": alpha, "gamma": 2.0}) for alpha in (0.25, 0.5) for t in (SCORE,)),
+    ],
     drawn={"alpha": "fraction", "gamma": "exponent"},
     unused=lambda target: {"gamma"} if target else {"alpha"},
 )

@@ -7,11 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parts import SCORE, Closed, Declared, Options, chosen, cross_entropy, grid, hard, limit_of, share_of, sigmoid, textbook_entropy
+from .parts import (
+    SCORE,
+    Closed,
+    Declared,
+    Options,
+    chosen,
+    cross_entropy,
+    grid,
+    hard,
+    limit_of,
+    share_of,
+    sigmoid,
+    textbook_entropy,
+)
 
 
 def closed(x: Tensor, t: Tensor, positive: Tensor, options: Options) -> Closed:
-    """ce with the target t^g of positives, p^g ce with the derivative p^g p of negatives. Rounding t moves the target by g t^g units."""
+    """ce with the target t^g of positives, p^g ce with the derivative p^g p of negatives. Rounding t moves the target
+    by g t^g units."""
     gamma = options["gamma"]
     scored = torch.where(positive, t, 1.0)
     target = scored.pow(gamma)
@@ -38,7 +52,10 @@ LOSS = Declared(
     textbook=textbook,
     limit=limit,
     settings=grid(gamma=(0.0, 0.5, 1.0, 1.5, 2.0, 5.0), alpha=(None, 0.75)),
-    kernels={"matchability-aware": {"gamma": 1.5, "alpha": None}, "matchability-aware, gamma 2": {"gamma": 2.0, "alpha": 0.3}},
+    kernels={
+        "matchability-aware": {"gamma": 1.5, "alpha": None},
+        "matchability-aware, gamma 2": {"gamma": 2.0, "alpha": 0.3},
+    },
     has_constant=True,
     members={"matchability-aware": {}, "matchability-aware 2": {"gamma": 2.0, "alpha": 0.3}},
     curves=[(t, {"gamma": gamma}) for gamma in (0.5, 1.0, 1.5, 2.0) for t in (0.0, SCORE)],

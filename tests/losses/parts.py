@@ -13,7 +13,8 @@ from torch import Tensor
 
 Options = Mapping[str, Any]
 
-# Nearer to a kink than this share of the terms, rounding decides on which side a float32 falls, and either derivative is right.
+# Nearer to a kink than this share of the terms, rounding decides on which side a float32 falls, and either derivative
+# is right.
 NEAR = 2.0**-16
 ANY = 1e30  # the magnitude of a gradient there
 GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0)
@@ -21,7 +22,8 @@ SCORE = 0.7  # a soft target: neither 0, 1 nor a power of two
 
 
 class Closed(NamedTuple):
-    """Loss and gradient of one logit without alpha, weight and divisor, and the sum of the magnitudes of the gradient's terms."""
+    """Loss and gradient of one logit without alpha, weight and divisor, and the sum of the magnitudes of the gradient's
+    terms."""
 
     loss: Tensor
     gradient: Tensor
@@ -51,11 +53,13 @@ class Declared:
     curves: Sequence[tuple[float, Options]]
     """Targets and options whose errors are measured at every float; alpha is off."""
     drawn: Mapping[str, str]
-    """What random calls draw for a parameter: "exponent", "exponent from 1", "fraction", "fraction or None", "alpha", "clip", "flag"."""
+    """What random calls draw for a parameter: "exponent", "exponent from 1", "fraction", "fraction or None", "alpha",
+    "clip", "flag"."""
     unused: Callable[[float], set[str]] = lambda target: set()
     """The parameters that a loss of this target does not depend on."""
     has_constant: bool = False
-    """Whether something is always taken for a constant, so that a derivative is not the limit of differences of the one before."""
+    """Whether something is always taken for a constant, so that a derivative is not the limit of differences of the one
+    before."""
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """What replaces or adds to the axes of the table."""
 
@@ -70,7 +74,8 @@ def slope_of(gamma: float, options: Options) -> float:
 
 
 def hard(z: Tensor, gamma: float, slope: float | None = None) -> Closed:
-    """f(z) = p^g softplus(z) and f'(z) = p^g (g q softplus(z) + p) of float64 logits that should be low, with `slope` for g. No term cancels."""
+    """f(z) = p^g softplus(z) and f'(z) = p^g (g q softplus(z) + p) of float64 logits that should be low, with `slope`
+    for g. No term cancels."""
     p, q = torch.sigmoid(z), torch.sigmoid(-z)
     softplus = z.clamp(min=0) + torch.log1p(torch.exp(-z.abs()))
     power = p.pow(gamma)

@@ -7,11 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parts import ANY, NEAR, SCORE, Closed, Declared, Options, cross_entropy, entropy, grid, limit_of, share_of, sigmoid, slope_of, textbook_entropy
+from .parts import (
+    ANY,
+    NEAR,
+    SCORE,
+    Closed,
+    Declared,
+    Options,
+    cross_entropy,
+    entropy,
+    grid,
+    limit_of,
+    share_of,
+    sigmoid,
+    slope_of,
+    textbook_entropy,
+)
 
 
 def closed(x: Tensor, t: Tensor, positive: Tensor, options: Options) -> Closed:
-    """|d|^b ce and |d|^(b-1) sign(d) (d^2 + b p q ce) with d = p (1-t) - q t, which cancels near p = t: there the kink is."""
+    """|d|^b ce and |d|^(b-1) sign(d) (d^2 + b p q ce) with d = p (1-t) - q t, which cancels near p = t: there the kink
+    is."""
     beta = options["beta"]
     slope = slope_of(beta, options)
     if beta == 0:

@@ -7,17 +7,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parts import GAMMAS, SCORE, Closed, Declared, Options, entropy, grid, limit_of, share_of, sigmoid, slope_of, textbook_entropy
+from .parts import (
+    GAMMAS,
+    SCORE,
+    Closed,
+    Declared,
+    Options,
+    entropy,
+    grid,
+    limit_of,
+    share_of,
+    sigmoid,
+    slope_of,
+    textbook_entropy,
+)
 
 ID_DTYPES = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")
-SHAPES = ((7, 80), (137, 91), (600, 80), (5461, 3), (5462, 3), (33, 512), (2, 17, 80), (2, 3, 5, 7), (37,), (4, 1), (1, 1), (0, 80), (5, 0), (2, 0, 4))
-LAYOUTS = ("contiguous", "unaligned", "rows permuted", "rows cycled", "classes slowest", "columns sliced", "every second row", "one row expanded")
-WEIGHTS = (None, "classes", "rows", "full", "scalar", "first axis", "zeros", "classes strided", "classes expanded", "full strided")
+SHAPES = (
+    (7, 80),
+    (137, 91),
+    (600, 80),
+    (5461, 3),
+    (5462, 3),
+    (33, 512),
+    (2, 17, 80),
+    (2, 3, 5, 7),
+    (37,),
+    (4, 1),
+    (1, 1),
+    (0, 80),
+    (5, 0),
+    (2, 0, 4),
+)
+LAYOUTS = (
+    "contiguous",
+    "unaligned",
+    "rows permuted",
+    "rows cycled",
+    "classes slowest",
+    "columns sliced",
+    "every second row",
+    "one row expanded",
+)
+WEIGHTS = (
+    None,
+    "classes",
+    "rows",
+    "full",
+    "scalar",
+    "first axis",
+    "zeros",
+    "classes strided",
+    "classes expanded",
+    "full strided",
+)
 
 
 def soft(x: Tensor, t: Tensor, gamma: float, label_smoothing: float = 0.0, slope: float | None = None) -> Closed:
-    """u^g ce and its derivative u^g (g (1-2t) h ce + p (1-t) - q t), h = p q / u, of float64 logits and targets in [0, 1]; smoothing
-    moves the targets of ce and of its derivative."""
+    """u^g ce and its derivative u^g (g (1-2t) h ce + p (1-t) - q t), h = p q / u, of float64 logits and targets in [0,
+    1]; smoothing moves the targets of ce and of its derivative."""
     p, q = torch.sigmoid(x), torch.sigmoid(-x)
     half, kept = label_smoothing / 2, 1 - label_smoothing
     moved, rest = t * kept + half, (1 - t) * kept + half  # of 1 - moved a smoothing below 2^-53 would be lost
@@ -34,11 +82,17 @@ def closed(x: Tensor, t: Tensor, positive: Tensor, options: Options) -> Closed:
     return soft(x, t, options["gamma"], options.get("label_smoothing", 0.0), slope_of(options["gamma"], options))
 
 
-def textbook(x: Any, y: Any, t: Any, gamma: Any, alpha: Any = None, label_smoothing: Any = 0, modulator_gradient: bool = True) -> Any:
+def textbook(
+    x: Any, y: Any, t: Any, gamma: Any, alpha: Any = None, label_smoothing: Any = 0, modulator_gradient: bool = True
+) -> Any:
     """Lin et al. 2017, eq. 5, as torchvision writes it; smoothing as apex: of the cross entropy's target alone."""
     p, m = sigmoid(x), sigmoid(x if modulator_gradient else y)
     alpha_t = 1 if alpha is None else alpha * t + (1 - alpha) * (1 - t)
-    return alpha_t * (1 - (m * t + (1 - m) * (1 - t))) ** gamma * textbook_entropy(p, t * (1 - label_smoothing) + label_smoothing / 2)
+    return (
+        alpha_t
+        * (1 - (m * t + (1 - m) * (1 - t))) ** gamma
+        * textbook_entropy(p, t * (1 - label_smoothing) + label_smoothing / 2)
+    )
 
 
 def limit(x: float, t: float, options: Options) -> tuple[float, float]:
@@ -85,10 +139,19 @@ LOSS = Declared(
         "shape": SHAPES,
         "layout": LAYOUTS,
         "targets": (
-            *(f"ids {d}" for d in ID_DTYPES), "ids rare", "dense soft", "dense float32", "dense 0/1", "dense bool", "dense uint8", "dense int64", "dense near 1", "pair int64",
+            *(f"ids {d}" for d in ID_DTYPES),
+            "ids rare",
+            "dense soft",
+            "dense float32",
+            "dense 0/1",
+            "dense bool",
+            "dense uint8",
+            "dense int64",
+            "dense near 1",
+            "pair int64",
         ),
         "weight": WEIGHTS,
         "ignore_index": (-2, -1, None, 0, 255),
         "upstream": ("ones", "half", "three", "map", "map transposed", "map of rows", "map of classes"),
     },
-)  # fmt: skip
+)

@@ -6,7 +6,22 @@ from typing import Any
 
 from torch import Tensor
 
-from .parts import GAMMAS, SCORE, Closed, Declared, Options, chosen, cross_entropy, grid, hard, limit_of, share_of, sigmoid, slope_of, textbook_entropy
+from .parts import (
+    GAMMAS,
+    SCORE,
+    Closed,
+    Declared,
+    Options,
+    chosen,
+    cross_entropy,
+    grid,
+    hard,
+    limit_of,
+    share_of,
+    sigmoid,
+    slope_of,
+    textbook_entropy,
+)
 
 
 def closed(x: Tensor, t: Tensor, positive: Tensor, options: Options) -> Closed:
@@ -18,7 +33,11 @@ def closed(x: Tensor, t: Tensor, positive: Tensor, options: Options) -> Closed:
 def textbook(x: Any, y: Any, t: Any, gamma: Any, alpha: Any, modulator_gradient: bool = True) -> Any:
     """Zhang et al. 2021, eq. 2."""
     p = sigmoid(x)
-    return t * textbook_entropy(p, t) if t > 0 else alpha * sigmoid(x if modulator_gradient else y) ** gamma * textbook_entropy(p, 0)
+    return (
+        t * textbook_entropy(p, t)
+        if t > 0
+        else alpha * sigmoid(x if modulator_gradient else y) ** gamma * textbook_entropy(p, 0)
+    )
 
 
 def limit(x: float, t: float, options: Options) -> tuple[float, float]:
@@ -28,11 +47,18 @@ def limit(x: float, t: float, options: Options) -> tuple[float, float]:
 
 LOSS = Declared(
     name="varifocal_loss",
-    parameters={"alpha": (0.75, 0.0, 1.0, 0.3), "gamma": (2.0, 0.0, 0.5, 1.0, 1.7, 5.0), "modulator_gradient": (True, False)},
+    parameters={
+        "alpha": (0.75, 0.0, 1.0, 0.3),
+        "gamma": (2.0, 0.0, 0.5, 1.0, 1.7, 5.0),
+        "modulator_gradient": (True, False),
+    },
     closed=closed,
     textbook=textbook,
     limit=limit,
-    settings=[*grid(gamma=(0.0, 0.5, 2.0), alpha=(0.75, 0.0)), *grid(gamma=(0.5, 1.7, 2.0), alpha=(0.75,), modulator_gradient=(False,))],
+    settings=[
+        *grid(gamma=(0.0, 0.5, 2.0), alpha=(0.75, 0.0)),
+        *grid(gamma=(0.5, 1.7, 2.0), alpha=(0.75,), modulator_gradient=(False,)),
+    ],
     kernels={
         "varifocal": {"gamma": 2.0, "alpha": 0.75},
         "varifocal, constant modulator": {"gamma": 2.0, "alpha": 0.75, "modulator_gradient": False},

@@ -10,4 +10,6 @@ from environments import SUPPORTED, pythons
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     missing = [f"3.{minor}" for minor in SUPPORTED if minor not in pythons()]
     if missing:
-        terminalreporter.write_line(f"The wheel was not tried with Python {', '.join(missing)}: not on the PATH, nor among pyenv's.")
+        terminalreporter.write_line(
+            f"The wheel was not tried with Python {', '.join(missing)}: not on the PATH, nor among pyenv's."
+        )

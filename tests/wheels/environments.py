@@ -1,4 +1,5 @@
-# Owns: the environments that the built distributions are tried in, outside the source tree; made on demand, kept in .venv-wheels.
+# Owns: the environments that the built distributions are tried in, outside the source tree; made on demand, kept in
+# .venv-wheels.
 # Must not know: what is tested in them.
 from __future__ import annotations
 
@@ -19,27 +20,44 @@ SUPPORTED = range(10, 15)
 
 def clean(**changes: str) -> dict[str, str]:
     """The environment without what would point a program at the source tree or change what focal_ext does."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FOCAL_EXT_", "PYTHON", "VIRTUAL_ENV", "MAKE"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("FOCAL_EXT_", "PYTHON", "VIRTUAL_ENV", "MAKE"))
+    }
     return {**kept, "OMP_NUM_THREADS": "1", "UV_PYTHON_DOWNLOADS": "never", **changes}
 
 
 def run(*command: object, folder: Path = HOME, **changes: str) -> str:
     """The output of a command that must succeed."""
-    done = subprocess.run([*map(str, command)], cwd=folder, env=clean(**changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=folder,
+        env=clean(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-6000:]}"
     return done.stdout
 
 
 @functools.cache
 def pythons() -> dict[int, str]:
-    """An interpreter for each minor version that the package supports, if there is one: this one, on the PATH, or pyenv's."""
+    """An interpreter for each minor version that the package supports, if there is one: this one, on the PATH, or
+    pyenv's."""
     pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser() / "versions"
     found = {}
     for minor in SUPPORTED:
         name = f"python3.{minor}"
         places = [shutil.which(name), *sorted(map(str, pyenv.glob(f"3.{minor}.*/bin/{name}")))]
         program = "import sys; sys.exit(sys.version_info[1])"  # a name that pyenv has no version for does not run
-        runs = (p for p in places if p and subprocess.run([p, "-c", program], capture_output=True, check=False).returncode == minor)
+        runs = (
+            p
+            for p in places
+            if p and subprocess.run([p, "-c", program], capture_output=True, check=False).returncode == minor
+        )
         python = sys.executable if minor == sys.version_info.minor else next(runs, None)
         if python:
             found[minor] = python
@@ -67,7 +85,14 @@ class Environment(NamedTuple):
     def install(self, *arguments: object, **changes: str) -> None:
         """With the installer of this environment."""
         pip = (self.executable, "-m", "pip") if self.installer == "pip" else (HOME / "bin/uv", "pip")
-        run(*pip, "install", "-q", *(("--python", self.executable) if self.installer == "uv" else ()), *arguments, **changes)
+        run(
+            *pip,
+            "install",
+            "-q",
+            *(("--python", self.executable) if self.installer == "uv" else ()),
+            *arguments,
+            **changes,
+        )
 
     def prepare(self) -> Environment:
         """Makes the environment with its torch unless it is there."""
@@ -91,7 +116,9 @@ class Environment(NamedTuple):
 # pip knows local CPU builds of torch that uv does not look for.
 CPU = Environment("CPU build", "2.13.0", "pip")
 CUDA = Environment("CUDA build", "2.14.1", "uv")
-OTHER_PYTHONS = tuple(Environment("other Python", "2.14.1", "uv", minor) for minor in sorted({*pythons()} - {min(pythons()), CUDA.minor}))
+OTHER_PYTHONS = tuple(
+    Environment("other Python", "2.14.1", "uv", minor) for minor in sorted({*pythons()} - {min(pythons()), CUDA.minor})
+)
 OLDEST = Environment("oldest torch", "2.10.0", "uv", min(pythons()))
 # The library serves every torch from 2.10 on and every Python; each is tried with another of the other.
 NATIVE = (

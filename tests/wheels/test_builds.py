@@ -154,7 +154,9 @@ def test_a_build_has_kernels_serves_every_python_and_tells_nothing_of_the_builde
     library = tmp_path / "wheel/focal_ext/libfocal_ext.so"
     assert not dynamic(library, "RUNPATH") and not dynamic(library, "RPATH")
     found = [
-        path for path in (site.source, TORCH.resolve().parent, Path.home(), "/tmp/") if str(path).encode() in library.read_bytes()
+        path
+        for path in (site.source, TORCH.resolve().parent, Path.home(), "/tmp/")
+        if str(path).encode() in library.read_bytes()
     ]
     assert not found
 

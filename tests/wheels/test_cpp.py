@@ -38,7 +38,8 @@ def test_the_package_can_be_moved_and_asked_for_by_version(package: Path, tmp_pa
     ours = re.search(r"focal_ext-(\d+\.\d+)", built("*-manylinux*.whl").name)
     for version, problem in ((ours[1] if ours else "", None), ("99", "99")):
         lists.write_text(
-            f"cmake_minimum_required(VERSION 3.25)\nproject(p CXX)\nfind_package(focal_ext {version})\nif(focal_ext_FOUND)\n"
+            "cmake_minimum_required(VERSION 3.25)\nproject(p CXX)\nfind_package(focal_ext "
+            f"{version})\nif(focal_ext_FOUND)\n"
             "  get_target_property(place focal_ext::focal_ext LOCATION)\n  message(STATUS place=${place})\nendif()\n"
         )
         output = run(CMAKE, "-S", project, "-B", tmp_path / f"build{version}", f"-DCMAKE_PREFIX_PATH={moved.parent}")
@@ -53,6 +54,18 @@ def test_the_formulas_compile_without_torch(package: Path, compiler: tuple[str, 
     if compiler in NVCC:
         return  # there may be no GPU to run it
     # -alpha (1 - p)^2 log(p) of a positive with p = 1/2, and its derivative; (1-alpha) p^2 (-log(1-p)) of negatives.
-    numbers = [float(number) for row in re.findall(r"(\S+): loss (\S+), gradient (\S+)", run(program)) for number in row]
-    want = [0, 0.0433216987850, -0.0745716987850, 2, 1.23755863457, 0.807535297836, -5, 2.25606766895e-7, 6.73044574552e-7]
+    numbers = [
+        float(number) for row in re.findall(r"(\S+): loss (\S+), gradient (\S+)", run(program)) for number in row
+    ]
+    want = [
+        0,
+        0.0433216987850,
+        -0.0745716987850,
+        2,
+        1.23755863457,
+        0.807535297836,
+        -5,
+        2.25606766895e-7,
+        6.73044574552e-7,
+    ]
     assert numbers == pytest.approx(want, rel=1e-11)

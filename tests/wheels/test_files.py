@@ -1,5 +1,5 @@
-# Owns: what is in the wheel's file: name, size, contents, what its libraries need, that no folder of the builder is in it, and that
-# a build of the same commit in another folder gives the same bytes.
+# Owns: what is in the wheel's file: name, size, contents, what its libraries need, that no folder of the builder is in
+# it, and that a build of the same commit in another folder gives the same bytes.
 # Must not know: losses.
 from __future__ import annotations
 
@@ -16,7 +16,19 @@ from environments import HOME, ROOT, built, run
 
 LARGEST_LIBRARY = 12e6  # bytes
 # Of the wheel's libraries; everything else would have to be on every user's machine.
-NEEDED = {"libtorch.so", "libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libc.so.6", "libm.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1"}
+NEEDED = {
+    "libtorch.so",
+    "libtorch_cpu.so",
+    "libstdc++.so.6",
+    "libgcc_s.so.1",
+    "libc.so.6",
+    "libm.so.6",
+    "ld-linux-x86-64.so.2",
+    "ld-linux-aarch64.so.1",
+    "libpthread.so.0",
+    "libdl.so.2",
+    "librt.so.1",
+}
 HEADERS = ("torch.h", "losses/primitives.h", "losses/sigmoid_focal.h")
 
 
@@ -45,7 +57,11 @@ def test_the_tag_promises_no_older_system_than_was_checked_and_no_newer_than_thi
 
 
 def test_the_wheel_holds_the_package_one_library_and_what_cpp_programs_need(unpacked: Path) -> None:
-    names = {path.relative_to(unpacked / "focal_ext").as_posix() for path in (unpacked / "focal_ext").rglob("*") if path.is_file()}
+    names = {
+        path.relative_to(unpacked / "focal_ext").as_posix()
+        for path in (unpacked / "focal_ext").rglob("*")
+        if path.is_file()
+    }
     sources = {path.relative_to(ROOT / "focal_ext").as_posix() for path in (ROOT / "focal_ext").rglob("*.py")}
     headers = {f"include/focal_ext/{header}" for header in HEADERS}
     config = {f"share/cmake/focal_ext/focal_extConfig{part}.cmake" for part in ("", "-release", "Version")}
@@ -70,8 +86,11 @@ def test_no_folder_of_the_builder_is_in_any_file(unpacked: Path) -> None:
 
 
 def test_the_same_commit_built_in_another_folder_gives_the_same_bytes(tmp_path: Path) -> None:
-    """With CUDA kernels for one architecture, where nvcc is, and little optimized: every source file is compiled, in an eighth of the time."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    """With CUDA kernels for one architecture, where nvcc is, and little optimized: every source file is compiled, in an
+    eighth of the time."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
     def wheel(folder: Path) -> Path:
         for name in filter(None, listed.split("\0")):
@@ -80,7 +99,15 @@ def test_the_same_commit_built_in_another_folder_gives_the_same_bytes(tmp_path: 
                 (folder / name).write_bytes((ROOT / name).read_bytes())
         for shared in (".venv", ".venv-wheels"):
             (folder / shared).symlink_to(ROOT / shared)
-        run("make", "wheel", folder=folder, TORCH_CUDA_ARCH_LIST="9.0", SOURCE_DATE_EPOCH="1700000000", MAX_JOBS="1", NVCC_APPEND_FLAGS="-Xcicc -O1")
+        run(
+            "make",
+            "wheel",
+            folder=folder,
+            TORCH_CUDA_ARCH_LIST="9.0",
+            SOURCE_DATE_EPOCH="1700000000",
+            MAX_JOBS="1",
+            NVCC_APPEND_FLAGS="-Xcicc -O1",
+        )
         return next((folder / "dist").glob("*.whl"))
 
     with ThreadPoolExecutor(2) as pool:  # each step of a build that takes one core beside a step of the other

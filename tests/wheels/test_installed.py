@@ -1,4 +1,5 @@
-# Owns: the core table of cases over installed distributions, outside the source tree: each torch, each Python, without native code.
+# Owns: the core table of cases over installed distributions, outside the source tree: each torch, each Python, without
+# native code.
 # Must not know: how the distributions are built (test_builds.py).
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import pytest
 from built_package import build_package
 from environments import CPU, CUDA, HOME, NATIVE, OLDEST, OTHER_PYTHONS, REFERENCE, ROOT, Environment, built, run
 
-# What depends on the interpreter: arguments, errors, what is said at import. The library and its numbers do not: `python -m focal_ext` compares them there.
+# What depends on the interpreter: arguments, errors, what is said at import. The library and its numbers do not:
+# `python -m focal_ext` compares them there.
 OF_PYTHON = ("test_constants", "test_errors", "test_fallback")
 SUITE = ("test_values", "test_constants", "test_errors", "test_empty", "test_overwrite", "test_fallback")
 # focal_ext.reference by name computes the same with every Python, and where the reference is in use both names are it.
@@ -19,16 +21,44 @@ REPEATED = "focal_ext.reference"
 FACTS = "import json, focal_ext; print(json.dumps([focal_ext.__file__, focal_ext.build_info()]))"
 
 
-def passes_the_suite(environment: Environment, folder: Path, backend: str = "native", warnings: str = "error", **changes: str) -> dict[str, object]:
+def passes_the_suite(
+    environment: Environment, folder: Path, backend: str = "native", warnings: str = "error", **changes: str
+) -> dict[str, object]:
     """Runs the core of the test-suite, copied to a folder of its own; returns build_info()."""
     tests = folder / "tests"
-    shutil.copytree(ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__", "wheels", "kernels", "gpu", "cpp", "cuda_*"))
-    few = backend == "native" and environment in (*OTHER_PYTHONS, CPU)  # CPU's torch is the suite's own: its numbers are those of make test
+    shutil.copytree(
+        ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__", "wheels", "kernels", "gpu", "cpp", "cuda_*")
+    )
+    few = backend == "native" and environment in (
+        *OTHER_PYTHONS,
+        CPU,
+    )  # CPU's torch is the suite's own: its numbers are those of make test
     modules = [f"{name}.py" for name in (OF_PYTHON if few else SUITE) if name != "test_fallback" or backend == "native"]
-    chosen = f"not {REPEATED} and not passes_the_suites_rules" if few else f"not {REPEATED}" if backend == "reference" else ""
-    options = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal", "-k", chosen, "-W", f"{warnings}::RuntimeWarning", "-p", "no:cacheprovider")
+    chosen = (
+        f"not {REPEATED} and not passes_the_suites_rules"
+        if few
+        else f"not {REPEATED}"
+        if backend == "reference"
+        else ""
+    )
+    options = (
+        "-n",
+        "auto",
+        "--maxprocesses",
+        "8",
+        "--dist",
+        "worksteal",
+        "-k",
+        chosen,
+        "-W",
+        f"{warnings}::RuntimeWarning",
+        "-p",
+        "no:cacheprovider",
+    )
     environment_variables = {**changes, "FOCAL_EXT_TEST_BACKEND": backend}
-    output = run(environment.executable, "-m", "pytest", "-q", *options, *modules, folder=tests, **environment_variables)
+    output = run(
+        environment.executable, "-m", "pytest", "-q", *options, *modules, folder=tests, **environment_variables
+    )
     passed = re.search(r"(\d+) passed", output)
     assert passed and int(passed[1]) > (250 if few else 500) and "skipped" not in output, output[-3000:]
     place, info = json.loads(run(environment.executable, "-W", "ignore", "-c", FACTS, folder=folder, **changes))
@@ -53,7 +83,8 @@ def test_a_torch_older_than_the_library_is_left_alone_and_said_once(tmp_path: Pa
     assert said.count("RuntimeWarning") == 1 and "right but slow: the fused kernels need torch >= 2.10" in said
 
 
-# What the suite's core does not call, in one process: torch.compile, a function of focal_ext.compat, a fused head trained for three steps.
+# What the suite's core does not call, in one process: torch.compile, a function of focal_ext.compat, a fused head
+# trained for three steps.
 BEYOND_THE_CORE = """
 import focal_ext, torch
 from focal_ext import reference
@@ -65,7 +96,8 @@ hard = (x > 0).float()
 head, feature = focal_ext.FusedFocalHead(2, 1, 5, normalizer="positives"), torch.randn(1, 2, 4, 3)
 
 def compiled(loss):
-    return lambda x, **options: torch.compile(lambda x: loss(x, **options), backend="aot_eager", fullgraph=%(fullgraph)s)(x)
+    graph = {"backend": "aot_eager", "fullgraph": %(fullgraph)s}
+    return lambda x, **options: torch.compile(lambda x: loss(x, **options), **graph)(x)
 
 def loss_and_gradients(loss, *wanted):
     wanted = [t.detach().clone().requires_grad_() for t in wanted]
@@ -93,7 +125,8 @@ for step in range(3):
     leaf = feature.clone().requires_grad_()
     loss = head([leaf], ids[None])
     loss.backward()
-    same("head", (loss.detach(), head.weight.grad, head.bias.grad, leaf.grad), loss_and_gradients(plain_head, head.weight, head.bias, feature))
+    got = loss.detach(), head.weight.grad, head.bias.grad, leaf.grad
+    same("head", got, loss_and_gradients(plain_head, head.weight, head.bias, feature))
     with torch.no_grad():
         for parameter in head.parameters():
             parameter -= parameter.grad
@@ -110,16 +143,36 @@ def test_compiled_compat_and_fused_losses_are_right_with(environment: Environmen
 
 
 @pytest.mark.parametrize("headers, environment", [(OLDEST, CPU), (OLDEST, CUDA), (CUDA, OLDEST)], ids=lambda e: e.name)
-def test_a_library_built_with_the_headers_of_one_torch_works_in_another(headers: Environment, environment: Environment, tmp_path: Path) -> None:
-    packages = build_package(HOME / "built" / headers.torch, headers.prepare().package.parent / "torch", "-O1", HOME / "built/cmake")
-    place, info = json.loads(run(environment.prepare().executable, "-W", "error::RuntimeWarning", "-c", FACTS, folder=tmp_path, PYTHONPATH=str(packages)))
-    assert packages in Path(place).parents and info["backend"] == "native" and info["torch"].startswith(environment.torch)
-    run(environment.executable, "-m", "focal_ext", folder=tmp_path, PYTHONPATH=str(packages))  # every loss and dtype against float64
+def test_a_library_built_with_the_headers_of_one_torch_works_in_another(
+    headers: Environment, environment: Environment, tmp_path: Path
+) -> None:
+    packages = build_package(
+        HOME / "built" / headers.torch, headers.prepare().package.parent / "torch", "-O1", HOME / "built/cmake"
+    )
+    place, info = json.loads(
+        run(
+            environment.prepare().executable,
+            "-W",
+            "error::RuntimeWarning",
+            "-c",
+            FACTS,
+            folder=tmp_path,
+            PYTHONPATH=str(packages),
+        )
+    )
+    assert (
+        packages in Path(place).parents and info["backend"] == "native" and info["torch"].startswith(environment.torch)
+    )
+    run(
+        environment.executable, "-m", "focal_ext", folder=tmp_path, PYTHONPATH=str(packages)
+    )  # every loss and dtype against float64
 
 
 def test_the_pure_wheel_works_through_the_reference(tmp_path: Path) -> None:
     CPU.prepare()
-    run(CPU.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, built("*.tar.gz"), FOCAL_EXT_NATIVE="0")
+    run(
+        CPU.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, built("*.tar.gz"), FOCAL_EXT_NATIVE="0"
+    )
     wheel = next(tmp_path.glob("*.whl"))
     assert wheel.name.endswith("-py3-none-any.whl")
     CPU.replace_focal_ext(wheel)

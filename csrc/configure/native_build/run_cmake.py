@@ -53,7 +53,8 @@ def build_library(prefix: Path, everything: bool) -> None:
         f"-DCMAKE_INSTALL_PREFIX={prefix}",
     ]
     asked_cuda = os.environ.get("FOCAL_EXT_CUDA") or "AUTO"
-    # csrc/configure/architectures.cmake reads the list; it is empty for the default, whatever an earlier build was told.
+    # csrc/configure/architectures.cmake reads the list; it is empty for the default, whatever an earlier build was
+    # told.
     what = [f"-DFOCAL_EXT_CUDA={asked_cuda}", f"-DFOCAL_EXT_CUDA_ARCHS={os.environ.get('TORCH_CUDA_ARCH_LIST', '')}"]
     # ninja is given anew each time: the kept cache may name one of an isolated environment that is gone.
     run("configuring with CMake", [cmake, *fresh, *where, *what, f"-DCMAKE_MAKE_PROGRAM={ninja}"], env)
