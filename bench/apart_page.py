@@ -118,11 +118,10 @@ def readme() -> str:
     about, other = next(iter(rows.values())), memory[0]
     commits = " and ".join(dict.fromkeys(f"{row['commit']} of {row['date']}" for row in (about, other)))
     return "\n".join(lines) + (
-        f"\n\nCopying the logits once, the floor: {floors}. {about['machine']}, torch {about['torch']}, commit "
-        f"{commits};"
-        f" `{about['command']}`, `{other['command']}`. Times with memory kept; peaks and batches with the default "
-        "allocator, as pages that are kept hide what a step uses anew."
-        " -: another implementation's case, or not measured; FusedFocalHead has no logits to be timed apart.\n"
+        f"\n\nThe floor, copying the logits once: {floors}. Each implementation ran in a process of its own, in turns."
+        " Times are with memory kept; peaks and batches are with the default allocator, as kept memory hides what a"
+        " step takes. -: a case of the other calls, or not measured. "
+        f"{about['machine']}, torch {about['torch']}, commit {commits}: `{about['command']}`, `{other['command']}`.\n"
     )
 
 
