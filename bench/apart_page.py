@@ -43,6 +43,7 @@ WAYS = (
     Way("**`pyramid.sigmoid_focal_loss`**", "pyramid.\nsigmoid_focal_loss", "", "pyramid op", "#2563eb"),
     Way("**`FusedFocalHead`**", "FusedFocalHead", "", "fused head", "#dc2626"),
 )
+OF_DARK = {"#2563eb": "#60a5fa", "#dc2626": "#f87171"}  # the colours of ours on a dark background
 PANELS = {ROWS: "rows [N, C], fp32", BF16: "rows [N, C], bf16", OUTPUTS: "the head's outputs, fp32"}
 
 
@@ -153,6 +154,7 @@ def draw(to: Path, dark: bool) -> None:
 
     rows, memory = measured(), peaks_measured()
     settings = shown(rows)
+    colours = [OF_DARK.get(way.colour, way.colour) if dark else way.colour for way in WAYS]
     with pyplot.style.context("dark_background" if dark else "default"):
         figure, axes = pyplot.subplots(
             1, len(settings) + 1, figsize=(2.9 * len(settings) + 2.8, 2.8), layout="constrained", sharey=True
@@ -163,11 +165,11 @@ def draw(to: Path, dark: bool) -> None:
             float(row["ms"]) for (setting, name), row in rows.items() if setting in settings and "overwrite" not in name
         ]
         for axis, (setting, title) in zip(axes, settings.items()):
-            for place, way in enumerate(WAYS):
+            for place, (way, colour) in enumerate(zip(WAYS, colours)):
                 if row := rows.get((setting, way.name(setting))):
                     ms, low, high = (float(row[name]) for name in ("ms", "ms_p20", "ms_p80"))
                     axis.errorbar(
-                        ms, place, xerr=[[ms - low], [high - ms]], fmt="o", color=way.colour, markersize=6, capsize=2
+                        ms, place, xerr=[[ms - low], [high - ms]], fmt="o", color=colour, markersize=6, capsize=2
                     )
                     axis.text(high * 1.25, place, f"{ms:.3g}", va="center", fontsize=8)
             floor = float(rows[ROWS if setting == OUTPUTS else setting, FLOOR]["ms"])  # the outputs have as many bytes
@@ -184,7 +186,7 @@ def draw(to: Path, dark: bool) -> None:
             axis.set_xlabel("ms, forward + backward", fontsize=8)
             axis.set_title(title, fontsize=9)
         batches = [batch_of(memory, way.of_heads) or 0 for way in WAYS]
-        axes[-1].barh(range(len(WAYS)), batches, color=[way.colour for way in WAYS], height=0.6)
+        axes[-1].barh(range(len(WAYS)), batches, color=colours, height=0.6)
         for place, batch in enumerate(batches):
             axes[-1].text(batch + max(batches) * 0.02, place, str(batch or "not measured"), va="center", fontsize=8)
         axes[-1].set_xlim(0, max(batches) * 1.2)

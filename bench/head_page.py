@@ -14,7 +14,7 @@ COLOURS = {
     "eager PyTorch (torchvision)": "#9ca3af",
     "torch.compile, masked": "#6b7280",
     "rows op": "#93c5fd",
-    "rows op, overwrite_inputs": "#60a5fa",
+    "rows op, overwrite_inputs": "#0e7490",
     "pyramid op": "#2563eb",
     "pyramid op, overwrite_inputs": "#1e3a8a",
     "fused head": "#dc2626",
@@ -80,35 +80,28 @@ def largest_batch(table: list[dict[str, str]], name: str, classes: int = 80) -> 
 
 
 def draw(to: Path) -> None:
+    """Peak memory of each way against the number of classes; of two ways on one line the second is dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     table = read("head_memory")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained", width_ratios=(1.3, 1))
+    figure, axis = pyplot.subplots(figsize=(7.5, 3.8), layout="constrained")
     for name, colour in COLOURS.items():
         points = peaks(table, name, 1)
-        left.plot(
-            list(points), [value / 2**20 for value in points.values()], "o-", color=colour, label=name, markersize=4
+        line = "o--" if "overwrite" in name else "o-"
+        axis.plot(
+            list(points), [value / 2**20 for value in points.values()], line, color=colour, label=name, markersize=4
         )
-    left.set_xscale("log")
-    left.set_yscale("log")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
     classes = sorted({int(row["classes"]) for row in table})
-    left.set_xticks(classes, [str(c) for c in classes])
-    left.minorticks_off()
-    left.set_xlabel("classes")
-    left.set_ylabel("MiB above features and parameters", fontsize=9)
-    left.set_title("last convolution and loss, forward + backward, one image", fontsize=10)
-    left.legend(fontsize=7, frameon=False)
-    batches = [largest_batch(table, name) for name in COLOURS]
-    right.barh(range(len(batches)), batches, color=list(COLOURS.values()))
-    for i, batch in enumerate(batches):
-        right.text(batch + max(batches) * 0.01, i, str(batch), va="center", fontsize=8)
-    right.set_yticks(range(len(batches)), list(COLOURS), fontsize=8)
-    right.invert_yaxis()
-    right.set_xlim(right=max(batches) * 1.15)
-    right.set_title(f"images in {AVAILABLE // 2**30} GiB, 80 classes", fontsize=10)
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xticks(classes, [str(c) for c in classes])
+    axis.minorticks_off()
+    axis.set_xlabel("classes")
+    axis.set_ylabel("MiB above features and parameters", fontsize=9)
+    axis.set_title("last convolution and loss, forward + backward, one image", fontsize=10)
+    figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+    axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(to, dpi=150)

@@ -11,8 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import apart_page, head_page, performance_page, switches_page
-from .cases import ANCHORS
+from . import apart_page, drawing, head_page, performance_page, switches_page
 from .performance_page import ratio, read, rounded, spread
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,44 +90,6 @@ def rewritten(page: str) -> str:
     return text
 
 
-def draw(to: Path) -> None:
-    """Time per logit of every implementation, both allocator settings, on a logarithmic axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    cases = [
-        c
-        for c in dict.fromkeys(row["case"] for row in read(RESULTS["default allocator"]))
-        if c.startswith(f"{ANCHORS:,}")
-    ]
-    every = [
-        float(row["ns_per_logit"])
-        for name in RESULTS.values()
-        for row in read(name)
-        if row["case"] in cases and row["ns_per_logit"]
-    ]
-    limits = (min(every) / 1.5, max(every) * 3)  # the same for all, so that panels compare
-    figure, axes = pyplot.subplots(1, len(cases), figsize=(4.2 * len(cases), 3.4), layout="constrained", squeeze=False)
-    for axis, case in zip(axes[0], cases):
-        for (label, name), colour, offset in zip(RESULTS.items(), ("#8b95a5", "#2563eb"), (0.2, -0.2)):
-            rows = [row for row in read(name) if row["case"] == case and row["ns_per_logit"]]
-            values = [float(row["ns_per_logit"]) for row in rows]
-            axis.plot(values, [-i + offset for i in range(len(rows))], "o", color=colour, markersize=5, label=label)
-            for i, value in enumerate(values):
-                axis.text(value * 1.2, -i + offset, f"{value:.3g}", va="center", fontsize=7)
-        axis.set_yticks([-i for i in range(len(rows))], [row["implementation"] for row in rows], fontsize=8)
-        axis.set_xscale("log")
-        axis.set_xlim(limits)
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_xlabel("ns per logit, forward + backward")
-        axis.set_title(case, fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    figure.savefig(to, dpi=150)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Rewrite the tables and figures of measurements from bench/results.")
     parser.add_argument("--check", action="store_true", help="only compare; fail when a page differs")
@@ -142,7 +103,8 @@ def main() -> None:
     if not check:
         apart_page.draw(ROOT / "docs/first_screen.png", dark=False)
         apart_page.draw(ROOT / "docs/first_screen_dark.png", dark=True)
-        draw(ROOT / "docs/performance.png")
+        for name, dark in (("one_pass", False), ("one_pass_dark", True)):
+            drawing.draw(ROOT / f"docs/{name}.png", dark)
         head_page.draw(ROOT / "docs/memory.png")
         performance_page.draw_growth(ROOT / "docs/growth.png")
 

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")
-from bench import apart, baselines, family, growth, head, performance_page, readme, step
+from bench import apart, baselines, drawing, family, growth, head, performance_page, readme, step
 from bench.cases import ANCHORS, STRIDE_16, STRIDE_32, Case, synthetic
 from bench.compare import FLOOR, error_of, rows_of, too_much
 from bench.measure import Forward
@@ -148,3 +148,10 @@ def test_the_three_ways_of_a_training_step_are_one_loss() -> None:
         for way in step.WAYS.values()
     ]
     assert losses == pytest.approx(losses[:1] * 3, rel=1e-5)
+
+
+def test_the_drawing_has_one_operation_and_two_passes_of_ours_and_all_of_the_eager_formulas() -> None:
+    found = {name: (len(drawing.large(done)), drawing.passes(done)) for name, (done, _) in drawing.counted().items()}
+    assert found["focal_ext"] == (1, 2)
+    operations, passes = found["eager PyTorch"]
+    assert operations > 30 and passes > 2 * operations  # each reads one tensor or two and writes one
