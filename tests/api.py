@@ -37,7 +37,10 @@ def signature(name: str, value: object) -> str:
 def section(name: str, value: object) -> list[str]:
     documentation = inspect.getdoc(value) or ""
     if inspect.ismodule(value):
-        return [f"## focal_ext.{name}", "", documentation, ""]
+        own = [(word, f) for word, f in vars(value).items() if inspect.isfunction(f) and f.__module__ == value.__name__]
+        described = [(word, f) for word, f in own if "\n" in (f.__doc__ or "")]  # not the twins of other functions
+        functions = [section(f"{name}.{word}", f) for word, f in described]
+        return [f"## focal_ext.{name}", "", documentation, "", *(line for lines in functions for line in lines)]
     return [
         f"## focal_ext.{name}",
         "",

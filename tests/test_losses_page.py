@@ -143,3 +143,14 @@ def test_partial_labels_positive_weights_text_masks_and_drawn_classes() -> None:
     assert torch.allclose(given["loss"], want) and torch.autograd.grad(given["loss"], leaf)[0].isfinite().all()
     drawn = torch.tensor([True, False, True, True, False])
     compare(federated, lambda x: (bce(x, HARD) * drawn).sum() / 40, X, ids=IDS, drawn=drawn)
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.split("## In a training loop")[1].split("\n## ")[0], re.DOTALL)
+    weights = torch.randn(5, 5, generator=G, dtype=torch.float64).requires_grad_()
+    parts = [(X[:30], IDS[:30]), (X[30:], IDS[30:])]
+    exec(
+        code, {"focal_ext": focal_ext, "torch": torch, "parts": parts, "num_classes": 5, "head": lambda x: x @ weights}
+    )
+    whole = focal_ext.sigmoid_focal_loss(X @ weights, IDS, reduction="sum", normalizer="positives")
+    assert torch.allclose(weights.grad, torch.autograd.grad(whole, weights)[0], rtol=1e-12)

@@ -103,8 +103,8 @@ const acc_t* load_block(const void* tensor, Scalar scalar, int64_t begin, int64_
   return buffer;
 }
 
-// Whether the processor's own prefetching stops at the end of a page: asking saves an Intel Xeon 10 % (fp32) to 20 %
-// (bf16) from memory and costs an AMD EPYC (Zen 4) 5 to 16 %.
+// Whether the processor's own prefetching stops at the end of a page: Intel's does, Zen 4's does not and is slowed
+// down by being asked (docs/experiments.md).
 inline bool pays_to_prefetch() {
 #if defined(__x86_64__)
   return __builtin_cpu_is("intel");

@@ -15,8 +15,7 @@ struct SpecialRows {
 };
 
 // Rows first, first + step, ..., kBlock of them at most. Nearly all are background: two comparisons each, in a loop of
-// its own for every type of id. Asking for type and kind row by row takes 1.8 (fp32) to 2 times as long a logit where
-// there is one class; eight rows at once, no less.
+// its own for every type of id.
 FOCAL_EXT_ONE_COPY void find_special_rows(
     SpecialRows& found, const Problem& p, int64_t first, int64_t count, int64_t step) {
   // The two ids of background, but for the one that is ignored.
