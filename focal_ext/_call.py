@@ -81,21 +81,21 @@ class Request(NamedTuple):
     unreduced: Unreduced = None
 
 
+# What every loss takes beside its own numbers, in this order: reduction, normalizer, weight, ignore_index,
+# overwrite_inputs, class_dim, batch_dims.
+Shared = tuple[str, Normalizer, Tensor | None, int | None, bool, int, int]
+
+
 def check(
     spec: LossSpec,
     inputs: Tensor | Levels,
     targets: Any,
     alpha: Alpha,
-    reduction: str,
-    normalizer: Normalizer,
-    weight: Tensor | None,
-    ignore_index: int | None,
-    overwrite_inputs: bool,
-    class_dim: int,
-    batch_dims: int,
+    shared: Shared,
     *parameters: Any,
 ) -> Request:
     """Checks every argument before anything is computed."""
+    reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims = shared
     watched = is_watched()
     number, class_alpha = (
         (alpha, None)

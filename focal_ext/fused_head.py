@@ -93,22 +93,8 @@ def conv_sigmoid_focal_loss(
     sizes = [geometry.output(*x.shape[2:]) for x in features]
     counts = [height * width * anchors for height, width in sizes]
     levels = Levels(features, num_classes, counts)
-    request = check(
-        sigmoid_focal.SPEC,
-        levels,
-        targets,
-        alpha,
-        reduction,
-        normalizer,
-        weight,
-        ignore_index,
-        False,
-        -1,
-        0,
-        gamma,
-        label_smoothing,
-        True,
-    )
+    shared = reduction, normalizer, weight, ignore_index, False, -1, 0
+    request = check(sigmoid_focal.SPEC, levels, targets, alpha, shared, gamma, label_smoothing, True)
     if request.call.scores is not None:
         raise TypeError(
             "targets: must be class ids, got a pair (ids, scores); apply the convolution and pass its maps to "

@@ -78,23 +78,8 @@ def asymmetric_loss(
         >>> logits, labels = torch.randn(3, 80, requires_grad=True), torch.rand(3, 80) < 0.02
         >>> asymmetric_loss(logits, labels, reduction="sum").backward()
     """
-    return check(
-        SPEC,
-        inputs,
-        targets,
-        None,
-        reduction,
-        normalizer,
-        weight,
-        ignore_index,
-        overwrite_inputs,
-        class_dim,
-        batch_dims,
-        gamma_neg,
-        gamma_pos,
-        clip,
-        modulator_gradient,
-    )
+    shared = reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims
+    return check(SPEC, inputs, targets, None, shared, gamma_neg, gamma_pos, clip, modulator_gradient)
 
 
 AsymmetricLoss = module_of(asymmetric_loss)

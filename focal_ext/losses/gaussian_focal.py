@@ -72,21 +72,8 @@ def gaussian_focal_loss(
         >>> peaks = (heatmaps == 1).sum().clamp(min=1)
         >>> gaussian_focal_loss(logits, heatmaps, reduction="sum", normalizer=peaks).backward()
     """
-    return check(
-        SPEC,
-        inputs,
-        targets,
-        None,
-        reduction,
-        normalizer,
-        weight,
-        ignore_index,
-        overwrite_inputs,
-        class_dim,
-        batch_dims,
-        alpha,
-        beta,
-    )
+    shared = reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims
+    return check(SPEC, inputs, targets, None, shared, alpha, beta)
 
 
 GaussianFocalLoss = module_of(gaussian_focal_loss)

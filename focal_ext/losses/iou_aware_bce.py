@@ -77,21 +77,8 @@ def iou_aware_bce_loss(
         >>> pair = torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])
         >>> iou_aware_bce_loss(logits, pair, reduction="sum").backward()
     """
-    return check(
-        SPEC,
-        inputs,
-        targets,
-        None,
-        reduction,
-        normalizer,
-        weight,
-        ignore_index,
-        overwrite_inputs,
-        class_dim,
-        batch_dims,
-        alpha,
-        gamma,
-    )
+    shared = reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims
+    return check(SPEC, inputs, targets, None, shared, alpha, gamma)
 
 
 IouAwareBceLoss = module_of(iou_aware_bce_loss)

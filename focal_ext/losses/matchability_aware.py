@@ -73,20 +73,8 @@ def matchability_aware_loss(
         >>> pair = torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])
         >>> matchability_aware_loss(logits, pair, reduction="sum").backward()
     """
-    return check(
-        SPEC,
-        inputs,
-        targets,
-        alpha,
-        reduction,
-        normalizer,
-        weight,
-        ignore_index,
-        overwrite_inputs,
-        class_dim,
-        batch_dims,
-        gamma,
-    )
+    shared = reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims
+    return check(SPEC, inputs, targets, alpha, shared, gamma)
 
 
 MatchabilityAwareLoss = module_of(matchability_aware_loss)

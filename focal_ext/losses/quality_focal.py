@@ -78,21 +78,8 @@ def quality_focal_loss(
         >>> pair = torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])
         >>> quality_focal_loss(logits, pair, reduction="sum").backward()
     """
-    return check(
-        SPEC,
-        inputs,
-        targets,
-        None,
-        reduction,
-        normalizer,
-        weight,
-        ignore_index,
-        overwrite_inputs,
-        class_dim,
-        batch_dims,
-        beta,
-        modulator_gradient,
-    )
+    shared = reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims
+    return check(SPEC, inputs, targets, None, shared, beta, modulator_gradient)
 
 
 QualityFocalLoss = module_of(quality_focal_loss)

@@ -105,22 +105,8 @@ def sigmoid_focal_loss(
         >>> labels = torch.tensor([3, -1, -1, 80, -2, -1, 17, -1])  # two positives, one ignored, the rest background
         >>> sigmoid_focal_loss(logits, labels, reduction="sum", normalizer="positives").backward()
     """
-    return check(
-        SPEC,
-        inputs,
-        targets,
-        alpha,
-        reduction,
-        normalizer,
-        weight,
-        ignore_index,
-        overwrite_inputs,
-        class_dim,
-        batch_dims,
-        gamma,
-        label_smoothing,
-        modulator_gradient,
-    )
+    shared = reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims
+    return check(SPEC, inputs, targets, alpha, shared, gamma, label_smoothing, modulator_gradient)
 
 
 SigmoidFocalLoss = module_of(sigmoid_focal_loss)

@@ -167,21 +167,8 @@ def softmax_focal_loss(
         >>> logits = torch.randn(8, 80, requires_grad=True)
         >>> softmax_focal_loss(logits, torch.randint(80, (8,)), alpha=0.25).backward()
     """
-    return check(
-        SPEC,
-        inputs,
-        targets,
-        alpha,
-        reduction,
-        normalizer,
-        weight,
-        ignore_index,
-        overwrite_inputs,
-        class_dim,
-        batch_dims,
-        gamma,
-        label_smoothing,
-    )
+    shared = reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims
+    return check(SPEC, inputs, targets, alpha, shared, gamma, label_smoothing)
 
 
 SoftmaxFocalLoss = module_of(softmax_focal_loss)

@@ -68,21 +68,8 @@ def varifocal_loss(
         >>> pair = torch.tensor([3, -1, 80]), torch.tensor([0.7, 0.0, 0.0])
         >>> varifocal_loss(logits, pair, reduction="sum").backward()
     """
-    return check(
-        SPEC,
-        inputs,
-        targets,
-        alpha,
-        reduction,
-        normalizer,
-        weight,
-        ignore_index,
-        overwrite_inputs,
-        class_dim,
-        batch_dims,
-        gamma,
-        modulator_gradient,
-    )
+    shared = reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims
+    return check(SPEC, inputs, targets, alpha, shared, gamma, modulator_gradient)
 
 
 VarifocalLoss = module_of(varifocal_loss)
