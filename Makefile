@@ -84,10 +84,11 @@ gpu: $(NATIVE) $(TESTS) $(OPTIONAL)
 	$(READY)
 	$(PYTHON) -m bench.gpu
 
-# docs/kernels.md and docs/kernel_certificate.md from the built library.
+# bench/results/kernels.csv and docs/kernels.md from the built library.
 kernels: $(NATIVE) $(OPTIONAL)
 	$(READY)
 	$(PYTHON) -m bench.kernels --write
+	$(PYTHON) -m bench.readme
 
 # A peer that cannot be installed keeps its row in the tables, with the reason.
 bench: $(NATIVE) $(EXAMPLES)

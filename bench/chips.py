@@ -1,4 +1,4 @@
-# Owns: what the roofline model knows of GPUs, and of the bytes that other implementations move.
+# Owns: what the models know of GPUs.
 # Must not know: kernels.
 from __future__ import annotations
 
@@ -31,13 +31,3 @@ CHIPS = (
     Chip("B200", "sm_100", 148, 1.965, 8.0, 128, latency=750),
     Chip("RTX 4090", "sm_80", 128, 2.52, 1.008, 128, latency=620, threads=1536, shared=100),
 )
-
-# Bytes that others move per logit of s bytes, forward and backward, counted from their code.
-PEERS = {
-    "focal_ext": 2,
-    "recompute in backward": 3,
-    "apex": 4,
-    "stored loss map": 5,
-    "mmcv": 9,
-    "eager torchvision": 90,
-}

@@ -1,22 +1,23 @@
-# Owns: what the compiled CUDA kernels cost: instructions per logit against the budget, and a roofline model per chip.
-# Must not know: how machine code is read (bench/sass.py).
-"""python -m bench.kernels [--library focal_ext/libfocal_ext.so] [--write]: prints docs/kernels.md, or writes it and the
-certificate."""
+# Owns: what the compiled CUDA kernels cost: instructions per logit against the budgets, registers, spills.
+# Must not know: how machine code is read (bench/sass.py), the page.
+"""python -m bench.kernels [--library focal_ext/libfocal_ext.so] [--write]: fails where a budget is exceeded; writes
+bench/results/kernels.csv."""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import subprocess
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import sass
-from .chips import CHIPS, PEERS
+from .kernels_page import HOT, SIZE
 from .sass import Kernel, Loop
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = ROOT / "focal_ext/libfocal_ext.so"
-SIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
+LIBRARY, RESULTS = ROOT / "focal_ext/libfocal_ext.so", ROOT / "bench/results/kernels.csv"
 
 # Instructions a logit may issue in the hot loop (gamma 2, loss and gradient), and the limits of every hot loop.
 BUDGET: dict[tuple[str, str], float] = {("sm_80", "fp32"): 28.5, ("sm_90", "fp32"): 28.5, ("sm_100", "fp32"): 19}
@@ -27,10 +28,8 @@ BUDGET |= {("sm_80", "fp16"): 27, ("sm_90", "fp16"): 27, ("sm_100", "fp16"): 18}
 PYRAMID_BUDGET = {("sm_80", "bf16"): 24, ("sm_90", "bf16"): 24}
 MUFU = {"0 or 1": 2, "2": 2, "4": 2, "any": 3}
 MUFU_OF_CLIP = 2  # one reciprocal and one logarithm more
-HOT, CAREFUL = (
-    "loss and gradient",
-    "careful path",
-)  # what no stream takes: a weight a logit, factors beside maps, dense targets that are not 0, unaligned views, a tail
+# What no stream takes: a weight a logit, factors beside maps, dense targets that are not 0, unaligned views, a tail.
+CAREFUL = "careful path"
 # Beside a stream that takes factors from shared memory: weights of rows, where a vector lies in one row and where not,
 # and factors of classes.
 PER_ROW, PER_ROWS, PER_CLASS = f"{HOT}, weight per row", f"{HOT}, weight per row, any C", f"{HOT}, factor per class"
@@ -101,12 +100,6 @@ class Row:
     def fp32(self) -> float:
         """Lane operations; a packed f32x2 instruction is two."""
         return self.per_logit(*FP32) + self.per_logit("FFMA2", "FADD2", "FMUL2")
-
-
-def tabulate(table: list[list[object]], headers: list[str]) -> str:
-    """A Markdown table without padding: these are long."""
-    lines = [headers, ["---"] * len(headers), *table]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
 def flow_of(loop: Loop) -> str | None:
@@ -228,180 +221,62 @@ def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
     ]
 
 
-def loop_table(kernels: list[Kernel]) -> str:
-    table = []
-    for row in rows(kernels):
-        if row.arch not in ("sm_80", "sm_90", "sm_100", "sm_120") or not (
-            row.targets.startswith("ids") or row.flow.startswith((HOT, CAREFUL))
-        ):
-            continue
-        table.append(
-            [
-                row.arch,
-                row.dtype,
-                row.targets,
-                row.gamma,
-                row.flow,
-                f"{row.per_logit():.1f}",
-                row.budget or "",
-                f"{row.mufu:.0f}",
-                f"{row.fp32:.1f}",
-                f"{row.per_logit(*ALU):.1f}",
-                row.registers,
-                row.stack,
-            ]
-        )
-    headers = [
-        "arch",
-        "logits",
-        "targets, or another loss",
-        "gamma",
-        "flow",
-        "instructions / logit",
-        "budget",
-        "MUFU",
-        "FP32",
-        "ALU",
-        "registers",
-        "spill bytes",
-    ]
-    return tabulate(table, headers=headers)
-
-
-def model_table(kernels: list[Kernel]) -> str:
-    """Cycles of each unit per logit, as a share of the time the memory needs for the logit's two passes. Above 1 the
-    unit is the limit."""
-    table = []
-    hot = {(r.arch, r.dtype): r for r in rows(kernels) if r.has_budget}
-    for chip in CHIPS:
-        for dtype in ("fp32", "bf16"):
-            row = hot.get((chip.arch, dtype))
-            if row is None:
-                continue
-            memory = 2 * SIZE[dtype] / (chip.memory * 1e12)  # seconds per logit
-            lanes = chip.processors * chip.ghz * 1e9
-            units = {
-                "issue": row.per_logit() / chip.issue,
-                "FP32": row.fp32 / chip.fp32,
-                "ALU": row.per_logit(*ALU) / chip.alu,
-                "MUFU": row.mufu / chip.mufu,
-            }
-            shares = {name: cycles / lanes / memory for name, cycles in units.items()}
-            limit = max([("memory", 1.0), *shares.items()], key=lambda item: item[1])
-            table.append(
-                [
-                    chip.name,
-                    dtype,
-                    f"{2 * SIZE[dtype]}",
-                    f"model {memory * 1e12:.2f}",
-                    *(f"model {share:.2f}" for share in shares.values()),
-                    f"model: {limit[0]}",
-                    f"model {200_000 * 80 * memory * limit[1] * 1e6:.0f}",
-                ]
-            )
-    headers = [
-        "chip",
-        "logits",
-        "bytes / logit",
-        "memory, ps / logit",
-        "issue / memory",
-        "FP32 / memory",
-        "ALU / memory",
-        "MUFU / memory",
-        "limit",
-        "200,000 x 80, microseconds",
-    ]
-    return tabulate(table, headers=headers)
-
-
-def document(kernels: list[Kernel], library: Path) -> str:
-    archs = sorted({k.arch for k in kernels}, key=lambda a: int(a[3:].rstrip("a")))
-    counts = ", ".join(f"{sum(k.arch == arch for k in kernels)} kernels on {arch}" for arch in archs)
-    peers = tabulate(
-        [[name, f"{s}s"] for name, s in PEERS.items()], headers=["implementation", "bytes moved per logit of s bytes"]
-    )
-    megabytes = library.stat().st_size / 1e6
-    chips = "; ".join(f"{c.name} {c.processors} multiprocessors at {c.ghz} GHz, {c.memory} TB/s" for c in CHIPS)
-    return f"""# CUDA kernels, read from machine code
-
-Generated by `python -m bench.kernels --write` from the built library ({megabytes:.1f} MB; {counts}).
-No GPU took part: instruction counts are read from the code, times are a model.
-
-## Hot loops
-
-One pass over the stream of negatives, rare branches left out, per logit. Tiles of ids stream with positives and
-ignored rows among them: a vector that a special row touches takes a rare branch, and after the stream one lane
-computes a row's positive. A weight that all rows of a tile share, as those of an image do, is a part of the stream's
-factor. Where the losses are summed, kernels of their own take other weights of rows, and alphas and weights of
-classes, from shared memory. The careful path takes weights of logits, factors beside maps of losses or of gradients,
-dense targets that are not 0, unaligned views, the last logits of a tile, and every gamma above 6; it is told from all
-else by the high product that finds a logit's row. Its row is the cheapest pass that computes and stores all its
-logits: no weight, no alpha per class and, for any gamma, no gamma above 6; of ids, of a negative. Losses whose
-negatives are the focal loss's share its stream, and one kernel: they differ in its careful path. sm_75 is in the
-certificate only. The budget is the count below which the kernel is limited by memory on the tightest chip of that
-architecture.
-
-{loop_table(kernels)}
-
-## Roofline model (loss and gradient, class ids, gamma 2)
-
-Each unit's time per logit over the memory's; below 1 the memory is the limit. The model: data-sheet lanes per cycle,
-every unit busy all the time, nothing else. Chips: {chips}.
-
-{model_table(kernels)}
-
-## What others move
-
-{peers}
-"""
-
-
-def certificate(kernels: list[Kernel]) -> str:
+def records(kernels: list[Kernel], library: Path) -> list[dict[str, object]]:
+    """The rows of bench/results/kernels.csv: every loop, and every kernel in which none is told."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=ROOT
     ).stdout.strip()
-    table = []
-    hot = {(r.arch, r.dtype, r.targets, r.gamma): r for r in rows(kernels) if r.flow == HOT}
-    for k in sorted(kernels, key=lambda k: (int(k.arch[3:].rstrip("a")), k.name)):
-        row = hot.get((k.arch, *k.identity)) if k.identity else None
-        name = ", ".join(k.identity) if k.identity else k.name
-        cells = [f"{row.mufu:.0f}", f"{row.per_logit():.1f}", 2 * SIZE[row.dtype]] if row else ["", "", ""]
-        table.append([k.arch, name, k.registers, k.stack + k.local, *cells])
-    headers = [
-        "arch",
-        "kernel (logits, targets or another loss, gamma)",
-        "registers",
-        "spill bytes",
-        "MUFU / logit",
-        "instructions / logit",
-        "bytes / logit",
+    counts = Counter(k.arch for k in kernels)
+    found, told = rows(kernels), {(r.arch, r.dtype, r.targets, r.gamma) for r in rows(kernels)}
+    every: list[dict[str, object]] = [
+        {
+            "arch": row.arch,
+            "logits": row.dtype,
+            "targets": row.targets,
+            "gamma": row.gamma,
+            "flow": row.flow,
+            "instructions": f"{row.per_logit():.1f}",
+            "budget": row.budget or "",
+            "mufu": f"{row.mufu:.0f}",
+            "fp32": f"{row.fp32:.1f}",
+            "alu": f"{row.per_logit(*ALU):.1f}",
+            "registers": row.registers,
+            "spill": row.stack,
+        }
+        for row in found
     ]
-    proofs = ROOT / "tests/kernels/proofs.md"
-    return f"""# Kernel certificate
+    for k in sorted(kernels, key=lambda k: (int(k.arch[3:].rstrip("a")), k.name)):
+        dtype, targets, gamma = k.identity or ("", k.name, "")
+        if (k.arch, dtype, targets, gamma) not in told:
+            cells = {"arch": k.arch, "logits": dtype, "targets": targets, "gamma": gamma}
+            every.append({**cells, "registers": k.registers, "spill": k.stack + k.local})
+    origin = {"commit": commit, "megabytes": f"{library.stat().st_size / 1e6:.1f}"}
+    return [{**row, "kernels": f"{row['arch']}:{counts[str(row['arch'])]}", **origin} for row in every]
 
-Generated by `python -m bench.kernels --write` at commit {commit}.
 
-{proofs.read_text() if proofs.exists() else ""}
-{tabulate(table, headers=headers)}
-"""
+COLUMNS = (
+    *("arch", "logits", "targets", "gamma", "flow", "instructions", "budget", "mufu", "fp32", "alu"),
+    *("registers", "spill", "kernels", "commit", "megabytes"),
+)
+
+
+def write(path: Path, table: list[dict[str, object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the compiled CUDA kernels cost.")
     parser.add_argument("--library", type=Path, default=LIBRARY)
-    parser.add_argument("--write", action="store_true", help="write docs/kernels.md and docs/kernel_certificate.md")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}; make readme shows it")
     options = parser.parse_args()
     kernels = sass.read(options.library)
     if not kernels:
         raise SystemExit(f"{options.library} has no CUDA kernels; build with nvcc on the PATH")
-    pages = {
-        "kernels": document(kernels, options.library),
-        "kernel_certificate": certificate(kernels),
-    }  # both before a write makes the tree dirty
-    for name, page in pages.items() if options.write else ():
-        (ROOT / f"docs/{name}.md").write_text(page)
-    if not options.write:
-        print(pages["kernels"])
+    if options.write:
+        write(RESULTS, records(kernels, options.library))
     found = violations(kernels, options.library.stat().st_size)
     if found:
         raise SystemExit("\n".join(found))

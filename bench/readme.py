@@ -1,5 +1,4 @@
-# Owns: the tables of measurements in README.md, docs/losses.md, docs/integrations.md and docs/performance.md, and their
-# figures, rewritten from the checked-in CSV files.
+# Owns: the tables of measurements in README.md and docs/, and their figures, rewritten from the checked-in CSV files.
 # Must not know: how the figures were measured.
 """python -m bench.readme [--check]: rewrites these pages and the figures of docs/, or fails when a page differs from
 the CSV."""
@@ -11,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import apart_page, drawing, head_page, performance_page, switches_page
+from . import apart_page, drawing, head_page, kernels_page, performance_page, switches_page
 from .performance_page import ratio, read, rounded, spread
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +62,11 @@ PAGES = {
     "README.md": {"ways": apart_page.readme, "step": performance_page.step_sentence},
     "docs/losses.md": {"family": lambda: section(FAMILY), "family sizes": performance_page.family_sizes},
     "docs/integrations.md": {"switches": switches_page.section},
+    "docs/kernels.md": {
+        "loops": kernels_page.loops,
+        "roofline": kernels_page.roofline,
+        "proofs": kernels_page.proofs,
+    },
     "docs/performance.md": {
         "apart": apart_page.details,
         "performance": lambda: section(tuple(RESULTS.values())),

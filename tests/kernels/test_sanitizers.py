@@ -36,6 +36,6 @@ def test_the_checked_in_proofs_claim_no_more_than_was_just_measured() -> None:
     MEASURED.parent.mkdir(exist_ok=True)
     MEASURED.write_text(proofs())
     measured, claimed = MEASURED.read_text(), CHECKED_IN.read_text()
-    hint = f"cp {MEASURED.relative_to(ROOT)} {CHECKED_IN.relative_to(ROOT)}, then make kernels"
+    hint = f"cp {MEASURED.relative_to(ROOT)} {CHECKED_IN.relative_to(ROOT)}, then make readme"
     assert COUNT.sub("", claimed) == COUNT.sub("", measured), hint
     assert all(int(few) <= int(many) for few, many in zip(COUNT.findall(claimed), COUNT.findall(measured))), hint
