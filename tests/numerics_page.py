@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs/numerics.md", ROOT / "bench/results/numerics.csv"
-BINS = ("upto_0.5", "upto_1", "upto_2", "upto_4", "upto_8", "upto_16", "upto_inf")
+BINS = ("upto_0.5", "upto_1", "upto_2")
 LOST = 2.0**23  # ULP: nothing of the value is left
 Row = dict[str, str]
 
@@ -31,46 +31,25 @@ def number(text: str) -> str:
     return f"{float(text):.3g}"
 
 
-def share(row: Row, name: str) -> str:
-    """Of the bit patterns, in percent; nothing is an empty cell, not a rounded 0."""
-    part = 100 * int(row[name]) / int(row["count"])
-    return "" if part == 0 else "< 0.01" if part < 0.01 else f"{part:.2f}"
+def at_logit(row: Row) -> str:
+    return f"{float(row['worst_ulp']):.2f} at {float(row['at']):.5g} ({target(row)})"
 
 
 def accuracy(rows: list[Row]) -> str:
-    """Worst error, where it is, and the histogram of every curve in float32."""
-    parts = []
-    for family in dict.fromkeys(row["family"] for row in rows):
-        head = [
-            "logit of a",
-            "settings",
-            "of",
-            "worst ULP",
-            "at logit",
-            "mean ULP",
-            "<= 1/2, %",
-            "<= 1",
-            "<= 2",
-            "<= 4",
-            "<= 8",
-            "<= 16",
-            "more",
+    """Of every loss and exponent in float32 the worst error among its curves, where it is, and the least share of
+    results that are off by 2 ULP at most."""
+    lines = []
+    for family, settings in dict.fromkeys((row["family"], row["settings"]) for row in rows):
+        chosen = [row for row in rows if (row["family"], row["settings"]) == (family, settings)]
+        worst = [
+            at_logit(max((row for row in chosen if row["what"] == what), key=lambda row: float(row["worst_ulp"])))
+            for what in ("loss", "gradient")
         ]
-        chosen = [row for row in rows if row["family"] == family]
-        lines = [
-            [
-                target(r),
-                r["settings"],
-                r["what"],
-                f"{float(r['worst_ulp']):.2f}",
-                r["at"],
-                f"{float(r['mean_ulp']):.3f}",
-                *(share(r, name) for name in BINS),
-            ]
-            for r in chosen
-        ]
-        parts.append(f"### {family[0].upper()}{family[1:]}\n\n{table(head, *lines)}")
-    return "\n\n".join(parts)
+        near = min(sum(int(row[name]) for name in BINS) / int(row["count"]) for row in chosen)
+        lines.append([family, settings, *worst, f"{100 * near:.2f}"])
+    return table(
+        ["loss", "settings", "loss: worst ULP", "gradient: worst ULP", "within 2 ULP, %, of the worst curve"], *lines
+    )
 
 
 def halves(rows: list[Row]) -> str:
