@@ -98,8 +98,9 @@ class Programs:
 
     def beginning(self, tile: Tile, case: Case) -> list[Step]:
         around = self.cost("around", self.body.around_stream) if self.body.around_stream else Stage(0, 1, 1)
-        begin = steps(around, 0, 0)
-        if tile.labels and self.body.labels:
+        checks = tile.labels > 0 and self.body.label_check is not None
+        begin = steps(around, tile.labels * 8 if checks else 0, 0)
+        if tile.labels and self.body.labels and (not checks or tile.special or not tile.streams):
             labels = self.cost("labels", min(self.body.passes(self.body.labels), key=len))
             begin += steps(labels, min(WARP, tile.labels) * 8, 0, ceil(tile.labels / WARP))
         if case.weight and self.body.weights:
@@ -116,13 +117,27 @@ class Programs:
         loaded, stored = loaded * filled, stored * filled
         one = Stage(1, cost.alone / in_flight, cost.issue / in_flight)
         made = steps(cost, loaded, stored, whole) + steps(one, loaded / in_flight, stored / in_flight, left)
-        return made + (self.special(case, vectors) if tile.special else [])
+        return made + (self.special(case, tile) if tile.special else [])
 
-    def special(self, case: Case, vectors: int) -> list[Step]:
+    def heed(self, tile: Tile) -> list[Step]:
+        """Of planes: ignored anchors are masked, a vector with a positive goes one by one."""
+        size, heeding = workloads.VECTOR[self.dtype], self.body.heeding
+        if not heeding:
+            raise LookupError(f"{self.body.kernel.arch} {self.body.kernel.name}: special tiles of planes do not stream")
+        once, turn = (self.cost(part, trace) for part, trace in zip(("heed", "turn"), heeding))
+        first, other = (self.cost(part, trace) for part, trace in zip(("first", "other"), self.body.rescue))
+        # on average: less than one vector of a tile
+        waits = sum(cost.trips * count for cost, count in ((first, 1), (other, size - 1))) * self.chip.latency
+        alone, issue = (getattr(first, part) + (size - 1) * getattr(other, part) for part in ("alone", "issue"))
+        return [
+            Step(0, once.alone + size * turn.alone, once.issue + size * turn.issue),
+            Step(0, tile.one_by_one * (alone + waits), tile.one_by_one * issue),
+        ]
+
+    def special(self, case: Case, tile: Tile) -> list[Step]:
         size = workloads.VECTOR[self.dtype]
-        if self.kind == "pyramid":  # a vector with a special anchor goes logit by logit, in every class of its tile
-            rescue = self.cost("rescue", self.body.rescue)
-            return steps(rescue, WARP * SIZE[self.dtype], 0, vectors * size)
+        if self.kind == "pyramid":
+            return self.heed(tile)
         times = case.special.rows, case.special.touched(case.classes, WARP * size), 1
         parts = zip(("marks", "touched vectors", "positives"), self.body.marks or (), times)
         costs = [(self.cost(part, trace), count) for part, trace, count in parts if trace]

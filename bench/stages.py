@@ -103,15 +103,17 @@ class Body:
         return (min if dense else max)(found, key=lambda f: f[0])[1]
 
     @cached_property
-    def rescue(self) -> Trace:
-        """The loop inside the stream that goes through one vector's logits; a pass computes one."""
+    def rescue(self) -> tuple[Trace, Trace]:
+        """Inside the stream: a vector whose logits go one by one with its first logit, and any other logit of it."""
         header, latch, _ = self.stream
-        inside = [
-            (a, b)
-            for a, b in self.loops
-            if header < a and b < latch and self.has((a, b), "MUFU.EX2") and not self.has((a, b), "LDG.E.128")
-        ]
-        return max((t for t in self.passes(inside[0])), key=len) if inside else []
+        inside = [loop for loop in self.loops if header < loop[0] and loop[1] < latch]
+        computing = [loop for loop in inside if self.has(loop, "MUFU.EX2") and not self.has(loop, "LDG.E.128")]
+        if len(computing) < 2:
+            raise LookupError(f"{self.kernel.arch} {self.kernel.name}: no loop goes through a vector's logits")
+        (outer, end), one = computing[:2]
+        finding = [self.opcodes[a] for a, b in inside if outer < a == b < end and a != one[0]]
+        first = max(self.passes((outer, end)), key=len)
+        return first, max(self.passes(one), key=len) + [op for block in finding for op in block]
 
     @cached_property
     def tile(self) -> tuple[int, int]:
@@ -139,6 +141,31 @@ class Body:
         return next((loop for loop in found if not self.has(loop, "MUFU")), None)
 
     @cached_property
+    def label_check(self) -> int | None:
+        """The block that loads several labels at once; where all are background a tile reads no more."""
+        first, last = self.tile[0], self.stream[0]
+        inside = range(*self.labels) if self.labels else ()
+        found = [
+            block
+            for block in range(first, last)
+            if block not in inside and Loop(Counter(self.opcodes[block])).count("LDG.E.64") >= 4
+        ]
+        return found[0] if found else None
+
+    @cached_property
+    def heeding(self) -> tuple[Trace, Trace] | None:
+        """What a tile of planes with special labels does after reading them: once, and for each of a lane's labels."""
+        if not self.labels:
+            return None
+        between = [loop for loop in self.loops if self.labels[1] < loop[0] and loop[1] < self.stream[0]]
+        loops = [a for a, b in between if a == b and not self.has((a, b), *MEMORY, "MUFU")]
+        if not loops:
+            return None
+        block = loops[-1]
+        parts = self.way(self.labels[1], block), self.way(block + 1, self.stream[0])
+        return [op for part in parts for op in part or []], self.opcodes[block]
+
+    @cached_property
     def weights(self) -> tuple[int, int] | None:
         """The loop that reads the weights of a tile's rows."""
         first = self.labels[1] if self.labels else self.tile[0]
@@ -157,9 +184,11 @@ class Body:
         if self.tile == (header, latch):
             return []
         stop = self.labels or (header, header)
+        if self.label_check is not None:
+            stop = self.label_check, self.label_check
         parts = [
             self.way(self.tile[0], stop[0]),
-            self.way(stop[1], header) if self.labels else [],
+            self.way(stop[1], header) if stop[0] != header else [],
             self.way(latch, self.tile[1]),
         ]
         return [op for part in parts for op in part or []] + self.opcodes[self.tile[1]]

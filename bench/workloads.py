@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, gcd
 
 import numpy as np
 
-WARPS, MOST_BLOCKS = 8, 4096  # csrc/cuda: warps of a block, blocks of a grid
+WARP, WARPS, MOST_BLOCKS = 32, 8, 4096  # csrc/cuda: lanes of a warp, warps of a block, blocks of a grid
 VECTOR = {"fp32": 4, "bf16": 8}  # logits of 16 bytes
 SIZE = {"fp32": 4, "bf16": 2}
 ANCHORS = 201_600  # of RetinaNet on 800 x 1344 pixels
@@ -24,6 +24,8 @@ class Special:
     runs: float
     cluster: int = 2
     positive: float = 0.5  # of these rows; the others are ignored
+    # Of tiles of planes by their positions: their share, and how many of a line's vectors a positive sends one by one.
+    planes: dict[int, tuple[float, float]] = field(default_factory=lambda: {256: (0, 0), 128: (0, 0)})
 
     def touched(self, classes: int, vector: int) -> float:
         """Vectors of a warp, of so many logits, that are touched: one of a positive row, all of an ignored one."""
@@ -34,7 +36,8 @@ class Special:
 
 # Anchors matched to boxes with COCO's size statistics: 0.14 % positive, 0.26 % ignored, in clusters about the objects.
 OF_ANCHORS = {8: 0.0105, 16: 0.0133, 32: 0.0189, 64: 0.0289, 128: 0.0473, 256: 0.078}
-ANCHORS_AND_BOXES = Special(OF_ANCHORS, 6.7, runs=1, positive=0.35)
+OF_PLANES = {256: (0.15, 0.012), 128: (0.107, 0.019)}
+ANCHORS_AND_BOXES = Special(OF_ANCHORS, 6.7, runs=1, positive=0.35, planes=OF_PLANES)
 AT_RANDOM = Special({rows: 1 - 0.98**rows for rows in (8, 16, 32, 64, 128, 256)}, 1.34, runs=1.34, cluster=1)
 SEVERAL_A_ROW = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.09), 1, runs=1, cluster=1)  # three labels in 9,605
 MASKED = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 1.0), 0, runs=0)
@@ -117,6 +120,7 @@ class Tile:
     labels: int
     streams: bool
     special: bool = False
+    one_by_one: float = 0  # of the lines' vectors, on average
 
     @property
     def logits(self) -> int:
@@ -126,9 +130,12 @@ class Tile:
 def drawn(count: int, rows: int, special: Special) -> np.ndarray:
     """Which of so many tiles are special: neighbours in clusters, as objects make them."""
     nearest = min(special.share, key=lambda r: abs(r - rows))
-    generator = np.random.default_rng(0)
-    starts = generator.random(ceil(count / special.cluster)) < special.share[nearest]
-    return np.repeat(starts, special.cluster)[:count]
+    return in_clusters(count, special.share[nearest], special.cluster)
+
+
+def in_clusters(count: int, share: float, cluster: int) -> np.ndarray:
+    starts = np.random.default_rng(0).random(ceil(count / cluster)) < share
+    return np.repeat(starts, cluster)[:count]
 
 
 def tiles(case: Case, dtype: str) -> list[Tile]:
@@ -157,16 +164,36 @@ def row_tiles(case: Case) -> list[Tile]:
 
 
 def pyramid_tiles(case: Case, dtype: str) -> list[Tile]:
-    """As csrc/cuda cuts planes [images, anchors * classes, height, width]: 8,192 tiles of 1,024 to 16,384 logits."""
+    """Of planes [images, anchors * classes, height, width], the levels first that do not stream."""
     vector, made = VECTOR[dtype], []
-    wanted = min(max(case.numel // 8192, 1024), 16_384)
-    for height, width in LEVELS:
-        columns = equal_parts(height * width, 32 * vector, vector)
-        lines = equal_parts(case.classes, ceil(wanted / columns), 1)
-        count = case.pyramid_images * 9 * ceil(height * width / columns) * ceil(case.classes / lines)
-        streams = height * width % vector == 0
-        made += [Tile(lines, columns, columns, streams, bool(s)) for s in drawn(count, columns, case.special)]
+    cuts = [
+        (positions := height * width, *cut_planes(case.numel, case.classes, positions, vector))
+        for height, width in LEVELS
+    ]
+    for positions, in_line_log2, lines, columns, streams in sorted(cuts, key=lambda cut: cut[-1]):
+        line_blocks = ceil((case.classes >> in_line_log2) / lines)
+        count = case.pyramid_images * 9 * ceil((positions << in_line_log2) / columns) * line_blocks
+        share, vectors = case.special.planes[WARP * vector]
+        kinds = [Tile(lines, columns, columns, streams), Tile(lines, columns, columns, streams, True, vectors * lines)]
+        # neighbours in space, and the tiles of one column's classes, are special together
+        made += [kinds[int(s)] for s in in_clusters(count, share, round(2.5 * line_blocks))]
     return made
+
+
+def cut_planes(
+    numel: int, classes: int, positions: int, vector: int, may_stream: bool = True
+) -> tuple[int, int, int, bool]:
+    """Classes of a line by their logarithm, lines and columns of a tile, whether it streams, as csrc/cuda/plan.h cuts
+    planes; a test compares the two."""
+    in_line = vector // gcd(positions, vector)
+    streams = may_stream and classes % in_line == 0 and positions * in_line < 2**31
+    in_line = in_line if streams else 1
+    once, twice = numel // 4096, numel // 8192
+    elements = once if once < 4096 else min(max(twice, 4096), 16_384)
+    elements = elements if streams and once >= 1024 else 1024
+    columns = equal_parts(positions * in_line, WARP * vector, vector)
+    lines = equal_parts(classes // in_line, ceil(elements / (WARP * vector if streams else columns)), 1)
+    return in_line.bit_length() - 1, lines, columns, streams
 
 
 def equal_parts(count: int, most: int, unit: int) -> int:

@@ -61,3 +61,42 @@ def test_a_flat_mask_is_shared_by_thousands_of_warps() -> None:
     assert module(FLAVOUR).cut(2**20, 1, False)[2] == 4096
     assert module(FLAVOUR).cut(100, 12_544, False)[2] >= 4096
     assert module(FLAVOUR).cut(128, 9605, True)[2] >= 4096
+
+
+PLANES = [
+    (1, 1),
+    (77, 80),
+    (273, 80),
+    (1050, 80),
+    (4100, 80),
+    (16_800, 80),
+    (273, 91),
+    (33, 8),
+    (2**28 + 1, 8),
+    (2**30, 1),
+]
+
+
+@pytest.mark.parametrize("may_stream", (True, False))
+@pytest.mark.parametrize("vector", (2, 4, 8))
+@pytest.mark.parametrize("positions, classes", PLANES, ids=str)
+def test_planes_of_any_size_stream_where_classes_make_whole_vectors_of_them(
+    positions: int, classes: int, vector: int, may_stream: bool
+) -> None:
+    for images in (1, 2, 16, 1000):
+        numel = images * positions * classes * 9
+        cut = module(FLAVOUR).cut_planes(numel, classes, positions, vector, may_stream)
+        assert workloads.cut_planes(numel, classes, positions, vector, may_stream) == cut
+        in_line_log2, lines, columns, streams = cut
+        in_line = 1 << in_line_log2
+        assert classes % in_line == 0 and 1 <= lines <= classes // in_line
+        assert columns % vector == 0 and columns <= 32 * vector
+        if streams:  # every line begins at a 16-byte boundary
+            assert positions * in_line % vector == 0 and lines * columns <= 16_384 + columns
+        else:
+            assert in_line == 1 and lines * columns <= 1024 + columns
+
+
+def test_odd_levels_stream_and_others_come_first_in_short_tiles() -> None:
+    assert module(FLAVOUR).cut_planes(16_128_000, 80, 273, 8, True) == (3, 10, 248, True)
+    assert module(FLAVOUR).cut_planes(16_128_000, 91, 273, 8, True)[3] is False

@@ -237,3 +237,30 @@ def test_logits_of_ignored_anchors_count_as_nothing_whatever_they_and_the_factor
             assert not gradient[off].any() and off.any()
             assert gradient.isfinite().all() or normalizer == 1e-310
         assert loss.isfinite() or normalizer == 1e-310
+
+
+# A level of 16 and levels that a line of 2, 4 and 8 classes makes whole vectors; no two neighbours are alike.
+RARE = Shape(anchors=2, classes=16, sizes=((24, 26), (17, 26), (17, 25), (3, 4)))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(
+    "background, options",
+    [
+        (-1, {}),
+        (16, {"ignore_index": None}),
+        (-1, {"ignore_index": -1}),
+        (16, {"ignore_index": 16}),
+        (-1, {"label_smoothing": 0.1}),
+        (-1, {"gamma": 1.5}),
+    ],
+    ids=str,
+)
+def test_tiles_without_special_labels_are_told_by_either_name_of_the_background(
+    background: int, options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, table.GRIDS[-1])
+    ids = torch.full((RARE.images, sum(RARE.counts)), background)
+    place = torch.arange(7, ids.numel(), 419)  # in a few tiles of each level
+    ids.view(-1)[place] = place % RARE.classes
+    assert_right(maps(RARE, "contiguous", dtype), ids, RARE.classes, table.GRIDS[-1], normalizer=7.3, **options)

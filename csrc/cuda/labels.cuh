@@ -49,6 +49,21 @@ inline __device__ int label_at(const Ids& a, int64_t row) {
   }
 }
 
+// The ids of background by their bits, where ids have 64 of them: what nearly all rows have is told without interpreting it.
+struct CommonIds {
+  bool are_given;
+  int64_t one, other;
+};
+inline CommonIds common_ids(const Ids& a) {
+  const auto is_background = [&](int64_t id) {
+    return (a.type == Target::i64 || (a.type == Target::u64 && id >= 0)) &&
+           !(a.has_ignore_index && id == a.ignore_index);
+  };
+  const int64_t minus_one = -1, other = a.other_background;
+  if (!is_background(minus_one)) return {is_background(other), other, other};
+  return {true, minus_one, is_background(other) ? other : minus_one};
+}
+
 // As many blocks as a warp has lanes times 4, so that each warp of the main kernel adds the counts with one 16-byte
 // load a lane.
 constexpr int kScanBlocks = 128, kScanThreads = 512;

@@ -37,7 +37,7 @@ struct Lines {
       for (int j = 0; j < per_word; ++j) {
         int& label = labels[w * per_word + j];
         if (label != kIgnored) words[w] |= (per_word == 1 ? ~0u : 0xffffu) << 16 * j;
-        const uint32_t line = uint32_t(label) - tile.first_class;  // of a negative label: more than there are
+        const uint32_t line = uint32_t(label) - tile.first_line;  // of a negative label: more than there are
         if (label != kIgnored) label = line < tile.lines ? int(32 * (tile.lines - line)) : 0;  // a line is 32 vectors
       }
     }
@@ -81,23 +81,55 @@ struct Lines {
 
 // What a tile's labels hold.
 struct Found {
-  bool positive, ignored, bad;
+  bool positive, ignored, bad, nothing;  // nothing: there are no labels, all are background
 };
 
-// Whole warp: leaves the labels in shared memory.
+// Whole warp: whether all labels of a tile of planes are one of the two common ids, and those that 32 lanes read beyond
+// it. All loads are in flight at once, and none depends on a condition. A plane has kLeastCommon positions or more.
+constexpr uint32_t kLeastCommon = 32;
 template <class scalar_t>
-__device__ Found read_labels(const PyramidArguments<scalar_t>& a, const PyramidTile& tile, uint32_t lane, int* labels) {
+__device__ bool are_common(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level,
+    const PyramidTile& tile, uint32_t lane) {
+  constexpr uint32_t kLoads = kVector<scalar_t>;
+  const int64_t* const ids = static_cast<const int64_t*>(a.ids.ids) + tile.first_row;
+  const uint32_t positions = level.positions.value, column = tile.first_column + lane;
+  uint32_t position = level.in_line_log2 == 0 ? column : column - quotient(column, level.positions) * positions;
+  int64_t id[kLoads];
+#pragma unroll
+  for (uint32_t u = 0; u < kLoads; ++u) {
+    if (position >= positions) position -= positions;
+    id[u] = ids[int64_t(position) * level.matrices.value];
+    position += 32;
+  }
+  bool common = true;
+#pragma unroll
+  for (uint32_t u = 0; u < kLoads; ++u) common &= id[u] == a.common_ids.one || id[u] == a.common_ids.other;
+  return __ballot_sync(~0u, !common) == 0;
+}
+
+// Whole warp: leaves the labels in shared memory unless all are background: of planes the line in whose class a column
+// is positive.
+template <class scalar_t>
+__device__ Found read_labels(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level,
+    const PyramidTile& tile, uint32_t lane, int* labels) {
+  if constexpr (sizeof(scalar_t) < 8)
+    if (level.planes && a.common_ids.are_given && level.positions.value >= kLeastCommon &&
+        are_common(a, level, tile, lane))
+      return {false, false, false, true};
   bool positive = false, ignored = false, bad = false;
 #pragma unroll 1
   for (uint32_t i = lane; i < tile.labels; i += 32) {
-    const int label = label_at(a.ids, tile.first_row + int64_t(i) * tile.row_step);
+    const LabelPlace place = label_place(level, tile, i);
+    int label = label_at(a.ids, place.row);
+    if (level.planes && label >= 0)
+      label = uint32_t(label) % (1u << level.in_line_log2) == place.in_line ? label >> level.in_line_log2 : kBackground;
     labels[i] = label;
     positive |= label >= 0;
     ignored |= label == kIgnored;
     bad |= label == kBad;
   }
   if (!FOCAL_EXT_PLANTED(unordered_labels)) __syncwarp();  // other lanes read them; a ballot orders no memory
-  return {__ballot_sync(~0u, positive) != 0, __ballot_sync(~0u, ignored) != 0, __ballot_sync(~0u, bad) != 0};
+  return {__ballot_sync(~0u, positive) != 0, __ballot_sync(~0u, ignored) != 0, __ballot_sync(~0u, bad) != 0, false};
 }
 
 // One tile, element by element: any label, weight, alpha and alignment. Returns this lane's share of the loss.
@@ -111,14 +143,16 @@ __device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelAr
     const uint32_t line = quotient(i, level.tile_columns), column = i - line * level.tile_columns.value;
     if (column >= tile.columns) continue;
     const int64_t element = tile.first_element + int64_t(line) * level.columns + column;
-    const uint32_t row = level.planes ? column : line, c = tile.first_class + (level.planes ? line : column);
-    const int label = labels[row];
+    // of a line of several classes the line: then nothing but labels comes by the class, and these tell lines
+    const uint32_t c = level.planes ? tile.first_line + line : column;
+    const int label = labels ? labels[level.planes ? column : line] : kBackground;
     const Alpha<acc_t> alpha = alpha_of(a.common, c);
     const bool positive = label == int(c);
     Term<acc_t> t =
         hard_term<Math>(positive, widen(level.inputs[element]), positive ? alpha.positive : alpha.negative, loss);
     acc_t w = weight;
-    if (a.common.weight && !a.weight_per_image) w = a.common.weight[tile.first_row + int64_t(row) * tile.row_step];
+    if (a.common.weight && !a.weight_per_image)
+      w = a.common.weight[label_place(level, tile, level.planes ? column : line).row];
     t = scaled(t, w, w * factor);
     if (label == kBad) t = {acc_t(NAN), acc_t(NAN)};
     if (label == kIgnored) t = {0, 0};  // whatever the logit, the weight and the factor are
@@ -145,7 +179,7 @@ __device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArg
 template <class scalar_t, class Loss>
 __device__ acc_of<scalar_t> pyramid_tile(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level,
     const PyramidTile& tile, uint32_t lane, int* labels, acc_of<scalar_t> factor, const Loss& loss) {
-  const Found found = read_labels(a, tile, lane, labels);
+  const Found found = read_labels(a, level, tile, lane, labels);
   const acc_of<scalar_t> weight = a.weight_per_image ? a.common.weight[tile.image] : acc_of<scalar_t>(1);
   if constexpr (sizeof(scalar_t) < 8) {
     const float scale = a.common.alpha_negative * weight;
@@ -159,7 +193,7 @@ __device__ acc_of<scalar_t> pyramid_tile(const PyramidArguments<scalar_t>& a, co
       return stream_tile<Flow::loss>(a, level, tile, lane, labels, special, scale, factor, loss);
     }
   }
-  return careful_tile(a, level, tile, lane, labels, weight, factor, loss);
+  return careful_tile(a, level, tile, lane, found.nothing ? nullptr : labels, weight, factor, loss);
 }
 
 template <class scalar_t, class Loss>

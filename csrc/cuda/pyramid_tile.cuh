@@ -3,7 +3,9 @@
 //
 // A level lies in memory as matrices of lines and columns. In planes there is one matrix for each anchor of an image,
 // with a line for each class and a column for each position; with channels last one for each image, with a line for
-// each anchor and a column for each class.
+// each anchor and a column for each class. Where a plane's positions are no whole vectors, a line takes as many classes
+// as make it whole vectors: every line then begins at a 16-byte boundary. Of a column and a line together follow
+// position and class.
 #pragma once
 #include "arguments.cuh"
 
@@ -26,6 +28,8 @@ struct LevelArguments {
   uint32_t tile_lines;
   Count tile_columns;
   Count line_blocks, column_blocks, matrices;  // tiles along a matrix, and matrices of an image
+  Count positions;  // of planes
+  uint32_t in_line_log2;  // of the classes of a line of planes
   bool planes;
   bool vectors;  // every line of a tile of planes, every full tile of rows begins at a 16-byte boundary
 };
@@ -35,6 +39,7 @@ struct PyramidArguments {
   using acc_t = acc_of<scalar_t>;
   Arguments<scalar_t> common;  // without what a level has of its own; `gradient` tells whether it is wanted
   Ids ids;
+  CommonIds common_ids;
   int64_t image_rows;
   uint32_t tiles, level_count;
   bool weight_per_image;
@@ -44,10 +49,25 @@ struct PyramidArguments {
 
 // 64-bit bases, 32-bit indices inside. Rows are those of the targets.
 struct PyramidTile {
-  int64_t first_element, first_row, image;
-  uint32_t first_class, lines, columns;
-  uint32_t labels, row_step;  // how many rows, and from one to the next
+  int64_t first_element, first_row, image;  // the row of planes is that of the matrix's first column
+  uint32_t first_line, first_column, lines, columns;
+  uint32_t labels;  // one for each column of planes, else for each line
 };
+
+// Where the i-th label of a tile stands: its row, of planes also which of a line's classes its column has.
+struct LabelPlace {
+  int64_t row;
+  uint32_t in_line;
+};
+
+template <class scalar_t>
+__device__ LabelPlace label_place(const LevelArguments<scalar_t>& level, const PyramidTile& tile, uint32_t i) {
+  if (!level.planes) return {tile.first_row + i, 0};
+  const uint32_t column = tile.first_column + i,
+                 in_line = level.in_line_log2 == 0 ? 0 : quotient(column, level.positions);
+  const uint32_t position = column - in_line * level.positions.value;
+  return {tile.first_row + int64_t(position) * level.matrices.value, in_line};
+}
 
 template <class scalar_t>
 __device__ PyramidTile tile_at(
@@ -66,11 +86,10 @@ __device__ PyramidTile tile_at(
   t.lines = at_most(level.tile_lines, level.lines - line);
   t.columns = at_most(level.tile_columns.value, level.columns - column);
   t.first_element = image * level.image_elements + (int64_t(matrix) * level.lines + line) * level.columns + column;
-  t.first_class = level.planes ? line : 0;
+  t.first_line = line;
+  t.first_column = column;
   t.labels = level.planes ? t.columns : t.lines;
-  t.row_step = level.planes ? level.matrices.value : 1;
-  t.first_row =
-      image * a.image_rows + level.first_row + (level.planes ? int64_t(column) * level.matrices.value + matrix : line);
+  t.first_row = image * a.image_rows + level.first_row + (level.planes ? matrix : line);
   return t;
 }
 

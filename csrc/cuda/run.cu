@@ -2,6 +2,7 @@
 // Must not know: what the kernels compute, and torch.
 #include "launch.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "coefficients.cuh"
@@ -263,6 +264,7 @@ PyramidArguments<scalar_t> arguments_of(const Pyramid& pyramid, const uint32_t* 
   a.common.weight = static_cast<const acc_of<scalar_t>*>(pyramid.problem.weight);
   if (p.weight || p.alpha) a.common.flow = Flow::careful;  // its streams know one factor a tile
   a.ids = ids_of(p);
+  a.common_ids = common_ids(a.ids);
   a.image_rows = p.rows / pyramid.images;
   a.weight_per_image = pyramid.weight_per_image;
   a.positive_ratio = acc_of<scalar_t>(p.alpha_positive / p.alpha_negative);
@@ -282,21 +284,25 @@ const char* run_as(const Pyramid& pyramid, void* workspace, void* stream, uint32
   PyramidArguments<scalar_t> a = arguments_of<scalar_t>(pyramid, counts);
   const uint32_t chosen = choose_tile_rows(p.rows, p.classes), tile_rows = chosen ? chosen : kTileUnit;
   uint32_t blocks = 0;
+  std::vector<LevelArguments<scalar_t>> levels;
   int64_t first_row = 0, tiles = 0;
   for (int64_t i = 0; i < pyramid.level_count; ++i) {
     const Level& level = pyramid.levels[i];
     const int64_t rows = level.positions * pyramid.anchors;
-    if (rows > 0) {
-      if (rows >= kMaxIndex) return "focal_ext: more than 2^31 anchors in one level of one image";
-      LevelArguments<scalar_t> next = level_arguments<scalar_t>(pyramid, level, tile_rows);
-      next.first_row = first_row;
-      next.first_tile = uint32_t(tiles);
-      tiles += tiles_of(next, pyramid.images);
-      if (tiles > kMaxTiles) return "focal_ext: more than 2^32 tiles";
-      a.levels[a.level_count++] = next;
-      first_row += rows;
-    }
-    if (a.level_count == 0 || (a.level_count < kMaxLevels && i + 1 < pyramid.level_count)) continue;
+    if (rows == 0) continue;
+    if (rows >= kMaxIndex) return "focal_ext: more than 2^31 anchors in one level of one image";
+    levels.push_back(level_arguments<scalar_t>(pyramid, level, tile_rows, a.common.flow != Flow::careful));
+    levels.back().first_row = first_row;
+    first_row += rows;
+  }
+  // those that take long first
+  std::stable_partition(levels.begin(), levels.end(), [](const LevelArguments<scalar_t>& l) { return !l.vectors; });
+  for (size_t i = 0; i < levels.size(); ++i) {
+    levels[i].first_tile = uint32_t(tiles);
+    tiles += tiles_of(levels[i], pyramid.images);
+    if (tiles > kMaxTiles) return "focal_ext: more than 2^32 tiles";
+    a.levels[a.level_count++] = levels[i];
+    if (a.level_count < kMaxLevels && i + 1 < levels.size()) continue;
     a.common.gradient = a.levels[0].gradient;
     if (a.common.gradient && a.common.flow == Flow::loss) a.common.flow = Flow::gradient;
     a.common.partials = p.loss ? partials + blocks : nullptr;

@@ -81,6 +81,10 @@ PYBIND11_MODULE(focal_ext_cuda_host, m) {
     const cuda::Cut c = cuda::cut(rows, classes, reads_rows);
     return py::make_tuple(c.elements, c.tile_rows, c.tiles);
   });
+  m.def("cut_planes", [](int64_t numel, int64_t classes, int64_t positions, int64_t vector, bool may_stream) {
+    const cuda::PlaneCut c = cuda::cut_planes(numel, classes, positions, vector, may_stream);
+    return py::make_tuple(c.in_line_log2, c.tile_lines, c.tile_columns, c.streams);
+  });
   m.def("set_seed", cuda_host::set_seed);
   m.def("set_only_blocks", cuda_host::set_only_blocks);
   m.def("skip_a_shuffle", skip_a_shuffle);
