@@ -91,8 +91,9 @@ def module_of(function: Callable[..., Tensor], base: type[LossModule] = LossModu
         {
             "__doc__": f""":func:`{path}.{function.__name__}` as a module, with the same arguments and defaults.
 
-    Tensors among them move with the module, a Parameter is trained with it. What changes from step to step,
-    ``weight`` and ``normalizer``, may be given to forward instead.
+    Forward takes what the function takes first: logits, or levels, and targets. ``weight`` and ``normalizer`` may be
+    given to it instead. A tensor moves with the module and is not in its state dict; an nn.Parameter is, and is
+    trained.
     """,
             "__module__": function.__module__,
             "__signature__": signature.replace(

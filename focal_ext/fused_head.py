@@ -50,11 +50,10 @@ def conv_sigmoid_focal_loss(
 ) -> Tensor:
     """The last convolution of a detection head and its sigmoid focal loss together, without the logits.
 
-    Equal to ``pyramid.sigmoid_focal_loss([conv2d(x, conv_weight, conv_bias, stride, padding) for x in features],
-    targets, ...)``, to rounding. Some anchors of some images are convolved at a time; loss and gradient are computed in
-    place over their logits, the convolution's backward runs at once, the logits are dropped. Nothing is computed twice.
-    Only gradients are kept for backward, those of the features in their dtype, those of weight and bias added up in
-    float32.
+    Equal, to rounding, to ``pyramid.sigmoid_focal_loss([conv2d(x, conv_weight, conv_bias, stride, padding) for x in
+    features], targets, ...)``. It convolves some anchors of some images at a time, computes loss and gradient in place
+    over their logits, runs the convolution's backward at once and drops the logits. Nothing is computed twice. Only
+    gradients are kept for backward: those of the features in their dtype, those of weight and bias added up in float32.
 
     Args:
         features: maps [B, C_in, H_l, W_l] of each level, a list or a dict; float32, bfloat16 or float64.

@@ -3,25 +3,24 @@
 """The losses of :mod:`focal_ext` over a feature pyramid, read in the layout in which a convolution writes it: no
 permute, no cat, no copy.
 
-``focal_ext.pyramid.<loss>(levels, targets, num_classes, ...)`` is equal to flattening the levels to (images, anchors,
-classes), concatenating them and calling the function over rows, to rounding. On the CPU every gradient is the same to
-the bit, unless one weight an image is given, which is multiplied first. Gradients come back in each level's own memory
-format.
+``focal_ext.pyramid.<loss>(levels, targets, num_classes, ...)`` is equal, to rounding, to flattening the levels to
+(images, anchors, classes), concatenating them and calling the function over rows. On the CPU gradients are the same to
+the bit, except with one weight for each image, which is multiplied first. Gradients have each level's memory format.
 
-On CUDA the levels of quality, varifocal and asymmetric losses are copied into rows first; so are those of the softmax
-focal loss if one is channels_last or float64.
+On CUDA only the sigmoid focal loss, and the softmax focal loss of class ids over contiguous levels but float64, read
+levels in place. Others copy them into rows first.
 
 Args:
-    levels: logits [B, A * K, H_l, W_l] of each level, channel ``a * K + k`` for anchor a and class k, as torchvision,
-        detectron2 and mmdet arrange them. Each contiguous or channels_last; any other layout costs a copy. A list, a
-        tuple, a dict as an FPN returns it, or its values.
-    targets: class ids [B, sum of H_l W_l A], the levels one after the other, in each (y, x, anchor) with the anchor
-        fastest; or a list of such tensors, one for each level. Of losses that take scores a pair (ids, scores) of
-        these. Or dense: a list with a map of each level's shape, float, bool or integers, read in place where the map
-        has its level's memory order and neither alpha is by class nor weight by anchor.
+    levels: logits [B, A * K, H_l, W_l] of each level: a list, a tuple, a dict as an FPN returns it, or its values.
+        Channel ``a * K + k`` is anchor a and class k, as torchvision, detectron2 and mmdet arrange them. Each is
+        contiguous or channels_last; any other layout costs a copy.
+    targets: class ids [B, sum of H_l W_l A]: one level after the other, each in the order (y, x, anchor) with the
+        anchor fastest. Or a list of such tensors, one for each level. Or a pair (ids, scores) of these. Or dense: a
+        list with a map of each level's shape, float, bool or integers. A map is read in place where it has its level's
+        memory order, alpha is not by class and weight not by anchor.
     num_classes: K.
-    reduction: "sum" (the default here) or "mean" (over all logits that are not ignored).
-    weight: factor of each image, [B, 1], such as torchvision's normalizer for each image, or of each anchor, of the
+    reduction: "sum" (the default here), or "mean" over all logits that are not ignored.
+    weight: a factor for each image, [B, 1], such as torchvision's normalizer of each image; or for each anchor, of the
         shape of the class ids.
     batch_dims: 1 gives a loss for each image.
     others: as in the function over rows.
@@ -37,8 +36,7 @@ Example:
     >>> labels = torch.full((2, 9 * (64 + 16)), -1)
     >>> focal_ext.pyramid.sigmoid_focal_loss(levels, labels, 80, normalizer="positives").backward()
 
-Each is a module too, ``focal_ext.pyramid.SigmoidFocalLoss(num_classes, ...)``, whose forward takes levels and targets,
-and weight and normalizer.
+Each is a module too: ``focal_ext.pyramid.SigmoidFocalLoss(num_classes, ...)``.
 """
 
 from __future__ import annotations

@@ -55,19 +55,31 @@ def section(name: str, value: object) -> list[str]:
     ]
 
 
+def modules(classes: dict[str, type]) -> list[str]:
+    """One section for all modules that are a function with its options kept."""
+    documentation = {name: (inspect.getdoc(value) or "").split("\n\n", 1) for name, value in classes.items()}
+    (shared,) = {rest.replace("\n", " ") for _, rest in documentation.values()}
+    lines = [f"- `focal_ext.{name}`: {first.replace(':func:', '')}" for name, (first, _) in documentation.items()]
+    return ["## Modules", "", shared, "", *lines, ""]
+
+
 def page() -> str:
     import focal_ext
 
     exported = [(name, getattr(focal_ext, name)) for name in sorted(focal_ext.__all__) if not name.startswith("__")]
+    of_functions = {name: value for name, value in exported if hasattr(value, "function")}
+    exported = [(name, value) for name, value in exported if name not in of_functions]
     head = [
         "# API",
         "",
         "Written from the docstrings by `python tests/api.py --write`; a test fails when they differ.",
         "",
         *[f"- [`{name}`](#focal_ext{name.lower()})" for name, _ in exported],
+        f"- [{', '.join(f'`{name}`' for name in of_functions)}](#modules)",
         "",
         *CONVENTIONS.splitlines(),
         "",
+        *modules(of_functions),
     ]
     return "\n".join([*head, *(line for name, value in exported for line in section(name, value))]).rstrip() + "\n"
 

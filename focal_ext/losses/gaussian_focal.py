@@ -55,10 +55,10 @@ def gaussian_focal_loss(
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`. Heat maps [N, C, H, W] with targets of their
-            shape need no ``class_dim``: every number counts by itself.
-        targets: heat maps of the shape of inputs, in [0, 1], where exactly 1 is a peak; keep them in float32 beside
-            half-precision logits, for bfloat16 rounds what is above 0.998 to 1. Or class ids, as in
-            :func:`sigmoid_focal_loss`: peaks alone; or a pair (ids, scores): the score is the target at the id's class.
+            shape need no ``class_dim``, as every number counts by itself.
+        targets: heat maps of the shape of inputs, in [0, 1], where exactly 1 is a peak. Keep them in float32 beside
+            half-precision logits: bfloat16 rounds what is above 0.998 to 1. Or class ids, as in
+            :func:`sigmoid_focal_loss`: peaks alone. Or a pair (ids, scores): the score is the target at the id's class.
         alpha: focusing exponent, finite and >= 0.
         beta: exponent of the distance to a peak, finite and >= 0.
         reduction, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`, and

@@ -65,10 +65,10 @@ def quality_focal_loss(
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.
-        targets: a pair (ids, scores), both of shape ``inputs.shape[:-1]``, class ids as in :func:`sigmoid_focal_loss`
-            and a float score for each, read at positive ids only; or dense scores in [0, 1] of shape ``inputs.shape``.
-        beta: exponent, finite and >= 1, or 0 for cross entropy; between, the derivative is infinite where p meets the
-            score.
+        targets: a pair (ids, scores), both of shape ``inputs.shape[:-1]``: class ids as in :func:`sigmoid_focal_loss`,
+            and a float score for each, read at positive ids only. Or dense scores in [0, 1] of shape ``inputs.shape``.
+        beta: exponent, finite and >= 1, or 0 for cross entropy. Between 0 and 1 the derivative would be infinite where
+            p meets the score.
         modulator_gradient: as in :func:`sigmoid_focal_loss`, of the factor abs(t - p)^beta.
         reduction, normalizer, weight, ignore_index, overwrite_inputs, class_dim, batch_dims: as in
         :func:`sigmoid_focal_loss`, and so are the errors.

@@ -50,54 +50,54 @@ def sigmoid_focal_loss(
     and to the same with a one-hot of ``targets`` for class ids. Loss and gradient take one pass over the logits.
 
     Args:
-        inputs: logits of shape (..., C); float32, bfloat16, float16 or float64. Half types compute in float32. Any
-            strides: rows in another order are read in place, other layouts cost one copy.
-        targets: read by rank. Of shape ``inputs.shape[:-1]``: class ids of any integer dtype, where [0, C) is a
-            positive, -1 or C background; where C is 1 only -1, for an id of 1 may be meant as a label. Of shape
-            ``inputs.shape``: dense labels, bool or integers of 0 and 1, or float probabilities in [0, 1], whose values
-            are not checked. Or a pair (ids, scores), both of shape ``inputs.shape[:-1]``: equal to dense targets that
-            are the score at the class of a positive id, and 0 elsewhere; at gamma 0 without alpha it is the cross
-            entropy of soft scores (YOLOX, YOLOv8). Scores are float and read at positive ids alone.
-        alpha: factor of positives, 1 - alpha that of negatives. None or -1: both 1. A tensor or sequence of C floats:
-            alpha_c for positives of class c, 1 - alpha_c for its negatives.
+        inputs: logits of shape (..., C); float32, bfloat16, float16 or float64. Half types compute in float32. Rows are
+            read in place, in any order; any other layout costs one copy.
+        targets: one of three, told by shape. Class ids of shape ``inputs.shape[:-1]`` and any integer dtype: [0, C) is
+            a positive, -1 and C are background. (Where C is 1 only -1 is: an id of 1 may be meant as a label.) Dense
+            labels of shape ``inputs.shape``: bool, integers of 0 and 1, or float probabilities in [0, 1], whose values
+            are not checked. A pair (ids, scores), both of shape ``inputs.shape[:-1]``: equal to dense labels that are
+            the score at the class of a positive id, and 0 elsewhere. Scores are float and read at positive ids alone.
+            A pair at gamma 0 without alpha is the cross entropy of soft scores (YOLOX, YOLOv8).
+        alpha: factor of positives; negatives have 1 - alpha. A tensor or sequence of C floats: alpha_c for positives of
+            class c, 1 - alpha_c for its negatives. None or -1: no factors.
         gamma: focusing exponent, finite and >= 0. 0 is (balanced) cross entropy.
-        reduction: "none" returns the loss of each logit in the inputs' dtype; "sum" and "mean" return a float32
-            (float64 for float64) number, "mean" over all logits that are not ignored.
-        normalizer: with "sum" only, what the sum is divided by: a float > 0; a 0-d tensor on the inputs' device, which
-            is not read, so that 0 or NaN in it gives inf or NaN (``n.clamp(min=1)``); or "positives", the number of
-            positive class ids, at least 1, counted on the device.
+        reduction: "none" returns the loss of each logit in the inputs' dtype. "sum" and "mean" return a number in
+            float32 (float64 for float64); "mean" is over all logits that are not ignored.
+        normalizer: with "sum" only, what the sum is divided by: a float > 0; "positives", the number of positive class
+            ids, at least 1, counted on the device; or a 0-d tensor on the inputs' device. The tensor is not read, so 0
+            or NaN in it gives inf or NaN (``n.clamp(min=1)``).
         weight: multiplies the loss of each logit; broadcasts to inputs. One value per row is a column: ``weight[:,
             None]``.
-        ignore_index: class id that is skipped, tested before all others; such rows give exactly 0 and a gradient of 0.
-            Of dense targets each element that equals it is skipped likewise. None: nothing is.
-        label_smoothing: s in [0, 1] moves the targets of the cross entropy to t (1 - s) + s / 2; the modulating factor
-            and alpha keep the hard label (as apex and effdet do). To smooth all three, as keras does, pass dense
-            targets that are smoothed already.
-        modulator_gradient: whether the gradient goes through the modulating factor (1 - p_t)^gamma too. False takes it
-            for a constant: derivatives of all orders are those of the formula with ``.detach()`` of the factor. A
-            gradient is then up to 1 + gamma times smaller.
-        overwrite_inputs: the gradient replaces the logits, which saves a tensor of their size: "sum" and "mean" write
-            it in the call, after which the logits are gone; "none" and float16 write it in backward, which then runs
+        ignore_index: class id that is skipped, whatever it would mean otherwise: loss and gradient of such a row are
+            exactly 0. Of dense labels each element that equals it is skipped likewise. None: nothing is skipped.
+        label_smoothing: s in [0, 1] moves the target of the cross entropy to t (1 - s) + s / 2. The modulating factor
+            and alpha keep the hard label (as in apex and effdet). To smooth all three, as keras does, pass dense labels
+            that are smoothed already.
+        modulator_gradient: whether the gradient goes through the modulating factor (1 - p_t)^gamma. False takes that
+            factor for a constant, as ``.detach()`` of it would, in derivatives of all orders; a gradient is then up to
+            1 + gamma times smaller.
+        overwrite_inputs: the gradient replaces the logits, which saves a tensor of their size. "sum" and "mean" write
+            it in the call, after which the logits are gone. "none" and float16 write it in backward, which then runs
             once. A later call on the same logits is an error. Without effect when no gradient is needed, under
-            torch.compile and torch.func.
+            torch.compile and under torch.func.
         class_dim: the dimension of inputs that holds the classes: 1 for the maps [N, C, *spatial] of a segmenter, with
-            ids [N, *spatial]. Contiguous and channels_last memory are read in place. On the CPU a copy is made of other
-            memory, for a weight of both classes and positions, and for dense targets of losses of single logits with
-            alpha by class; on CUDA also as :mod:`focal_ext.pyramid` says, for unreduced losses of single logits,
-            weights of classes, and dense targets of the softmax focal loss.
-        batch_dims: how many leading dimensions of inputs keep a loss of their own: "sum" and "mean" then return
-            inputs.shape[:batch_dims]. "mean" divides by the logits of each that are not ignored, "positives" by the
-            positive ids of each; a tensor normalizer is 0-d or of that shape. They end before the classes. A mean for
-            each mask of [N, M, H, W] is ``reduction="mean", batch_dims=2``.
+            ids [N, *spatial]. Contiguous and channels_last memory is read in place. A copy is made of any other memory;
+            for a weight of both classes and positions; for dense labels with alpha by class; and on CUDA for unreduced
+            losses, weights of classes, and as :mod:`focal_ext.pyramid` says. Of the softmax focal loss a copy is made
+            of dense labels on CUDA.
+        batch_dims: how many leading dimensions of inputs keep a loss of their own: "sum" and "mean" then return a
+            tensor of shape ``inputs.shape[:batch_dims]``. "mean" and "positives" count within each; a tensor normalizer
+            is 0-d or of that shape. They end before the classes. A mean for each mask of [N, M, H, W] is
+            ``reduction="mean", batch_dims=2``.
 
     Returns:
         The loss; 0 for empty inputs and when every row is ignored.
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, value, device or combination. A class id out of range, or a dense integer other than
-            0, 1 and ignore_index, raises on CPU in eager mode; on CUDA and in compiled graphs it makes loss and
-            gradient of its row, or of its logit, NaN, because reading it would stall the device;
+        ValueError: a wrong shape, value, device or combination. Also, on the CPU in eager mode, a class id out of range
+            or a dense integer other than 0, 1 and ignore_index. On CUDA and in compiled graphs such a target makes loss
+            and gradient of its row, or of its logit, NaN, because reading it would stall the device;
             :func:`focal_ext.debug` makes it raise there too.
 
     Example:

@@ -130,16 +130,17 @@ def softmax_focal_loss(
 ) -> Request:
     """Softmax focal loss of every row, sum_c alpha_c t_c (1 - p_c)^gamma (-log p_c) with p the row's softmax, fused.
 
-    Equivalent to ``torch.nn.functional.cross_entropy(inputs, targets, ignore_index=...)`` for gamma 0 without alpha,
-    the classes being the last dimension of ``inputs``; to mmcv's ``softmax_focal_loss`` for a float alpha. A form seen
-    in tutorials averages N * C products with a one-hot instead of N rows: that is this loss divided by C.
+    For gamma 0 without alpha it is equivalent to ``torch.nn.functional.cross_entropy(inputs, targets,
+    ignore_index=...)``, with the classes in the last dimension of ``inputs``; for a float alpha to mmcv's
+    ``softmax_focal_loss``. A form seen in tutorials averages N * C products with a one-hot instead of N rows: it is
+    this loss divided by C.
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`. A row with several logits of +inf, or of
             -inf only, is NaN.
-        targets: read by rank. Of shape ``inputs.shape[:-1]``: class ids of any integer dtype, in [0, C) or
-            ``ignore_index``; no background is implied, it is a class like others. Of shape ``inputs.shape``: dense
-            labels, bool or integers of 0 and 1, or float probabilities, whose values are not checked.
+        targets: one of two, told by shape. Class ids of shape ``inputs.shape[:-1]`` and any integer dtype, in [0, C) or
+            ``ignore_index``; background, if there is one, is a class like others. Dense labels of shape
+            ``inputs.shape``: bool, integers of 0 and 1, or float probabilities, whose values are not checked.
         alpha: factor of the loss, finite and >= 0: a float for every row, a tensor or sequence of C floats for the
             target's class. None or -1: off.
         gamma: focusing exponent, finite and >= 0. 0 is cross entropy.
@@ -149,11 +150,10 @@ def softmax_focal_loss(
         normalizer: with "sum" only, as in :func:`sigmoid_focal_loss`; "positives" is the number of rows that are not
             ignored.
         weight: multiplies the loss of each row; broadcasts to ``inputs.shape[:-1]``.
-        ignore_index: class id that is skipped; such rows give exactly 0 and a gradient of 0. So does a row of dense
-            targets in which any element equals it, for without one of its probabilities a row has no cross entropy.
-            None: nothing is skipped.
+        ignore_index: class id that is skipped: loss and gradient of such a row are exactly 0. A row of dense labels is
+            skipped where any of its elements equals it. None: nothing is skipped.
         label_smoothing: s in [0, 1] moves s of the target's mass to all classes alike, in the cross entropy only: alpha
-            and the modulating factor keep the class id. With class ids only; dense targets can be smoothed beforehand.
+            and the modulating factor keep the class id. With class ids only; dense labels can be smoothed beforehand.
         overwrite_inputs, class_dim, batch_dims: as in :func:`sigmoid_focal_loss`; "mean" counts the rows of each batch
         index.
 

@@ -49,14 +49,14 @@ def varifocal_loss(
     """Varifocal loss: t CE(p, t) of positives, alpha p^gamma CE(p, t) of negatives, fused (Zhang et al. 2021,
     "VarifocalNet", eq. 2).
 
-    RT-DETR and D-FINE take p^gamma for a constant: their loss is ``modulator_gradient=False``. With the default the
-    value is the same and the gradient of negatives up to 1 + gamma times as large.
+    RT-DETR and D-FINE take p^gamma for a constant: their loss is ``modulator_gradient=False``. The default has the same
+    value, and a gradient of negatives that is up to 1 + gamma times as large.
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.
-        targets: a pair (ids, scores) or dense scores in [0, 1], as in :func:`quality_focal_loss`. The class that an id
-            names is a positive whatever its score, and counts 0 where that is 0; a dense score is a positive where it
-            is above 0, and else a negative.
+        targets: a pair (ids, scores) or dense scores in [0, 1], as in :func:`quality_focal_loss`. In a pair the class
+            that an id names is a positive whatever its score, and counts 0 where the score is 0. A dense score is a
+            positive where it is above 0, and else a negative.
         alpha: factor of negatives, in [0, 1].
         gamma: focusing exponent of negatives, finite and >= 0.
         modulator_gradient: as in :func:`sigmoid_focal_loss`, of the factor p^gamma.
