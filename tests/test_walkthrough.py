@@ -83,7 +83,7 @@ def test_the_metrics_have_a_row_per_step_and_figures_where_the_network_was_evalu
     rows = logbook.read(tmp_path / "metrics.csv")
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [bool(row["ap50"]) for row in rows] == [False] * 3 + [True, False, True]
-    assert float(rows[-1]["recall"]) == result["recall"]
+    assert float(rows[-1]["recall"]) == result["recall"] and (tmp_path / "detections.png").stat().st_size > 1000
     assert all(
         float(row["loss"]) == pytest.approx(float(row["classification"]) + float(row["boxes"]), rel=1e-6)
         for row in rows
@@ -100,6 +100,17 @@ def test_a_finished_training_can_be_lengthened_but_not_turned_into_another(tmp_p
     assert losses[0] == losses[1]  # the columns of figures differ: the short one was evaluated at its end
     with pytest.raises(ValueError, match="gamma=2.0 not 1.0"):
         resumed({"gamma": 2.0}, {"gamma": 1.0})
+
+
+@pytest.mark.parametrize("content", [None, b"no checkpoint", {105: 1}], ids=["missing", "another file", "other data"])
+def test_what_is_no_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "last.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"--resume: .*last\.pt"):
+        command.main(["--resume", str(path)])
 
 
 def test_tensorboard_gets_every_number_where_it_is_installed(tmp_path, monkeypatch):

@@ -6,9 +6,9 @@
     python -m examples.retinanet --resume out/trees/last.pt
     torchrun --nproc-per-node 2 -m examples.retinanet --data trees --out out/two
 
-Writes metrics.csv (a row per step), TensorBoard events if that package is installed, and after every epoch the
-checkpoint last.pt. The same settings and seed give the same numbers, also when the training was interrupted and
-resumed.
+Writes metrics.csv (a row per step), TensorBoard events if that package is installed, after every epoch the checkpoint
+last.pt, and at the end the picture detections.png. The same settings and seed give the same numbers; of a training
+that was interrupted and resumed the last bit may differ.
 """
 
 import argparse
@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from . import datasets, processes
 from .data import DataError
+from .detection import detect
+from .figures import draw_detections
 from .logbook import Logbook
 from .precision import precision
 from .session import Session
@@ -35,12 +37,12 @@ def main(argv=None):
     settings, checkpoint = start(arguments)
     with processes.group():
         dataset = processes.first_alone(lambda: datasets.load(settings.data, arguments.cache))
-        result = train(settings, dataset, arguments.out, checkpoint)
+        result = train(settings, dataset, arguments.out, checkpoint, picture="detections.png")
     if result is None:  # the first process speaks for all
         return None
     print(
         f"{settings.data}, {settings.loss}, {settings.steps} steps: AP50 {result['ap50']:.3f}, AP {result['ap']:.3f}, "
-        f"recall {result['recall']:.3f}; {arguments.out}/metrics.csv"
+        f"recall {result['recall']:.3f}; look at {arguments.out}/detections.png and metrics.csv"
     )
     return result
 
@@ -51,13 +53,25 @@ def start(arguments):
         arguments.out = arguments.out or Path("out/train")
         return Settings(**given(arguments)), None
     arguments.out = arguments.out or arguments.resume.parent
-    checkpoint = torch.load(arguments.resume, weights_only=True)
+    checkpoint = loaded(arguments.resume)
     return resumed(checkpoint["settings"], given(arguments)), checkpoint
 
 
-def train(settings, dataset, folder, checkpoint=None, silent=False):
-    """Train to the end of settings; the figures of the trained network, in the first process. folder: where metrics and
-    checkpoints go."""
+def loaded(path):
+    if not path.exists():
+        raise ValueError(f"--resume: there is no {path}; a training writes last.pt into the folder of --out")
+    try:
+        checkpoint = torch.load(path, weights_only=True)
+    except Exception:  # of pickle, zipfile or torch, as the file pleases
+        checkpoint = None
+    if not (isinstance(checkpoint, dict) and "settings" in checkpoint):
+        raise ValueError(f"--resume: {path} is no checkpoint of a training; give the last.pt that one has written")
+    return checkpoint
+
+
+def train(settings, dataset, folder, checkpoint=None, silent=False, picture=None):
+    """Train to the end of settings; the figures of the trained network, in the first process. folder: where metrics,
+    checkpoints and a picture of this name go."""
     folder.mkdir(parents=True, exist_ok=True)
     session, result, speaks = Session(settings, dataset), None, processes.rank() == 0
     if checkpoint is not None:
@@ -86,6 +100,9 @@ def train(settings, dataset, folder, checkpoint=None, silent=False):
         finally:
             if speaks:
                 logbook.close()
+    if speaks and picture:
+        scene = dataset.hold_out[0]
+        draw_detections(folder / picture, scene, {"detector": detect(session.detector, scene.image)})
     return result if speaks else None
 
 

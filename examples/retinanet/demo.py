@@ -37,7 +37,6 @@ from .training import train
 
 SPLIT_COLUMN = 320
 NEEDED_AP50 = 0.85
-SHOWN_SCORE = 0.5
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,6 @@ def main(out, cache, settings=Settings()):
         out / "detections.png",
         hold_out,
         {name: detect(trained, hold_out.image) for name, (trained, _, _) in runs.items()},
-        SHOWN_SCORE,
     )
     draw_curves(out / "curves.png", fused, reference, NEEDED_AP50)
     torch.save({"logits": fused.logits, "targets": fused.targets}, out / "logits.pt")

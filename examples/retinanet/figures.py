@@ -22,6 +22,7 @@ STYLES = {
     NOT_COUNTED: ("#b8b8b8", ":"),
 }
 FUSED, REFERENCE = "#e69f00", "#1b3a5c"
+SHOWN_SCORE = 0.5
 
 
 def _outline(axes, box, color, line):
@@ -31,7 +32,7 @@ def _outline(axes, box, color, line):
     )
 
 
-def draw_detections(path, scene, detections, min_score):
+def draw_detections(path, scene, detections, min_score=SHOWN_SCORE):
     """One column for the truth and one per entry of detections {name: Detections}."""
     height, width = scene.image.shape[-2:]
     columns = 1 + len(detections)
@@ -47,7 +48,7 @@ def draw_detections(path, scene, detections, min_score):
         _outline(axes[0], box, TRUTH, "-")
     for box in scene.ignored:
         _outline(axes[0], box, *STYLES[NOT_COUNTED])
-    axes[0].set_title(f"truth: {len(scene.boxes)} nuclei", fontsize=10)
+    axes[0].set_title(f"truth: {len(scene.boxes)} objects", fontsize=10)
     for axis, (name, found) in zip(axes[1:], detections.items()):
         judged, missed = judge(scene, found, min_score)
         for box in missed:
