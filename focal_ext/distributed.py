@@ -1,12 +1,10 @@
 # Owns: what a loss needs to know of other processes: the normaliser that all share, the labels of a shard of classes.
 # Must not know: losses, models, wrappers.
 """For training on more than one process. With DistributedDataParallel or fully_shard, which average gradients over
-processes::
+processes, this gives the gradients of one process with the batches of all::
 
     n = focal_ext.distributed.mean_positives(labels, classes)
     loss = focal_ext.sigmoid_focal_loss(logits, labels, reduction="sum", normalizer=n)
-
-gives the gradients of one process with the batches of all.
 """
 
 from __future__ import annotations
@@ -23,7 +21,8 @@ def mean_positives(
 ) -> Tensor:
     """The number of positives per process, averaged over the processes of `group` and at least 1.
 
-    All processes of the group must call it, those without positives too. Nothing waits for a device.
+    All processes of the group must call it, those without positives too. Nothing waits for a device. With gradient
+    accumulation the targets are those of all parts of the batch.
 
     Args:
         targets: class ids of any shape and integer dtype; those in [0, num_classes) other than ignore_index count.
@@ -52,11 +51,19 @@ def mean_positives(
 def shard_ids(targets: Tensor, num_classes: int, first: int, classes: int, ignore_index: int | None = -2) -> Tensor:
     """Class ids for the logits of classes [first, first + classes) alone; other positives are background there.
 
-    Focal loss is a sum over classes, so the sum of the shards' losses is the whole loss, and each shard's gradient its
-    part of the whole gradient. The normaliser must be that of the whole: ``mean_positives(targets, num_classes)``. For
-    a DTensor sharded on the class axis, ``logits.to_local()`` is the shard.
+    Focal loss is a sum over classes. So the sum of the shards' losses is the whole loss, and each shard's gradient is
+    its part of the whole gradient. The normalizer must be that of the whole: ``mean_positives(targets, num_classes)``.
 
-    Ids that are neither positive, background nor ignored stay outside every range, so the loss refuses them as ever.
+    Args:
+        targets: class ids of any shape and integer dtype. One that is neither positive, background nor ignored stays
+            outside every range, so that the loss refuses it.
+        num_classes: the number of all classes.
+        first, classes: the classes [first, first + classes) are those of the shard. Of a DTensor that is sharded on the
+            class axis, ``logits.to_local()`` is the shard.
+        ignore_index: as in the loss.
+
+    Returns:
+        int64 ids for ``logits[..., first : first + classes]``.
     """
     ids = widened(targets)
     here = (ids >= first) & (ids < first + classes)

@@ -109,7 +109,7 @@ def convert_(model: nn.Module) -> nn.Module:
     made before still fits. A second call changes nothing.
 
     Raises:
-        TypeError: no head of torchvision's RetinaNet or FCOS is in ``model``, or one of a class derived from it.
+        TypeError: ``model`` has no head of torchvision's RetinaNet or FCOS, or has one of a class derived from theirs.
     """
     heads = [module for module in model.modules() if isinstance(module, tuple(FUSED))]
     if not heads:

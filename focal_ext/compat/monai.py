@@ -36,12 +36,12 @@ class FocalLoss(nn.Module):
     """Equivalent to ``monai.losses.FocalLoss``: logits (B, C, ...), targets (B, C, ...) of 0 and 1, or ids (B, 1, ...)
     with to_onehot_y.
 
-    Labels: 0..C-1, of which 0 is the background that include_background=False leaves out; ignore_index at any value. As
-    in MONAI, a sequence of alphas weighs positives only, "sum" is the sum of spatial means (the mean where there are no
-    spatial dimensions), and with ignore_index "mean" divides by voxels, not by logits. float64 logits stay float64.
+    Labels are 0..C-1; 0 is the background that include_background=False leaves out, and ignore_index may be any value.
+    As in MONAI, a sequence of alphas weighs positives only. "sum" is the sum of spatial means, or the mean where there
+    are no spatial dimensions. With ignore_index "mean" divides by voxels, not by logits. float64 logits stay float64.
 
-    use_softmax: a float alpha weighs the classes from 1 on, 1 - alpha the class 0, and counts only where class 0 does.
-    Targets may be soft, but for reduction="none", whose zeros are those of the classes that a voxel is not of.
+    With use_softmax a float alpha weighs the classes from 1 on and 1 - alpha the class 0; it is used only where class 0
+    counts. Targets may be soft there, except with reduction="none".
     """
 
     class_weight: Tensor | None
