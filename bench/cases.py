@@ -59,9 +59,8 @@ def everyday(quick: bool, trained: Path | None) -> list[Draw]:
     ]  # fmt: skip
 
 
-fewer = partial(
-    synthetic, compiled=("masked", "selected"), peers=False
-)  # eager and the two formulations that compile well
+# eager and the two formulations that compile well
+fewer = partial(synthetic, compiled=("masked", "selected"), peers=False)
 
 
 def sizes() -> list[Draw]:

@@ -60,10 +60,11 @@ def commands(found: list[Gpu], quick: bool) -> list[tuple[list[str], dict[str, s
     python = [sys.executable, "-m"]
     kinds = {gpu.name: gpu for gpu in reversed(found)}  # the first of each name
     suite = {"FOCAL_EXT_TEST_DEVICE": "cuda"}
+    # a tier of its own: pytest alone does not enter it
     run = [
         ([*python, "pytest"], suite),
         ([*python, "pytest", "tests/gpu"], suite),
-    ]  # a tier of its own: pytest alone does not enter it
+    ]
     for gpu in kinds.values():
         only = {"CUDA_VISIBLE_DEVICES": gpu.uuid} if len(kinds) > 1 else {}
         path = csv_of(gpu.name).relative_to(ROOT).as_posix()

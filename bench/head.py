@@ -26,13 +26,14 @@ from . import baselines
 from .compare import keep_memory, provenance, threads, write
 from .measure import Step, hush, interleaved, peak_bytes, system_bytes
 
+# of a pyramid of strides 8 to 128 over an image of 800 x 1344
 SIZES = (
     (100, 168),
     (50, 84),
     (25, 42),
     (13, 21),
     (7, 11),
-)  # of a pyramid of strides 8 to 128 over an image of 800 x 1344
+)
 ANCHORS, CHANNELS = 9, 256
 RESULTS = Path(__file__).resolve().parent / "results"
 Loss = Callable[[list[Tensor], Tensor, int], Tensor]
@@ -97,9 +98,8 @@ def pyramid(levels: list[Tensor], ids: Tensor, classes: int, **options: bool) ->
 
 LOSSES: dict[str, Loss] = {
     "eager PyTorch (torchvision)": over_rows(baselines.eager),
-    "torch.compile, masked": over_rows(
-        torch.compile(baselines.masked, dynamic=False)
-    ),  # permute and cat compiled too: the same time
+    # permute and cat compiled too: the same time
+    "torch.compile, masked": over_rows(torch.compile(baselines.masked, dynamic=False)),
     "torch.compile, selected": over_rows(torch.compile(baselines.selected, dynamic=False)),
     "rows op": ours,
     "rows op, overwrite_inputs": lambda *call: ours(*call, overwrite_inputs=True),

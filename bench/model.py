@@ -42,9 +42,8 @@ def row(code: Code, chip: Chip, dtype: str, case: Case) -> dict[str, str]:
     except LookupError as missing:
         return dict(zip(COLUMNS, [*about, "", "", str(missing), "", ""]))
     rest, scaled = rest_of_call(code, chip, dtype, case)
-    within = (
-        "" if limit is None else "yes" if round(time / ideal, 2) <= round(limit, 2) else "no"
-    )  # by the digits that the table shows
+    # by the digits that the table shows
+    within = "" if limit is None else "yes" if round(time / ideal, 2) <= round(limit, 2) else "no"
     return dict(
         zip(COLUMNS, [*about, f"{time:.1f}", f"{time / ideal:.2f}", within, f"{time + rest:.1f}", f"{scaled:.1f}"])
     )

@@ -208,9 +208,8 @@ def draw_growth(to: Path) -> None:
         axis.set_yscale("log")
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
-    classes = sorted(
-        {int(row["classes"]) for row in rows if row["sweep"] == "classes"} - {90}
-    )  # 80 and 90 share a label's place
+    # 80 and 90 share a label's place
+    classes = sorted({int(row["classes"]) for row in rows if row["sweep"] == "classes"} - {90})
     axes[1].set_xticks(classes, [str(c) for c in classes])
     axes[1].minorticks_off()
     axes[0].set_ylabel("ns per logit, forward + backward")

@@ -44,9 +44,8 @@ def draw(path):
     for axis in axes:
         axis.set_xlabel("p_t, the probability of the truth")
         axis.grid(alpha=0.25)
-    figure.savefig(
-        path, dpi=110, metadata={"Software": None}
-    )  # without a version in it the same curves are the same file
+    # without a version in it the same curves are the same file
+    figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
 
 

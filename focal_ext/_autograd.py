@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -51,9 +52,8 @@ def _reference_gradients(ctx: Any, logits: Sequence[Tensor], call: Call, grad_ou
 def _save(ctx: Any, call: Call, reduction: str, logits: Sequence[Tensor], gradients: Sequence[Tensor] = ()) -> None:
     """Saves tensors through autograd, so that hooks see them and a change in place is an error, never a wrong
     gradient."""
-    tensors = [
-        t.clone() if t is not None and t.is_inference() else t for t in tensors_of(call)
-    ]  # autograd refuses to save those
+    # autograd refuses to save tensors of inference mode
+    tensors = [t.clone() if t is not None and t.is_inference() else t for t in tensors_of(call)]
     ctx.save_for_backward(*tensors, *logits, *gradients)
     ctx.scalars, ctx.reduction, ctx.count = call[TENSORS:], reduction, len(logits)
 
@@ -105,14 +105,11 @@ def scaled(gradients: Sequence[Tensor | None], factor: Tensor) -> Sequence[Tenso
         if not factor.dim():
             return [None if gradient is None else gradient * factor for gradient in gradients]
         gradients = [None if gradient is None else gradient.clone() for gradient in gradients]
-    elif (
-        factor.is_cpu and not factor.dim() and is_one(factor)
-    ):  # on the CPU, where reading the factor costs less than the op
+    elif factor.is_cpu and not factor.dim() and is_one(factor):  # there reading it costs less than the op
         return gradients
     for gradient in gradients:
-        if (
-            gradient is not None
-        ):  # in the order of its memory; decided on the device: no read, no write when the factor is 1
+        # in the order of its memory; decided on the device: no read, no write when the factor is 1
+        if gradient is not None:
             rows = gradient if gradient.is_contiguous() else gradient.permute(0, 2, 3, 1)
             with below_in_place():
                 ops.scale_(rows, factor)
@@ -134,10 +131,13 @@ class _Recompute(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *_reference_gradients(ctx, logits, call, grad_output)
         upstream = _upstream(logits[0], grad_output)
-        gradients = (
-            ops.pyramid_gradient(logits, *call, upstream) if call.classes else [ops.gradient(*logits, *call, upstream)]
-        )
-        return None, None, *gradients
+        with nullcontext() if is_compiling() else below_autograd():  # compiled autograd cannot trace it
+            if call.classes:
+                return None, None, *ops.pyramid_gradient(logits, *call, upstream)
+            return None, None, ops.gradient(*logits, *call, upstream)
+
+
+_apply_recompute = apply_of(_Recompute)
 
 
 class _OverwriteInForward(torch.autograd.Function):
@@ -340,7 +340,7 @@ def dispatch(
         at_once = reduction != "none" and first.dtype is not torch.float16
         loss = (_OverwriteInForward if at_once else _Overwrite).apply(call, reduction, *logits)
     elif reduction == "none" or first.dtype is torch.float16:
-        loss = _Recompute.apply(call, reduction, *logits)
+        loss = _apply_recompute(call, reduction, *map(unwrap_if_dead, logits))
     else:
         loss = _apply_one_pass(call, reduction, *map(unwrap_if_dead, logits))
     if order is not None and reduction == "none":

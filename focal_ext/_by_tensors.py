@@ -68,9 +68,8 @@ def apart(call: Call) -> tuple[Any, Numbers]:
     if not places or not _defined:
         return call, NONE
     tensors = [as_tensor(given[place], torch.ones(()), torch.float64) for place in places]
-    constants = tuple(
-        0.5 if place in places else number for place, number in enumerate(given)
-    )  # of which those are never read
+    # of which those are never read
+    constants = tuple(0.5 if place in places else number for place, number in enumerate(given))
     return (*call[:NUMBERS], constants, *call[NUMBERS + 1 :]), Numbers(tensors, places)
 
 

@@ -64,9 +64,8 @@ def laid(
     _check_weight(spec, inputs, weight, dim)
     if dense and not (spec.is_per_row or has_class_alpha or rows.is_contiguous()):
         return _flat(inputs, targets, weight, dim)
-    if (not batch_dims or batch_dims == dim == 1) and _are_planes(
-        spec, inputs, rows, dense, reduction
-    ):  # a loss for each image, or for all
+    # a loss for each image, or for all
+    if (not batch_dims or batch_dims == dim == 1) and _are_planes(spec, inputs, rows, dense, reduction):
         fits, plane_weight = _weight_of_planes(spec, inputs, weight, dim)
         if fits:
             return _in_planes(spec, inputs, targets, plane_weight, dim, dense)

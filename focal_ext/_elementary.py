@@ -63,9 +63,8 @@ def cross_entropy(x: Tensor, t: Tensor, rest: Tensor | None = None) -> Tensor:
     rest = 1 - t if rest is None else rest
     near = bounded(x, LIMIT)
     ce = softplus(near) * rest + softplus(-near) * t
-    above = torch.where(
-        (x > LIMIT) & (rest != 0), (x - LIMIT) * rest, 0.0
-    )  # strictly: at the limit itself `near` has the gradient
+    # strictly: at the limit itself `near` has the gradient
+    above = torch.where((x > LIMIT) & (rest != 0), (x - LIMIT) * rest, 0.0)
     below = torch.where((x < -LIMIT) & (t != 0), (-x - LIMIT) * t, 0.0)
     return ce + above + below
 

@@ -24,9 +24,8 @@ REINSTALL = (
 OLDEST_TORCH = (2, 10)  # for the library; the package works through the reference with torch >= 2.6
 
 ops = torch.ops.focal_ext  # resolves names lazily: empty until the library is loaded
-convolution_backward = (
-    torch.ops.aten.convolution_backward
-)  # both derivatives of a convolution without an autograd graph
+# both derivatives of a convolution without an autograd graph
+convolution_backward = torch.ops.aten.convolution_backward
 OPS = ("loss", "loss_and_gradient", "loss_map", "gradient", "gradient_", "scale_", "first_bad_id")
 PYRAMID_OPS = ("pyramid_loss", "pyramid_loss_and_gradient", "pyramid_loss_map", "pyramid_gradient", "pyramid_gradient_")
 IN_PLACE_OPS = ("gradient_", "scale_", "pyramid_gradient_")
@@ -46,11 +45,12 @@ def _fact(name: str) -> str | None:
 # What the environment may say, "" being nothing.
 SWITCHES = {
     "FOCAL_EXT_NATIVE": ("0", "1"),  # 0: the reference; 1: a build without kernels fails (setup.py)
+    # the highest instruction set to use (csrc/cpu/level.h)
     "FOCAL_EXT_CPU_LEVEL": (
         "baseline",
         "x86-64-v3",
         "x86-64-v4",
-    ),  # the highest instruction set to use (csrc/cpu/level.h)
+    ),
 }
 
 
@@ -86,9 +86,8 @@ def _load() -> str | None:
     _check_environment()
     if os.environ.get("FOCAL_EXT_NATIVE") == "0":
         return "FOCAL_EXT_NATIVE=0 in the environment asks for the reference"
-    if (
-        tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH
-    ):  # 2.10.0a0 of a vendor's build is new enough
+    # 2.10.0a0 of a vendor's build is new enough
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
         return (
             f"the fused kernels need torch >= 2.10, this is torch {torch.__version__}; "
             f"{'update torch' if LIBRARY.exists() else REINSTALL}"
@@ -108,9 +107,8 @@ def _load() -> str | None:
     try:
         torch.ops.load_library(str(LIBRARY))
     except (OSError, RuntimeError) as error:
-        cause = str(
-            error.__cause__ or error
-        )  # torch hides the linker's words, and the linker says this of a library for another processor
+        # torch hides the linker's words, and the linker says this of a library for another processor
+        cause = str(error.__cause__ or error)
         if "No such file" in cause:
             cause = (
                 f"it is not for this processor ({platform.machine()}), or another library that it needs is "

@@ -44,9 +44,8 @@ def _element_losses(x: Tensor, t: Tensor, named: Tensor | None, call: Call) -> T
         return spec.formula(x, t, *positives, *parameters_of(call))
     of_one, of_zero = call.numbers[:2] if call.alpha is None else (call.alpha, 1 - call.alpha)
     if positives:
-        factor = torch.where(
-            *positives, torch.ones_like(t), unless_constant(of_zero, t)
-        )  # whose factor of a target of 1 is 1
+        # whose factor of a target of 1 is 1
+        factor = torch.where(*positives, torch.ones_like(t), unless_constant(of_zero, t))
     else:
         factor = of_one * t + of_zero * (1 - t)
     x = torch.where(factor == 0, bounded(x, 3e38), x)  # alpha 0 switches a logit off, also an infinite one
@@ -157,9 +156,8 @@ def _reduced(
     if loss.numel() == 0:
         return total(loss)
     if call.divisor == factors.BY_VALUE and reduction == "mean" and not is_compiling() and is_jit_traced():
-        return total(loss) / total(
-            torch.ones_like(loss)
-        )  # the divisor's value is the number of losses of the example that is traced
+        # the divisor's value is the number of losses of the example that is traced
+        return total(loss) / total(torch.ones_like(loss))
     if call.divisor == factors.BY_KEPT:
         return total(loss) / (total(kept) * losses_of_kept).clamp(min=1)
     if call.divisor == factors.BY_POSITIVES:

@@ -20,13 +20,14 @@ PYRAMID = "pyramid.sigmoid_focal_loss"
 
 # What each loss is given of the class ids and of a score for each.
 TARGETS: dict[str, Callable[[Tensor, Tensor], Targets]] = {
+    # softmax knows no background
     function.__name__: (
         (lambda ids, scores: (ids, scores))
         if spec.needs_scores
         else (lambda ids, scores: ids.clamp(min=0))
         if spec.is_per_row
         else (lambda ids, scores: ids)
-    )  # softmax knows no background
+    )
     for function, spec in zip(FUNCTIONS, LOSSES)
 }
 TARGETS[PYRAMID] = TARGETS["sigmoid_focal_loss"]
@@ -41,10 +42,11 @@ ALLOWED = {
     torch.float16: 0.55 * 2.0**-10,
 }
 SUM = {torch.float64: torch.float64}  # the dtype of a sum; float32 for all others
+# probabilities where gradients of quality focal and asymmetric loss pass 0: no error is small there
 SCORE, CLIP = (
     0.7,
     0.05,
-)  # probabilities where gradients of quality focal and asymmetric loss pass 0: no error is small there
+)
 EAGER_TENSORS = 16  # what the eager formula, ours and the logits take together, in tensors of the logits' size
 
 

@@ -168,9 +168,8 @@ def class_ids(case: Case, rng: torch.Generator) -> Tensor:
     positive = torch.randint(0, max(classes, 1), rows, generator=rng) if classes else torch.full(rows, classes)
     chance = torch.rand(rows, generator=rng)
     often = 0.003 if "rare" in case.targets else 0.3
-    ids = torch.where(
-        chance < often, positive, classes if classes != 1 else 0 if limits.min == 0 else -1
-    )  # 1 is no background of one class
+    # 1 is no background of one class
+    ids = torch.where(chance < often, positive, classes if classes != 1 else 0 if limits.min == 0 else -1)
     if limits.min < 0:
         ids = torch.where(chance > 0.5, -1, ids)
     if ignored is not None and limits.min <= ignored <= limits.max:

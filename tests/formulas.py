@@ -32,9 +32,8 @@ def factor_of(loss: str, t: Tensor, alpha: Any, named: Tensor | None = None) -> 
     if spec.alpha is None or alpha is None or (not isinstance(alpha, Tensor) and alpha == -1):
         return torch.ones_like(t)
     if spec.splits:
-        return torch.where(
-            t > 0 if named is None else named, torch.ones_like(t), alpha
-        )  # of two numbers torch makes float32
+        # of two numbers torch makes float32
+        return torch.where(t > 0 if named is None else named, torch.ones_like(t), alpha)
     return alpha * t + (1 - alpha) * (1 - t)
 
 

@@ -107,13 +107,14 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
 NUMBERS: list[Any] = [math.nan, math.inf, -math.inf, -1.0, 1e308, -0.0, 2**62, -(2**63), -1, 99, None, True, "a"]
 
 
+# each loss's own numbers
 PARAMETERS = {
     0: [2.0, 0.0, 1.0],
     1: [2.0, 1.0],
     3: [4.0, 1.0, 0.05, 1.0],
     4: [2.0, 0.0],
     6: [0.25, 2.0],
-}  # each loss's own numbers
+}
 
 
 def rows_call(loss: int, dense: bool = False, dtype: torch.dtype = torch.float32) -> list[Any]:

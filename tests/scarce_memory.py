@@ -15,9 +15,8 @@ from torch import Tensor
 
 ROWS, CLASSES = 2**14, 80
 SIZE = ROWS * CLASSES * 4  # bytes of the logits
-ROOM = [
-    SIZE * share // 8 for share in (0, 1, 3, 5, 9, 13, 17, 21, 25, 33, 41, 57, 73)
-]  # beyond what is in use when the call begins
+# beyond what is in use when the call begins
+ROOM = [SIZE * share // 8 for share in (0, 1, 3, 5, 9, 13, 17, 21, 25, 33, 41, 57, 73)]
 
 
 class Step(NamedTuple):

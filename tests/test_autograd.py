@@ -94,9 +94,8 @@ def test_targets_scores_weight_and_normalizer_get_their_gradients(
         assert torch.autograd.gradcheck(call, leaves, atol=1e-6)
         if loss_of.is_smooth and reduction != "sum":
             assert torch.autograd.gradgradcheck(call, leaves, atol=1e-5)
-        assert torch.autograd.gradcheck(
-            lambda t: call(logits(False), t, w, n), leaves[1]
-        )  # of logits that require none
+        # of logits that require none
+        assert torch.autograd.gradcheck(lambda t: call(logits(False), t, w, n), leaves[1])
 
 
 @implementations
@@ -137,9 +136,8 @@ def test_a_kept_graph_gives_the_same_gradient_every_time_and_losses_share_logits
     ]
     (last,) = torch.autograd.grad(loss, x, torch.tensor(4.0, dtype=loss.dtype))
     assert torch.equal(once[0], once[1]) and torch.equal(once[2], last)
-    assert (
-        torch.equal(once[0] * 4, last) or dtype is torch.float16
-    )  # there the rounding of small gradients comes after the factor
+    # there the rounding of small gradients comes after the factor
+    assert torch.equal(once[0] * 4, last) or dtype is torch.float16
     with pytest.raises(RuntimeError, match="second time"):
         torch.autograd.grad(loss, x)
 

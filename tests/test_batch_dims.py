@@ -35,9 +35,10 @@ implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids
 
 def is_possible(row: dict[str, Any]) -> bool:
     is_dense = row["targets"].startswith("dense")
+    # 1,400 calls
     fits = (row["normalizer"] != "positives" or not is_dense) and not (
         row["shape"] == "chunks" and row["batch_dims"] == 3
-    )  # 1,400 calls
+    )
     return (
         fits
         and not (row["loss"] in PER_ROW and row["weight"] in ("classes", "full"))
@@ -201,12 +202,13 @@ def test_groups_whose_factor_is_1_are_not_touched(size: int, dtype: torch.dtype)
     from focal_ext._native import ops
 
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    # any product would make it a quiet one
     signalling = {
         torch.float32: 0x7F800001,
         torch.bfloat16: 0x7F81,
         torch.float16: 0x7C01,
         torch.float64: 0x7FF0000000000001,
-    }[dtype]  # any product would make it a quiet one
+    }[dtype]
     gradient = torch.full((5, size), signalling, dtype=integer).view(dtype)
     gradient[1::2] = 0.5
     factors = torch.tensor([1.0, 3.0, 1.0, 0.0, 1.0], dtype=torch.float64 if dtype == torch.float64 else torch.float32)

@@ -206,9 +206,8 @@ def test_a_build_that_cannot_have_kernels_ends_with_words_and_no_traceback(sourc
     ):
         code, said = setup(source, "-q", "bdist_wheel", "-d", str(tmp_path), **variables)
         assert code == 1 and word in said and "Traceback" not in said and not list(tmp_path.glob("*.whl")), said
-    code, said = setup(
-        source, "-q", "sdist", "-d", str(tmp_path), FOCAL_EXT_TORCH_ROOT=old, CXX=compiler
-    )  # needs no torch
+    # needs no torch
+    code, said = setup(source, "-q", "sdist", "-d", str(tmp_path), FOCAL_EXT_TORCH_ROOT=old, CXX=compiler)
     assert code == 0 and list(tmp_path.glob("*.tar.gz")), said
 
 

@@ -39,9 +39,8 @@ def both(function: object, compiled: object, x: Tensor, targets: Tensor) -> None
     (loss, gradient), (compiled_loss, compiled_gradient) = results
     assert loss.dtype == compiled_loss.dtype and gradient.dtype == compiled_gradient.dtype
     near = {"rtol": 2 * torch.finfo(x.dtype).eps, "atol": 1e-7}  # the product with 2 may meet another rounding
-    if (
-        PUBLIC.name == "reference"
-    ):  # Inductor compiles its formulas again, with other exponentials and another order of sums
+    # Inductor compiles its formulas again, with other exponentials and another order of sums
+    if PUBLIC.name == "reference":
         near["rtol"] = max(near["rtol"], units("reference", x.dtype, "sum"))
     assert torch.allclose(loss, compiled_loss, **near) and torch.allclose(gradient, compiled_gradient, **near)
 

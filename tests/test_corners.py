@@ -34,9 +34,8 @@ def test_targets_that_overlap_overwritten_logits_at_another_place_are_refused() 
     logits = torch.randn(401, 5, requires_grad=True) * 1
     with pytest.raises(ValueError, match="share memory"):
         loss(logits[1:], logits.detach()[:400], reduction="sum", overwrite_inputs=True)
-    assert torch.isfinite(
-        loss(logits, logits.detach(), reduction="sum", overwrite_inputs=True)
-    )  # element upon element is fine
+    # element upon element is fine
+    assert torch.isfinite(loss(logits, logits.detach(), reduction="sum", overwrite_inputs=True))
 
 
 @pytest.mark.native
@@ -86,9 +85,8 @@ def test_dense_and_id_targets_agree_at_a_huge_gamma(implementation: Implementati
     for targets in (torch.tensor([-1]), torch.zeros(1, 4, dtype=torch.float64)):
         value = implementation.module.sigmoid_focal_loss(logits, targets, None, gamma, "sum")
         results.append(torch.cat([torch.autograd.grad(value, logits)[0].flatten(), value.detach()[None]]))
-    torch.testing.assert_close(
-        *results, rtol=1e-13, atol=0
-    )  # the same logarithm times gamma, in another order of terms
+    # the same logarithm times gamma, in another order of terms
+    torch.testing.assert_close(*results, rtol=1e-13, atol=0)
     assert float(results[0].abs().max()) < 64
 
 
@@ -162,9 +160,8 @@ def test_a_module_moves_its_tensors_checks_its_arguments_and_takes_them_per_call
     )
     assert {name for name, _ in module.named_buffers()} == {"alpha", "normalizer", "weight"}
     logits: Tensor = torch.randn(4, 3)
-    torch.testing.assert_close(
-        module(logits, IDS), 2 * module(logits, IDS, normalizer=4.0), rtol=1e-6, atol=0
-    )  # two divisions, half a ULP each
+    # two divisions, half a ULP each
+    torch.testing.assert_close(module(logits, IDS), 2 * module(logits, IDS, normalizer=4.0), rtol=1e-6, atol=0)
     learned = focal_ext.SigmoidFocalLoss(torch.nn.Parameter(torch.full((3,), 0.25)), reduction="sum")
     learned(logits, IDS).backward()
     assert [p.grad is not None for p in learned.parameters()] == [True]

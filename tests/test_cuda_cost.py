@@ -31,13 +31,13 @@ def test_the_careful_path_is_told_from_every_other_loop(compiled: list[sass.Kern
     assert len(careful) == sum(len(kernels.careful_flows(targets)) for _, _, targets, _ in streams) > 0
     for row in careful:
         if row.is_focal:
-            assert (row.logits, row.loop.count("MUFU.EX2")) == (
-                (1, 2) if row.gamma == "any" else (2, 2)
-            )  # careful_tile's kBatch
+            # careful_tile's kBatch
+            assert (row.logits, row.loop.count("MUFU.EX2")) == ((1, 2) if row.gamma == "any" else (2, 2))
         assert row.loop.stores >= row.logits and not row.loop.vector_loads
+        # its label, from shared memory
         assert row.loop.count("LDS") == (
             row.logits if "ids" in (row.targets, row.flow.split()[-1]) or row.targets.startswith(sass.PYRAMID) else 0
-        )  # its label, from shared memory
+        )
         assert not row.loop.count("VOTE", "SHFL", "BAR")  # not the loop over tiles
         assert row.per_logit() > streams[row.arch, row.dtype, row.targets, row.gamma].per_logit()
 

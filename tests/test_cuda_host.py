@@ -18,6 +18,7 @@ import test_extremes
 import torch
 from cases import ID_DTYPES, PUBLIC, Case
 from cuda_host import build, family, table
+from cuda_host.defects import NUMBER
 from cuda_host.ops import HostOps
 from family import MEMBERS, Member
 from focal_ext import _arguments, _autograd
@@ -33,9 +34,8 @@ pytestmark = [
 FLAVOUR = os.environ.get("CUDA_HOST_FLAVOUR", "plain")
 PACKED = FLAVOUR if FLAVOUR.startswith("packed") else f"packed_{FLAVOUR}"
 DEFECT = os.environ.get("CUDA_HOST_DEFECT", "none")
-LARGEST = int(
-    os.environ.get("CUDA_HOST_LARGEST", 2**31)
-)  # logits of a row: under ThreadSanitizer all is a hundred times slower
+# logits of a row: under ThreadSanitizer all is a hundred times slower
+LARGEST = int(os.environ.get("CUDA_HOST_LARGEST", 2**31))
 SEED = int(os.environ.get("CUDA_HOST_SEED", random.randrange(2**32)))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SIGNALLING_NAN = {
@@ -78,7 +78,7 @@ def public_functions_on_host_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def use(monkeypatch: pytest.MonkeyPatch, flavour: str, grid: int) -> None:
     """From here to the end of the test autograd calls these kernels."""
     module(flavour).set_seed(SEED)
-    module(flavour).plant(getattr(module(flavour).Defect, DEFECT))
+    module(flavour).plant(NUMBER[DEFECT])
     monkeypatch.setattr(_autograd, "ops", HostOps(module(flavour), grid, table.TILES_OF[grid]))
 
 
@@ -148,9 +148,8 @@ def test_a_loss_for_each_index_of_a_batch_is_that_of_a_call_of_its_own(
     row: dict[str, Any], grid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, FLAVOUR, grid)
-    test_batch_dims.check(
-        getattr(focal_ext, row["loss"]), **row, error=3e-5
-    )  # 2.5e-5 is the budget of the stream of half types (table.py)
+    # 2.5e-5 is the budget of the stream of half types (table.py)
+    test_batch_dims.check(getattr(focal_ext, row["loss"]), **row, error=3e-5)
 
 
 @grids

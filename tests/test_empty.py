@@ -25,9 +25,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @implementations
-@pairwise(
-    shape=SHAPES, dtype=DTYPES, reduction=REDUCTIONS, member=EVERYDAY
-)  # no kernel runs: all losses share what does
+# no kernel runs: all losses share what does
+@pairwise(shape=SHAPES, dtype=DTYPES, reduction=REDUCTIONS, member=EVERYDAY)
 def test_no_logits_give_0_and_an_empty_gradient(
     shape: tuple, dtype: torch.dtype, reduction: str, member: str, implementation: Implementation
 ) -> None:

@@ -470,6 +470,7 @@ def test_ids_of_every_integer_type_are_widened_before_they_are_compared(
 ) -> None:
     x, ids = torch.randn(3, 3), torch.tensor([0, 3, 2]).to(getattr(torch, dtype))
     plain = implementation.module.sigmoid_focal_loss(x, ids.long())
+    # all equal to some id after a cast to a narrow type
     for ignore_index in (
         -2,
         -1,
@@ -478,7 +479,7 @@ def test_ids_of_every_integer_type_are_widened_before_they_are_compared(
         256 + 2,
         -254,
         None,
-    ):  # all equal to some id after a cast to a narrow type
+    ):
         assert torch.equal(implementation.module.sigmoid_focal_loss(x, ids, ignore_index=ignore_index), plain)
 
 

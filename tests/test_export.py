@@ -108,6 +108,5 @@ def test_the_package_runs_from_a_c_plus_plus_program(packaged: tuple[nn.Module, 
         done = subprocess.run(
             [str(program), str(LIBRARY), str(path), str(rows), "5"], capture_output=True, text=True, check=True
         )
-        assert float(done.stdout) == pytest.approx(
-            criterion(*arguments(rows)).item(), rel=1e-7
-        )  # printed with 9 digits
+        # printed with 9 digits
+        assert float(done.stdout) == pytest.approx(criterion(*arguments(rows)).item(), rel=1e-7)

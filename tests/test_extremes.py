@@ -175,9 +175,8 @@ def test_dense_targets_outside_0_and_1_follow_the_formula_unchecked(
     x, t = torch.linspace(-6, 6, 97)[:, None].repeat(1, 4), torch.tensor([-0.5, -0.1, 1.2, 2.0]).expand(97, 4)
     want = soft(x.double(), t.double(), gamma)
     loss, gradient = run(implementation, x, t, alpha=None, gamma=gamma)
-    settled = (
-        torch.sigmoid(x) * (1 - t) + torch.sigmoid(-x) * t
-    ).abs() > 0.02  # near 1 - p_t = 0 there is nothing to compare
+    # near 1 - p_t = 0 there is nothing to compare
+    settled = (torch.sigmoid(x) * (1 - t) + torch.sigmoid(-x) * t).abs() > 0.02
     assert settled.sum() > 300
     assert torch.allclose(loss[settled].double(), want.loss[settled], rtol=1e-4, atol=1e-5, equal_nan=True)
     assert torch.allclose(gradient[settled].double(), want.gradient[settled], rtol=1e-4, atol=1e-4, equal_nan=True)

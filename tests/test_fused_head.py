@@ -240,9 +240,8 @@ def test_autocast_casts_as_a_convolution_does() -> None:
         loss, plain = given.run(memory_budget=PLANE), given.chain()
     gradients, want = (torch.autograd.grad(value, given.leaves) for value in (loss, plain))
     assert [g.dtype for g in gradients] == [t.dtype for t in given.leaves]
-    assert torch.allclose(
-        loss, plain, rtol=1e-3
-    )  # both see the same bfloat16 logits, up to the order of summation before the rounding
+    # both see the same bfloat16 logits, up to the order of summation before the rounding
+    assert torch.allclose(loss, plain, rtol=1e-3)
     assert_near([g.double() for g in gradients], [g.double() for g in want], NEAR[torch.bfloat16])
     with torch.autocast("cpu", torch.bfloat16):
         assert Given(torch.float64).run().dtype == torch.float64

@@ -110,7 +110,6 @@ def test_the_detr_criterion_takes_class_ids() -> None:
         target_classes=IDS.view(2, 6),
         num_boxes=3.0,
     )
-    by_criterion = (
-        compat.detr.sigmoid_focal_loss(X.view(2, 6, 5), T.view(2, 6, 5), 3.0) * 6
-    )  # which multiplies by the queries
+    # which multiplies by the queries
+    by_criterion = compat.detr.sigmoid_focal_loss(X.view(2, 6, 5), T.view(2, 6, 5), 3.0) * 6
     torch.testing.assert_close(found["loss_ce"], by_criterion, rtol=1e-12, atol=0)

@@ -81,10 +81,11 @@ def test_float32_soft_targets_stay_within_the_claimed_share_of_their_terms(
     loss, gradient = loss_and_gradient(x, t[:, None], gamma, implementation, label_smoothing=label_smoothing)
     want = soft(x.double(), t.double(), gamma, label_smoothing)
     lost = SIGMOID.units if implementation.name == "reference" else 1.0
+    # a subnormal power is rounded before gamma ce multiplies it
     unit, subnormal = (
         2.0**-23,
         2.0**-149 * lost * 120 * (1 + gamma),
-    )  # a subnormal power is rounded before gamma ce multiplies it
+    )
     claim = CLAIMS[implementation.name, "soft"].units
     off = (loss.double() - want.loss).abs() - subnormal
     assert (off <= claim * unit * want.loss).all(), f"{(off / want.loss / unit).max():.1f} units"

@@ -89,15 +89,15 @@ def test_textbook_evaluation_is_itself_exact_where_a_value_is_known() -> None:
     assert textbook_point("sigmoid_focal_loss", 0.0, 0.5, alpha=0.5, gamma=0.0) == pytest.approx(
         (log2 / 2, 0.0), abs=1e-15
     )
-    assert textbook_point("sigmoid_focal_loss", -120.0, 0.0, gamma=1.0)[0] == pytest.approx(
-        5.8792154e-105, rel=1e-7
-    )  # exp(-240)
+    # exp(-240)
+    assert textbook_point("sigmoid_focal_loss", -120.0, 0.0, gamma=1.0)[0] == pytest.approx(5.8792154e-105, rel=1e-7)
     assert textbook_point("quality_focal_loss", 0.0, 1.0, beta=2.0) == pytest.approx(
         (log2 / 4, -0.25 * log2 - 0.125), rel=1e-15
     )
     assert textbook_point("varifocal_loss", 0.0, 0.5, alpha=0.75, gamma=2.0) == pytest.approx(
         (log2 / 2, 0.0), abs=1e-15
     )
+    # -log .75
     assert textbook_point("asymmetric_loss", 0.0, 0.0, gamma_neg=2.0, gamma_pos=1.0, clip=0.25)[0] == pytest.approx(
         0.0625 * 0.2876820724517809, rel=1e-15
-    )  # -log .75
+    )

@@ -173,9 +173,8 @@ def test_where_the_reference_computes_it_is_ignored_and_the_gradient_right(imple
     direct = torch.func.grad(
         lambda x: implementation.module.sigmoid_focal_loss(x, IDS[0], reduction="sum", overwrite_inputs=True)
     )
-    assert torch.equal(
-        direct(x), torch.func.grad(total)(x, False)
-    )  # a leaf of the transform, which is none of the caller's
+    # a leaf of the transform, which is none of the caller's
+    assert torch.equal(direct(x), torch.func.grad(total)(x, False))
 
 
 @pytest.mark.native

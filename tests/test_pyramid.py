@@ -109,9 +109,8 @@ def assert_right(levels: Sequence[Tensor], ids: Tensor, classes: int, **options:
             assert torch.allclose(mine, theirs, rtol=2 * torch.finfo(dtype).eps, atol=absolute)
         else:
             assert torch.equal(mine, theirs)  # the share of bit-equal gradients is 1
-        smoothed = (
-            options.get("label_smoothing", 0) > 0
-        )  # where the gradient is a difference: relative to the largest then
+        # where the gradient is a difference: relative to the largest then
+        smoothed = options.get("label_smoothing", 0) > 0
         relative = units(PUBLIC.name, dtype, "soft" if smoothed else "hard")
         if dtype == torch.float64 and level.numel():
             relative += EXPONENT.units * torch.finfo(dtype).eps * options.get("gamma", 2.0) * float(level.abs().max())

@@ -106,9 +106,8 @@ def test_one_pass_without_a_copy_and_the_gradients_are_handed_over() -> None:
     assert not {"aten.clone", "aten.copy_", "aten.mul", "aten.mul_", "aten.cat"} & set(ops.names)
     with Ops() as ops, torch.no_grad():
         loss_of(inputs, IDS, SHAPE.classes, normalizer="positives")
-    assert [n for n in ops.names if "focal" in n] == [
-        "focal_ext.pyramid_loss"
-    ] and ops.largest <= IDS.numel()  # nothing of the logits' size
+    # nothing of the logits' size
+    assert [n for n in ops.names if "focal" in n] == ["focal_ext.pyramid_loss"] and ops.largest <= IDS.numel()
 
 
 @pytest.mark.native
@@ -124,9 +123,8 @@ def test_the_gradients_are_written_over_the_levels(factor: float, dtype: torch.d
     assert same(tuple(values), tuple(levels)) == (dtype == torch.float16)  # which is readable until backward
     results = torch.autograd.grad(loss, [*inputs, *levels])
     got, handed = results[:3], results[3:]
-    near = (
-        2 * torch.finfo(dtype).smallest_normal if factor != 1 and dtype != torch.float16 else 0
-    )  # subnormal gradients are stored before the factor
+    # subnormal gradients are stored before the factor
+    near = 2 * torch.finfo(dtype).smallest_normal if factor != 1 and dtype != torch.float16 else 0
     assert all(torch.allclose(a, b, rtol=0, atol=near) for a, b in zip(got, want)) and [
         g.data_ptr() for g in handed
     ] == [level.data_ptr() for level in levels]
@@ -248,9 +246,8 @@ def test_inductor_gives_the_eager_numbers(dynamic: bool) -> None:
         shape = Shape(sizes=((8, wide), (4, 6)))
         inputs, ids = leaves(maps(shape, "mixed")), labels(shape)
         eager, graph = (torch.autograd.grad(f(inputs, ids), inputs) for f in (function, compiled))
-        assert all(
-            torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(eager, graph)
-        )  # 1e-5: Inductor also compiles the reference's formulas
+        # 1e-5: Inductor also compiles the reference's formulas
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(eager, graph))
 
 
 def test_a_compiled_loss_is_once_differentiable_and_a_bad_id_makes_it_nan() -> None:

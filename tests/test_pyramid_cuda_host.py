@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import ID_DTYPES
 from cuda_host import table
+from cuda_host.defects import NUMBER
 from cuda_host.ops import HostOps
 from focal_ext import _autograd, _run
 from pyramids import DTYPES, SHAPES, Shape, channels_last, labels, leaves, maps
@@ -36,7 +37,7 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def use(monkeypatch: pytest.MonkeyPatch, grid: int, flavour: str = FLAVOUR) -> None:
     """From here to the end of the test the op calls these kernels."""
     module(flavour).set_seed(SEED)
-    module(flavour).plant(getattr(module(flavour).Defect, DEFECT))
+    module(flavour).plant(NUMBER[DEFECT])
     monkeypatch.setattr(_autograd, "ops", HostOps(module(flavour), grid))
 
 
@@ -138,11 +139,12 @@ def test_the_gradient_may_replace_the_logits_and_neither_grid_nor_order_changes_
     name: str, layout: str, grid: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = SHAPES[name]
+    # no subnormal loses bits before the factor
     levels, ids, results = (
         [level.clamp(-20, 20) for level in maps(shape, layout, dtype)],
         labels(shape),
         [],
-    )  # no subnormal loses bits before the factor
+    )
     for overwrite, blocks in ((False, table.GRIDS[-1]), (False, grid), (True, grid)):
         use(monkeypatch, blocks)
         inputs = leaves(levels)

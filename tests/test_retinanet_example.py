@@ -60,9 +60,8 @@ def test_a_box_that_is_its_anchor_has_the_code_zero_and_a_wild_code_stays_finite
 
 
 def test_suppression_keeps_the_better_of_two_that_overlap_and_only_kept_boxes_suppress():
-    chain = boxes_of(
-        [0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10]
-    )  # neighbours overlap by 7/13, the outer two by 4/16
+    # neighbours overlap by 7/13, the outer two by 4/16
+    chain = boxes_of([0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10])
     assert suppress(chain, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]
     assert suppress(chain, torch.tensor([0.7, 0.9, 0.8]), 0.5).tolist() == [1]
     assert suppress(NONE, torch.zeros(0), 0.5).tolist() == []

@@ -191,9 +191,8 @@ def test_the_gradient_is_written_over_the_logits(targets: str, reduction: str, l
         loss = PUBLIC.module.softmax_focal_loss(inner, t, reduction=reduction, overwrite_inputs=overwrite)
         memory = inner.data_ptr()
         at_once = overwrite and reduction != "none" and dtype != torch.float16
-        seen = (
-            (leaf,) if at_once and inner._base is not None else (leaf, inner)
-        )  # a view that was written is a new tensor to autograd
+        # a view that was written is a new tensor to autograd
+        seen = (leaf,) if at_once and inner._base is not None else (leaf, inner)
         got, *over = torch.autograd.grad(
             loss, seen, torch.rand(loss.shape, generator=torch.Generator().manual_seed(3)).to(loss.dtype)
         )

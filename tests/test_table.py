@@ -138,9 +138,8 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, dtype: torch.dt
 
 
 @every_half
-@pytest.mark.parametrize(
-    "share", [0.1, 0.005], ids=["by the formula", "looked up"]
-)  # of a strip of 512 positions 51 or 3 are ignored
+# of a strip of 512 positions 51 or 3 are ignored
+@pytest.mark.parametrize("share", [0.1, 0.005], ids=["by the formula", "looked up"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_a_pyramid_looks_up_as_rows_do(layout: torch.memory_format, share: float, dtype: torch.dtype) -> None:
     anchors, sizes = 4, ((96, 97), (48, 49))

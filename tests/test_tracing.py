@@ -124,12 +124,13 @@ def same_loss_and_gradients(network: nn.Module, graphs: list[torch.jit.ScriptMod
             torch.testing.assert_close(g, w, **CLOSE)
 
 
+# 'positives' counts class ids
 @pairwise(
     lambda row: not (row["dense"] and row["reduction"] == "positives"),
     loss=LOSSES,
     reduction=REDUCTIONS,
     dense=(False, True),
-)  # 'positives' counts class ids
+)
 def test_a_traced_network_with_its_loss_gives_the_eager_numbers_for_any_number_of_rows(
     loss: str, reduction: str, dense: bool
 ) -> None:

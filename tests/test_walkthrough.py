@@ -139,9 +139,8 @@ def test_group_norm_hides_the_contrast_of_an_image_and_batch_norm_shows_it():
     image = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     for norm, factor in (("group", 1), ("batch", 3)):
         stem = Session(Settings(norm=norm), datasets.load("nuclei", None)).model.eval().stem
-        torch.testing.assert_close(
-            stem(3 * image), factor * stem(image), rtol=1e-3, atol=1e-4
-        )  # eps of the variance: 1e-5
+        # eps of the variance: 1e-5
+        torch.testing.assert_close(stem(3 * image), factor * stem(image), rtol=1e-3, atol=1e-4)
 
 
 # Losses by name
@@ -211,9 +210,8 @@ def test_boxes_stay_on_their_pixels_however_a_crop_is_drawn(how):
         for box in [*crop.boxes, *crop.ignored]:
             rows, columns = numpy.nonzero(crop.image[0].numpy() > 0.5)
             inside = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-            assert box.tolist() == pytest.approx(
-                inside, abs=0.0 if "scale" not in how else 1.0
-            )  # an edge between pixels is blurred
+            # an edge between pixels is blurred
+            assert box.tolist() == pytest.approx(inside, abs=0.0 if "scale" not in how else 1.0)
             seen += 1
     assert seen > 10
 
@@ -281,6 +279,5 @@ def test_composed_digits_lie_where_their_boxes_say_and_come_as_often_as_asked():
     assert result.labels.max() == 1 and float(result.image.sum()) == pytest.approx(
         0.9 * 22 * (15 * total + rare), rel=1e-5
     )
-    assert (
-        60 < total < 110 and 6 < rare < 34
-    )  # of 121 cells .7 are filled, a fifth by the rare class; limits at 4 deviations
+    # of 121 cells .7 are filled, a fifth by the rare class; limits at 4 deviations
+    assert 60 < total < 110 and 6 < rare < 34

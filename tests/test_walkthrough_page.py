@@ -101,9 +101,8 @@ def test_the_steps_measure_a_small_data_set(monkeypatch):
         and cells[-2] == f"{int((targets == BACKGROUND).sum()) / int((targets >= 0).sum()):.0f}"
     )
     first = [float(number) for number in list(steps.prior([tiny]))[2].split("|")[3:-1]]
-    assert (
-        first[0] > 3 * first[2] and first[1] > 3 * first[3]
-    )  # the prior of .01 tames loss and gradient of the first step
+    # the prior of .01 tames loss and gradient of the first step
+    assert first[0] > 3 * first[2] and first[1] > 3 * first[3]
     assert "of which not positive 0." in next(steps.boxes(tiny))
     rescued, plain = (steps.unmatched(tiny, 0.9, rescue) for rescue in (True, False))
     assert rescued < plain

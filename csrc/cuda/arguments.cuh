@@ -91,7 +91,6 @@ __device__ Tile tile_at(const Arguments<scalar_t>& a, uint32_t index, uint32_t g
   t.rows = row_of(t.offset + t.elements - 1, a.classes, a.classes_reciprocal) + 1;
   t.first_element += group * a.numel;
   t.first_row += group * a.batch.rows;
-  if (FOCAL_EXT_PLANTED(index_32)) t.first_element = uint32_t(t.first_element);
   return t;
 }
 

@@ -47,8 +47,7 @@ __device__ acc_t careful_tile(const Arguments<scalar_t>& a, const Targets& targe
     acc_t x[kBatch] = {};
 #pragma unroll
     for (uint32_t u = 0; u < kBatch; ++u)
-      if (first + 32 * u < tile.elements || FOCAL_EXT_PLANTED(tail_read))
-        x[u] = widen(a.inputs[tile.first_element + first + 32 * u]);
+      if (first + 32 * u < tile.elements) x[u] = widen(a.inputs[tile.first_element + first + 32 * u]);
 #pragma unroll
     for (uint32_t u = 0; u < kBatch; ++u) {
       const uint32_t i = first + 32 * u;
@@ -204,7 +203,7 @@ __global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, Targets, Loss>
       if (lane == 0) a.partials[index] = sum;
       sum = 0;
     }
-    if (!FOCAL_EXT_PLANTED(overwritten_labels)) __syncwarp();  // the next tile's labels overwrite this one's
+    __syncwarp();  // the next tile's labels overwrite this one's
   }
   if (!a.partials || a.batch.factors) return;
   const acc_t total = block_sum<kThreads>(sum);

@@ -128,7 +128,7 @@ __device__ Found read_labels(const PyramidArguments<scalar_t>& a, const LevelArg
     ignored |= label == kIgnored;
     bad |= label == kBad;
   }
-  if (!FOCAL_EXT_PLANTED(unordered_labels)) __syncwarp();  // other lanes read them; a ballot orders no memory
+  __syncwarp();  // other lanes read them; a ballot orders no memory
   return {__ballot_sync(~0u, positive) != 0, __ballot_sync(~0u, ignored) != 0, __ballot_sync(~0u, bad) != 0, false};
 }
 
@@ -212,7 +212,7 @@ __global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, IdTargets<floa
     while (level + 1 < a.level_count && index >= a.levels[level + 1].first_tile) ++level;
     const LevelArguments<scalar_t>& here = a.levels[level];
     sum += pyramid_tile(a, here, tile_at(a, here, index), lane, labels_of_warp[warp], factor_of_warp[warp], loss);
-    if (!FOCAL_EXT_PLANTED(overwritten_labels)) __syncwarp();  // the next tile's labels overwrite this one's
+    __syncwarp();  // the next tile's labels overwrite this one's
   }
   if (!a.common.partials) return;
   const acc_t total = block_sum<kThreads>(sum);

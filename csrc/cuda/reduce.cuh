@@ -11,8 +11,7 @@ namespace focal_ext::cuda {
 // In every lane. Shuffles only: sm_75 has no redux, and it would not add floats.
 template <class T>
 __device__ T warp_sum(T value) {
-  for (int distance = 16; distance > 0; distance /= 2)
-    value += __shfl_xor_sync(~0u, value, FOCAL_EXT_PLANTED(shuffle_distance) ? 1 : distance);
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
   return value;
 }
 
@@ -22,9 +21,8 @@ __device__ T block_sum(T value) {
   static_assert(threads % 32 == 0 && threads <= 1024);
   FOCAL_EXT_SHARED(T, slots, [threads / 32]);
   value = warp_sum(value);
-  if (threadIdx.x % 32 == 0 && !(FOCAL_EXT_PLANTED(unwritten_slot) && threadIdx.x == 32))
-    slots[threadIdx.x / 32] = value;
-  if (!FOCAL_EXT_PLANTED(missing_barrier)) __syncthreads();  // the first warp reads what all warps wrote
+  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = value;
+  __syncthreads();  // the first warp reads what all warps wrote
   if (threadIdx.x >= 32) return T(0);
   return warp_sum(threadIdx.x < threads / 32 ? slots[threadIdx.x] : T(0));
 }

@@ -186,7 +186,7 @@ __device__ acc_of<scalar_t> id_row(
   others = a.group.sum(others);
   if (a.smoothing != 0) mean_distance = a.group.sum(mean_distance);
   // every lane has read x_y, which the gradient may replace; a whole block's sum waits by itself
-  if (!FOCAL_EXT_PLANTED(early_gradient)) __syncwarp();
+  __syncwarp();
   if (!read) {
     const acc_t nothing = label == kIgnored ? acc_t(0) : acc_t(NAN);
     if (exists && a.gradient)

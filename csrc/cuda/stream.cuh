@@ -61,7 +61,7 @@ struct NegativeStream {
       advance(kInFlight * walk.step);
     }
 #pragma unroll 1
-    for (int to_go = int(vectors + FOCAL_EXT_PLANTED(stream_tail)); int(lane) < to_go; to_go -= 32) {
+    for (int to_go = int(vectors); int(lane) < to_go; to_go -= 32) {
       batch<1>(uint32_t(to_go));
       advance(walk.step);
     }

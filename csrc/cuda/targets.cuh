@@ -108,7 +108,7 @@ struct IdTargets {
       labels[row] = label;
       special |= label != kBackground;
     }
-    if (!FOCAL_EXT_PLANTED(unordered_labels)) __syncwarp();  // other lanes read them; a ballot orders no memory
+    __syncwarp();  // other lanes read them; a ballot orders no memory
     return __ballot_sync(~0u, special) != 0;
   }
 

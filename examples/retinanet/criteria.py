@@ -49,9 +49,8 @@ def hardest(logits, targets, ratio):
 
     An image without positives keeps `ratio` negatives, or nothing would be learned from it.
     """
-    difficulty = logits.amax(dim=-1).masked_fill(
-        targets != BACKGROUND, float("-inf")
-    )  # cross entropy grows with the logit
+    # cross entropy grows with the logit
+    difficulty = logits.amax(dim=-1).masked_fill(targets != BACKGROUND, float("-inf"))
     place = difficulty.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     kept = place < ratio * (targets >= 0).sum(dim=1, keepdim=True).clamp(min=1)
     return targets.masked_fill((targets == BACKGROUND) & ~kept, IGNORED)

@@ -44,9 +44,8 @@ def split_columns(scene, column):
     """(train, hold-out): the columns before and from `column` on, in grey values scaled by the train part alone."""
     height, width = scene.image.shape[-2:]
     train, hold_out = window(scene, 0, 0, column, height), window(scene, column, 0, width, height)
-    root = (
-        train.image.sqrt()
-    )  # counts of photons: the square root makes their noise about equal in dark and bright places
+    # counts of photons: the square root makes their noise about equal in dark and bright places
+    root = train.image.sqrt()
     mean, std = root.mean(), root.std()
     return [
         Scene((part.image.sqrt() - mean) / std, part.boxes, part.labels, part.ignored) for part in (train, hold_out)

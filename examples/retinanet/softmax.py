@@ -19,9 +19,8 @@ def loss(alpha, gamma, label_smoothing, class_weights):
     alphas = None if alpha is None else [*(alpha * weight for weight in class_weights), 1 - alpha]
 
     def of_batch(logits, targets):
-        ids = targets.masked_fill(
-            targets == BACKGROUND, logits.shape[-1] - 1
-        )  # to a softmax, background is a class like others
+        # to a softmax, background is a class like others
+        ids = targets.masked_fill(targets == BACKGROUND, logits.shape[-1] - 1)
         positives = (targets >= 0).sum().clamp(min=1).to(logits.dtype)
         return focal_ext.softmax_focal_loss(
             logits,

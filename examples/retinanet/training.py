@@ -25,9 +25,8 @@ class History:
     loss: list = field(default_factory=list)  # the sum of both losses, one per step
     focal: list = field(default_factory=list)  # the classification loss alone
     twin: list = field(default_factory=list)  # the same by the other implementation, on the very same feature maps
-    gradient_difference: list = field(
-        default_factory=list
-    )  # of both on these maps: largest difference / largest gradient
+    # of both on these maps: largest difference / largest gradient
+    gradient_difference: list = field(default_factory=list)
     ap50: list = field(default_factory=list)  # pairs of step and AP50
     seconds: float = 0.0  # of the steps alone, without evaluations
     logits: torch.Tensor = None  # of one batch, after the last step

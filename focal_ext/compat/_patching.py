@@ -151,9 +151,8 @@ class Switch:
                 return None, f"{module_name} has no {dotted}"
         if isinstance(found, type) or not callable(found):
             return None, f"{module_name}.{dotted} is not a function"
-        if isinstance(found, FunctionType) and _parameters(found) != _parameters(
-            fused
-        ):  # of a compiled one they are not told
+        # of a compiled one they are not told
+        if isinstance(found, FunctionType) and _parameters(found) != _parameters(fused):
             return (
                 None,
                 f"{module_name}.{dotted} takes {', '.join(_parameters(found))}, not {', '.join(_parameters(fused))}",

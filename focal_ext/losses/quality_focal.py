@@ -33,9 +33,8 @@ def _formula(x: Tensor, t: Tensor, beta: float, live: float) -> Tensor:
         return cross_entropy(x, t)
     p, q = sigmoids(x)
     hard = torch.zeros_like(t, dtype=torch.bool) if t.requires_grad else (t == 0) | (t == 1)
-    distance = (
-        torch.where(hard, 0.5, p * (1 - t) - q * t).abs().pow(unless_constant(beta, x))
-    )  # its kink at p = t has no second derivative below beta 2
+    # its kink at p = t has no second derivative below beta 2
+    distance = torch.where(hard, 0.5, p * (1 - t) - q * t).abs().pow(unless_constant(beta, x))
     ends = power(torch.where(t == 1, q, p), beta, bounded(x, LIMIT), t.detach().round())
     return modulated(torch.where(hard, ends, distance), live) * cross_entropy(x, t)
 

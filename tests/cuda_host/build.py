@@ -16,6 +16,8 @@ from types import ModuleType
 
 from filelock import FileLock
 
+from .defects import with_defects
+
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 NAME = "focal_ext_cuda_host"
 SANITIZED = ("-g1", "-fno-omit-frame-pointer")
@@ -61,12 +63,13 @@ def why_impossible() -> str | None:
     return None if cuda_headers() else "no cuda_runtime.h: neither a CUDA toolkit nor NVIDIA's headers from PyPI"
 
 
-def commands(flavour: str, folder: Path) -> list[list[str]]:
+def commands(flavour: str, csrc: Path, folder: Path) -> list[list[str]]:
     """One per source file. The device itself is compiled without sanitizers: it is no part of the program under
     test."""
     import pybind11  # optional: see why_impossible
 
     python = sysconfig.get_paths()
+    # unroll is nvcc's
     every = [
         str(compiler()),
         "-std=c++20",
@@ -77,11 +80,11 @@ def commands(flavour: str, folder: Path) -> list[list[str]]:
         "-Wextra",
         "-Wno-unknown-pragmas",
         "-c",
-    ]  # unroll is nvcc's
+    ]
     kernels = [*FLAVOURS[flavour], "-isystem", str(cuda_headers()), "-include", str(HERE / "cuda_host.h"), "-x", "c++"]
     module = [*FLAVOURS[flavour], "-isystem", pybind11.get_include(), "-isystem", python["include"]]
     own = {HERE / "device.cpp": [], HERE / "fiber.cpp": [], HERE / "module.cpp": module}
-    sources = {**own, **dict.fromkeys(sorted((ROOT / "csrc/cuda").glob("*.cu")), kernels)}
+    sources = {**own, **dict.fromkeys(sorted((csrc / "cuda").glob("*.cu")), kernels)}
     return [[*every, *flags, str(source), "-o", str(folder / f"{source.stem}.o")] for source, flags in sources.items()]
 
 
@@ -90,9 +93,9 @@ def digest(flavour: str) -> str:
         path
         for folder in (ROOT / "csrc", HERE)
         for path in sorted(folder.rglob("*.*"))
-        if path.suffix in (".h", ".cuh", ".cu", ".cpp")
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp") or path.name == "defects.py"
     ]
-    text = [repr(commands(flavour, Path())).encode(), *(path.read_bytes() for path in files)]
+    text = [repr(commands(flavour, ROOT / "csrc", Path())).encode(), *(path.read_bytes() for path in files)]
     return hashlib.sha256(b"\0".join(text)).hexdigest()[:16]
 
 
@@ -114,7 +117,8 @@ def build(flavour: str) -> Path:
 def compiled(flavour: str, library: Path) -> Path:
     home = library.parent
     with tempfile.TemporaryDirectory(dir=home) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, commands(flavour, Path(folder))))
+        with_defects(ROOT / "csrc", Path(folder) / "csrc")
+        list(pool.map(run, commands(flavour, Path(folder) / "csrc", Path(folder))))
         finished = Path(folder) / library.name
         run([str(compiler()), "-shared", *FLAVOURS[flavour], *map(str, Path(folder).glob("*.o")), "-o", str(finished)])
         for old in home.glob("*.so"):

@@ -25,7 +25,6 @@
   static char name##_declaration;                                        \
   auto& name = *static_cast<std::type_identity_t<type extent>*>(         \
       cuda_host::shared_array(&name##_declaration, sizeof(type extent)))
-#define FOCAL_EXT_PLANTED(defect) (cuda_host::planted == cuda_host::Defect::defect)
 
 #define threadIdx (cuda_host::thread_index)
 #define blockIdx (cuda_host::block_index)

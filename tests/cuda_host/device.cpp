@@ -24,7 +24,7 @@
 namespace cuda_host {
 
 Index thread_index, block_index, grid_size;
-Defect planted = Defect::none;
+int planted = -1;
 
 namespace {
 

@@ -37,19 +37,7 @@ void set_seed(uint64_t seed);
 // Runs only these blocks of each grid, all if empty: tests of far offsets cannot afford the blocks between.
 void set_only_blocks(std::vector<uint32_t> blocks);
 
-// Mistakes a kernel makes on purpose, so that the suite can show that it would notice them.
-enum class Defect : int {
-  none,
-  missing_barrier,
-  unordered_labels,
-  overwritten_labels,
-  early_gradient,
-  tail_read,
-  stream_tail,
-  shuffle_distance,
-  index_32,
-  unwritten_slot
-};
-extern Defect planted;
+// Which of the mistakes that defects.py writes into the kernels' text is made, by its place there; -1: none.
+extern int planted;
 
 }  // namespace cuda_host

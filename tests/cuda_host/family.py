@@ -68,9 +68,8 @@ def rows() -> list[Row]:
         cycle(("contiguous",) * 10 + ("unaligned",)),
     )
     made = []
-    kinds = cycle(
-        TARGETS[::2] + TARGETS[1::2] + TARGETS[1::2] + TARGETS[::2]
-    )  # two of six, so that every type meets all
+    # two of six, so that every type meets all
+    kinds = cycle(TARGETS[::2] + TARGETS[1::2] + TARGETS[1::2] + TARGETS[::2])
     for formula, dtype, targets in ((f, d, next(kinds)) for f, d, _ in product(FORMULAS, DTYPES, range(2))):
         way = next(w for w in ways if w[1] != "positives" or not targets.startswith("dense"))
         made.append(Row(formula, dtype, targets, next(shapes), way, next(weights), next(layouts)))
@@ -125,10 +124,11 @@ def arguments(row: Row) -> Arguments:
             else targets.to(torch.float32 if row.targets == "dense soft" else dtype)
         )
     elif DECLARED[FORMULAS[row.formula][0]].spec.needs_scores or row.targets == "pairs":
+        # of others nothing reads the score
         targets = (
             ids,
             torch.where((ids >= 0) & (ids < classes), scores, torch.nan),
-        )  # of others nothing reads the score
+        )
     reduction, normalizer, upstream = row.way
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     weight = None if row.weight is None else rand(*shape[-1:] if row.weight == "classes" else shape).to(acc) * 2

@@ -61,9 +61,8 @@ def stream_rows() -> list[Case]:
         for dtype in AXES[LOSS]["dtype"]
         for t in ("dense uint8", "dense float32")
     ]
-    rows += [
-        row(shape=(64, 80), dtype=dtype, targets="ids rare", reduction="sum") for dtype in AXES[LOSS]["dtype"]
-    ]  # the memory ends with a tile of negatives
+    # the memory ends with a tile of negatives
+    rows += [row(shape=(64, 80), dtype=dtype, targets="ids rare", reduction="sum") for dtype in AXES[LOSS]["dtype"]]
     rows += [row(shape=shape, dtype="bfloat16", targets="ids rare", reduction="mean") for shape in TALL]
     steep = product(AXES[LOSS]["dtype"], ("ids rare", "dense uint8"), FLOWS.values())  # a large gamma streams nowhere
     rows += [
@@ -71,9 +70,8 @@ def stream_rows() -> list[Case]:
         for dtype, t, (reduction, upstream) in steep
     ]
     gammas = cycle((2.0, 1.7, 0.0))
-    for classes, dtype, factors in product(
-        CLASSES, AXES[LOSS]["dtype"][:3], FACTORS
-    ):  # rows of one tile with one weight and with several
+    # rows of one tile with one weight and with several
+    for classes, dtype, factors in product(CLASSES, AXES[LOSS]["dtype"][:3], FACTORS):
         rows += [row(shape=(3, 17, classes), dtype=dtype, gamma=next(gammas), reduction="sum", **factors)]
     return [case for case in rows if case.is_possible()]
 

@@ -12,9 +12,8 @@ from test_cuda_math import SMALLEST, UNIT, Results, beyond, bound, everywhere, i
 from torch import Tensor
 
 GAMMAS = (0.0, 0.5, 1.0, 1.7, 2.0, 5.0, 10.0, 50.0, 1e3)
-labels = pytest.mark.parametrize(
-    "label", [-1, 0], ids=["stream", "careful"]
-)  # a positive in a tile sends it down the careful path
+# a positive in a tile sends it down the careful path
+labels = pytest.mark.parametrize("label", [-1, 0], ids=["stream", "careful"])
 gammas = pytest.mark.parametrize("gamma", GAMMAS)
 
 

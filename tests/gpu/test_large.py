@@ -7,9 +7,8 @@ import pytest
 import torch
 
 CLASSES = 80
-SIZES = [
-    bits for bits in (31, 32) if torch.cuda.mem_get_info()[0] > 3 * 2 * 2**bits
-]  # bf16 logits, their gradient, room
+# bf16 logits, their gradient, room
+SIZES = [bits for bits in (31, 32) if torch.cuda.mem_get_info()[0] > 3 * 2 * 2**bits]
 
 
 @pytest.mark.parametrize("bits", SIZES)

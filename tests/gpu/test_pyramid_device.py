@@ -41,9 +41,10 @@ def test_loss_and_gradients_are_the_reference_s(name: str, gamma: float, dtype: 
     )
     added = table.ADDED.units * eps * (sum(level.numel() for level in levels) / 256 + 16384 / 32)
     assert abs(got[0].double().cpu() - want[0]) <= (units("cuda", dtype, "sum") + added) * want[0]
+    # gamma multiplies the logarithm's error
     relative = (
         units("cuda", dtype, "hard") if gamma == 2 or dtype == torch.float64 else 2 * units("cuda", dtype, "hard")
-    )  # gamma multiplies the logarithm's error
+    )
     relative += EXPONENT.units * eps * gamma * 100 if dtype == torch.float64 else 0.0
     for result, right in zip(got[1:], want[1:]):
         assert not outside(

@@ -44,11 +44,12 @@ def nuclei(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for image, (left, top) in enumerate((x, y) for y in (0, SIDE) for x in (0, SIDE)):
         Image.fromarray(photograph[top : top + SIDE, left : left + SIDE]).convert("RGB").save(folder / f"{image}.png")
         images.append({"id": 10 + image, "file_name": f"{image}.png", "width": SIDE, "height": SIDE})
+        # the last has none
         inside = (
             [b for b in boxes if left <= b[0] and b[2] <= left + SIDE and top <= b[1] and b[3] <= top + SIDE]
             if image < 3
             else []
-        )  # the last has none
+        )
         for x1, y1, x2, y2 in inside:
             number = len(annotations) + 1
             box = [x1 - left, y1 - top, x2 - x1, y2 - y1]

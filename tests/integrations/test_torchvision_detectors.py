@@ -130,9 +130,8 @@ def test_a_converted_detector_scripts_also_inside_another_module_and_stays_conve
     kept = [type(module) for module in net.modules()]
     scripted = torch.jit.script(net)
     losses, _ = scripted(*batch(0))
-    for name, want in torch.jit.script(model(kind))(*batch(0))[
-        0
-    ].items():  # scripting itself moves torchvision's FCOS by 1e-10
+    # scripting itself moves torchvision's FCOS by 1e-10
+    for name, want in torch.jit.script(model(kind))(*batch(0))[0].items():
         assert_close(f"torchvision {kind.__name__}, scripted", losses[name], want, TOLERANCE)
     _, detections = scripted.eval()(batch(0)[0])
     assert torch.equal(detections[0]["scores"], net.eval()(batch(0)[0])[0]["scores"])

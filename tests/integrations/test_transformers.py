@@ -20,18 +20,20 @@ from transformers.models.maskformer import modeling_maskformer
 
 IMAGES = LAYERS = 2  # some losses have layers first, some images
 QUERIES, CLASSES, SIDE = 12, 5, 16
+# tensors in them are
 IN_FLOAT32 = (
     "RfDetrForInstanceSegmentation",
     "ForSegmentation",
     "GroundingDinoForObjectDetection",
     "MMGroundingDinoForObjectDetection",
-)  # tensors in them are
+)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
+# DETR: softmax cross entropy of the classes
 PLAIN = (
     "ForObjectDetection",
     "ForSegmentation",
     "ForSemanticSegmentation",
-)  # DETR: softmax cross entropy of the classes
+)
 ENTRIES: dict[str, tuple[str, str]] = {  # of LOSS_MAPPING: the configuration, and the losses that are fused
     "ForSegmentation": ("DetrConfig", "sigmoid_focal_loss"),
     "DeformableDetrForObjectDetection": ("DeformableDetrConfig", "sigmoid_focal_loss"),
@@ -113,9 +115,8 @@ def arguments(entry: str) -> tuple[dict[str, Any], list[Tensor]]:
         }
         for n in counts
     ]
-    if (
-        "GroundingDino" in entry
-    ):  # classes are tokens: two for the class 1, none for the last column, which is padding of the first image
+    # classes are tokens: two for the class 1, none for the last column, which is padding of the first image
+    if "GroundingDino" in entry:
         maps = torch.eye(CLASSES - 1, CLASSES)
         maps[1, 2] = 1
         mask = torch.ones(IMAGES, QUERIES, CLASSES, dtype=torch.bool)

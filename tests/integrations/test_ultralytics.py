@@ -137,9 +137,8 @@ def test_rt_detrs_classes_are_ultralytics(
         torch.rand(2, 9, generator=rng) < 0.3 * (boxes > 0), CLASSES
     )
     scores = torch.rand(2, 9, generator=rng) * (targets < CLASSES)
-    scores[targets < CLASSES] *= (
-        torch.arange(int((targets < CLASSES).sum())) > 0
-    ).float()  # a matched query whose box does not overlap
+    # a matched query whose box does not overlap
+    scores[targets < CLASSES] *= (torch.arange(int((targets < CLASSES).sum())) > 0).float()
     loss = importlib.import_module("ultralytics.models.utils.loss").DETRLoss(
         CLASSES, loss_gain={"class": 2, "bbox": 5, "giou": 2}, **options
     )

@@ -21,9 +21,8 @@ def mmdet(library: object) -> Loss:
 
 
 def per_box(library: object) -> Loss:
-    return lambda x, t, gamma: library.sigmoid_focal_loss(
-        x, t, 1 / x.shape[1], 0.25, gamma
-    )  # undoes its mean over dimension 1
+    # undoes its mean over dimension 1
+    return lambda x, t, gamma: library.sigmoid_focal_loss(x, t, 1 / x.shape[1], 0.25, gamma)
 
 
 def effdet(library: object) -> Loss:

@@ -34,7 +34,7 @@ class Sanitizer(NamedTuple):
 
 
 class Defect(NamedTuple):
-    """A mistake of device.h, the check that must fail, and what that failure must say."""
+    """A mistake of cuda_host/defects.py, the check that must fail, and what that failure must say."""
 
     name: str
     mistake: str
@@ -80,13 +80,13 @@ def row(case: str, grid: int) -> tuple[str, ...]:
     )
 
 
+# many tiles a warp; the last has 3 logits of 8
 SPECIAL, PARTIAL = (
     row("sigmoid_focal, shape (600, 80), reduction sum", 1),
     row("sigmoid_focal, shape (137, 91), reduction sum", 1),
-)  # many tiles a warp; the last has 3 logits of 8
-CAREFUL = row(
-    "sigmoid_focal, dtype float64, reduction sum", 1
-)  # in a stream the weights' barrier orders the labels too
+)
+# in a stream the weights' barrier orders the labels too
+CAREFUL = row("sigmoid_focal, dtype float64, reduction sum", 1)
 NEGATIVE = row("sigmoid_focal, shape (64, 80), reduction sum, targets ids rare", 3)
 ROW = (f"{SOFTMAX[0]}::test_the_gradient_may_replace_the_logits[factor-ids-80-torch.float32]",)
 BARRIER = "no __syncthreads before the first warp adds what all warps wrote"
@@ -187,9 +187,8 @@ def run(flavour: str, tests: tuple[str, ...], largest: int = 2**31, defect: str 
 def executed(flavour: str, tests: tuple[str, ...], largest: int, defect: str, chosen: str) -> Run:
     build.build(flavour)
     environment = {**build.environment(flavour), "CUDA_HOST_LARGEST": str(largest), "CUDA_HOST_DEFECT": defect}
-    if (
-        defect != "none"
-    ):  # wrong values need an unlucky order, and a barrier is missed in most but not in all: one that is
+    # wrong values need an unlucky order, and a barrier is missed in most but not in all: one that is
+    if defect != "none":
         environment["CUDA_HOST_SEED"] = "0"
     # A part of the suite in two processes, of up to 6 GB each: the longest would run alone at the end of its tier.
     spread = ("-n", "auto", "--maxprocesses", "2", "--dist", "worksteal") if chosen else ()

@@ -13,6 +13,7 @@ import focal_ext
 import pytest
 import torch
 from cuda_host import build
+from cuda_host.defects import NUMBER
 from cuda_host.ops import HostOps
 from far import Reserved
 from focal_ext._levels import Levels
@@ -25,10 +26,10 @@ SIZES = pytest.mark.parametrize("numel", [2**31 + 2**20, 2**32 + 2**20], ids=["2
 @pytest.fixture
 def ops() -> Iterator[HostOps]:
     module = build.load("plain")
-    module.plant(getattr(module.Defect, os.environ.get("CUDA_HOST_DEFECT", "none")))
+    module.plant(NUMBER[os.environ.get("CUDA_HOST_DEFECT", "none")])
     yield HostOps(module)
     module.set_only_blocks([])
-    module.plant(module.Defect.none)
+    module.plant(NUMBER["none"])
 
 
 def select(ops: HostOps, rows: int, tile_rows: int) -> list[slice]:

@@ -29,10 +29,11 @@ def passes_the_suite(
     shutil.copytree(
         ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__", "wheels", "kernels", "gpu", "cpp", "cuda_*")
     )
+    # CPU's torch is the suite's own: its numbers are those of make test
     few = backend == "native" and environment in (
         *OTHER_PYTHONS,
         CPU,
-    )  # CPU's torch is the suite's own: its numbers are those of make test
+    )
     modules = [f"{name}.py" for name in (OF_PYTHON if few else SUITE) if name != "test_fallback" or backend == "native"]
     chosen = (
         f"not {REPEATED} and not passes_the_suites_rules"
@@ -163,9 +164,8 @@ def test_a_library_built_with_the_headers_of_one_torch_works_in_another(
     assert (
         packages in Path(place).parents and info["backend"] == "native" and info["torch"].startswith(environment.torch)
     )
-    run(
-        environment.executable, "-m", "focal_ext", folder=tmp_path, PYTHONPATH=str(packages)
-    )  # every loss and dtype against float64
+    # every loss and dtype against float64
+    run(environment.executable, "-m", "focal_ext", folder=tmp_path, PYTHONPATH=str(packages))
 
 
 def test_the_pure_wheel_works_through_the_reference(tmp_path: Path) -> None:
