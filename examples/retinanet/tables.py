@@ -10,23 +10,25 @@ def results(name):
     return read(path) if path.exists() else []
 
 
+def figures(rows, column):
+    """Mean, and least to most where there are several seeds."""
+    values = [float(row[column]) for row in rows]
+    spread = f" ({min(values):.3f} - {max(values):.3f})" if len(values) > 1 else ""
+    return f"{sum(values) / len(values):.3f}{spread}"
+
+
 def rows_of(table):
     """The trainings of one table, over all data sets, as each was started."""
     yield "| data set | options | steps | AP50 | AP | recall |"
     yield "|---|---|---|---|---|---|"
-    missing = []
     for name, wanted in ROWS.items():
-        trained = {row["options"]: row for row in results(name) if row["table"] == table}
+        measured = [row for row in results(name) if row["table"] == table]
         for options in (options for of, options in wanted if of == table):
-            if options in trained:
-                row = trained[options]
-                figures = " | ".join(f"{float(row[column]):.3f}" for column in ("ap50", "ap", "recall"))
-                yield f"| {name} | `{options}` | {row['steps']} | {figures} |"
-            else:
-                missing.append(f"{name} `{options}`")
-    if missing:
-        yield ""
-        yield f"Not trained yet (`python -m examples.retinanet.study` does): {', '.join(missing)}."
+            seeds = [row for row in measured if row["options"] == options]
+            cells = (
+                [figures(seeds, column) for column in ("ap50", "ap", "recall")] if seeds else ["not trained yet"] * 3
+            )
+            yield f"| {name} | `{options}` | {settings_of(name, options).steps} | {' | '.join(cells)} |"
 
 
 def grid():
@@ -36,12 +38,12 @@ def grid():
         if row["table"] == "grid":
             settings = settings_of("nuclei", row["options"])
             gamma = 0.0 if settings.loss == "balanced" else settings.gamma
-            cells[gamma, settings.alpha] = f"{float(row['ap50']):.3f}"
+            cells.setdefault((gamma, settings.alpha), []).append(row)
     gammas, alphas = (sorted({key[place] for key in cells}) for place in (0, 1))
     yield "| gamma | " + " | ".join(f"alpha {alpha:g}" for alpha in alphas) + " |"
     yield "|---|" + "---|" * len(alphas)
     for gamma in gammas:
-        yield f"| {gamma:g} | " + " | ".join(cells.get((gamma, alpha), "not trained yet") for alpha in alphas) + " |"
+        yield f"| {gamma:g} | " + " | ".join(figures(cells[gamma, alpha], "ap50") for alpha in alphas) + " |"
 
 
 def bases():

@@ -67,7 +67,7 @@ FROM_RESULTS = {
     "grid": tables.grid,
     **{
         name: lambda name=name: tables.rows_of(name)
-        for name in ("losses", "views", "seeds", "rates", "schedules", "classes", "trouble")
+        for name in ("losses", "views", "rates", "schedules", "classes", "trouble")
     },
 }
 
