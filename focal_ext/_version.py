@@ -1,2 +1,2 @@
 # Owns: the version, in one place; setup.py and CMakeLists.txt read it from this line.
-__version__ = "1.0.0"
+__version__ = "2.0.0"
