@@ -241,8 +241,8 @@ def loss_only(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:
 
 
 def is_watched_by_autograd() -> bool:
-    """Whether a transform, forward-mode AD, torch.jit.trace or torch.onnx.export runs the call: they take it apart, or
-    ask for derivatives that no kernel has."""
+    """Whether a transform, forward-mode AD, torch.jit.trace or torch.onnx.export runs the call. Each of these takes it
+    apart, or asks for derivatives that no kernel has."""
     return is_differentiated_forward() or (torch.onnx.is_in_onnx_export() if is_compiling() else is_jit_traced())
 
 

@@ -29,11 +29,11 @@ _defined = {"loss"} if hasattr(ops, f"loss{SUFFIX}") else set()  # the package m
 
 
 def define(name: str, registrations: torch.library.Library) -> bool:
-    """Defines the op `name` again with numbers by tensors behind its arguments, if torch tells the schema; returns
-    whether it did.
+    """Defines the op `name` again, with tensors for its numbers behind its arguments, if torch tells the schema.
+    Returns whether it did.
 
-    It reads their values on the host. They are on the CPU, unless the graph itself read a number from a device, and
-    would have waited then.
+    The new op reads the tensors' values on the host. They lie on the CPU, unless the graph itself has read a number
+    from a device, for which it waits anyway.
     """
     op, schema = getattr(ops, name), schema_of(getattr(ops, name))
     if schema is None:

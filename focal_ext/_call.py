@@ -27,11 +27,8 @@ class Call(NamedTuple):
     # contiguous; class ids, one a row, or dense of the shape of the logits, of levels of that of the only one
     targets: Tensor
     scores: Tensor | None  # [rows] in the accumulation dtype: the target of each positive id's class; None: 1
-    weight: (
-        Tensor | None
-        # of rows [rows or 1, classes or 1], of levels [images, 1], [images, anchors] or [classes]; in the accumulation
-        # dtype
-    )
+    # in the accumulation dtype, of rows [rows or 1, classes or 1], of levels [images, 1], [images, anchors], [classes]
+    weight: Tensor | None
     alpha: Tensor | None  # [classes] in the accumulation dtype
     normalizer: Tensor | None  # 0-d, or of the shape of the loss, in the accumulation dtype
     loss: int  # its place in LOSSES
@@ -75,8 +72,8 @@ class Request(NamedTuple):
     call: Call
     reduction: str
     overwrite_inputs: bool
-    # Whether nothing traces or transforms the call, and all tensors are contiguous memory and of no subclass: what
-    # nearly every call is, of which nothing more need be asked.
+    # Nothing traces or transforms the call, and all tensors are contiguous and of no subclass. Nearly every call is so,
+    # and then nothing more need be asked.
     plain: bool
     unreduced: Unreduced = None
 

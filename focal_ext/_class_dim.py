@@ -23,8 +23,8 @@ class Laid(NamedTuple):
     unreduced: Unreduced
 
 
-# What is to be done to an unreduced loss: the dimension that its classes are moved back to from the last, or its shape;
-# None: nothing.
+# What is to be done to an unreduced loss: an int moves its classes from the last dimension back to that one, a tuple is
+# the shape that it gets, None is nothing.
 Unreduced = int | tuple[int, ...] | None
 
 

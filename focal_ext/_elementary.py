@@ -36,10 +36,13 @@ def powered(value: Tensor, log_u: Tensor, gamma: float | Tensor) -> Tensor:
 
 
 def power(u: Tensor, gamma: float, x: Tensor, t: Tensor) -> Tensor:
-    """u ** gamma for u = 1 - p_t. Of a hard target log u is at hand, and is the value's base where u is not: below
-    gamma 1, where u underflows long before its power, and at a large gamma, where u near 1 is rounded; and of a gamma
-    that changes from step to step of a graph, which a question about it would compile anew for each answer. It errs by
-    roundings of gamma log u."""
+    """u ** gamma for u = 1 - p_t.
+
+    For a hard target log u is known, and exp(gamma log u) serves where u itself does not: below gamma 1, where u
+    underflows long before its power; at a large gamma, where u near 1 is rounded; and for a gamma that changes from
+    step to step of a graph, where to ask for its size would compile the graph anew. It is off by roundings of
+    gamma log u.
+    """
     exponent = at_most(gamma, 1e36, u)
     if t.requires_grad:
         return u.pow(exponent)

@@ -182,8 +182,8 @@ def divisor_of(
     if divisor == BY_TENSOR:
         return divisor, numbers, _check_normalizer_tensor(normalizer, like, batch_dims)
     if divisor == BY_VALUE and not is_constant(numbers[2]):
-        # By tensor what changes from call to call of a graph; one that no rule could be asked of and that is broken is
-        # NaN there.
+        # What changes from call to call of a graph is given by tensor. No rule could be asked of it: one that is broken
+        # becomes NaN.
         tensor = as_tensor(numbers[2], like, accumulation_dtype(like.dtype))
         return BY_TENSOR, (*numbers[:2], 1.0, *numbers[3:]), tensor.where((tensor > 0) & (tensor < math.inf), torch.nan)
     return divisor, numbers, None

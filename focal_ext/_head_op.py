@@ -21,8 +21,9 @@ from ._torch_private import register_autograd, register_fake
 NAME = "conv_loss_and_gradients"
 FIELDS = len(Call._fields)
 
-# Features, weight and bias of the convolution, the fields of a Call, the convolution, which gradients are wanted (of
-# weight, bias and each level), and the numbers that come as tensors. A gradient that is not wanted is empty.
+# In this order: features, weight and bias of the convolution; the fields of a Call; the convolution's geometry; which
+# gradients are wanted, of weight, bias and each level; the numbers that come as tensors. A gradient that is not wanted
+# comes back empty.
 SCHEMA = (
     "(Tensor[] features, Tensor conv_weight, Tensor? conv_bias, Tensor targets, Tensor? scores, Tensor? weight, "
     "Tensor? alpha, "

@@ -24,11 +24,10 @@ class Levels(NamedTuple):
 
     maps: Sequence[Tensor]
     classes: int
-    counts: Sequence[int] | None = (
-        None  # anchors of an image in each level, where maps[0] only shows images, dtype and device
-    )
-    # Whether they are the inputs [N, classes, *spatial] of a function with class_dim: the unreduced loss is one map,
-    # weight may be of classes, targets of losses of rows may be dense.
+    # anchors of an image in each level, where maps[0] only shows images, dtype and device
+    counts: Sequence[int] | None = None
+    # Whether they are the inputs [N, classes, *spatial] of a function with class_dim. Then the unreduced loss is one
+    # map, weight may be by class, and a softmax loss may have dense targets.
     are_inputs: bool = False
 
 

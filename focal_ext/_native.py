@@ -148,9 +148,18 @@ def _facts() -> dict[str, Any]:
 
 
 def build_info() -> dict[str, Any]:
-    """What is in use: version, backend ("native" or "reference"), reason (why not native, else None), cuda (the
-    toolkit's version or None), archs, reason_no_cuda (why the build has no CUDA kernels, else None), cpu_level (the
-    instruction set in use) and torch."""
+    """What is in use, as a dict.
+
+    Returns:
+        version: of the package.
+        backend: "native" or "reference".
+        reason: why it is not native, else None.
+        cuda: the version of the toolkit that the kernels were built with, or None.
+        archs: their architectures.
+        reason_no_cuda: why the build has no CUDA kernels, else None.
+        cpu_level: the instruction set in use.
+        torch: its version.
+    """
     facts = _facts() if available else {"cuda": None, "archs": [], "reason_no_cuda": reason, "cpu_level": None}
     return {
         "version": __version__,

@@ -29,8 +29,8 @@ def widened(ids: Tensor) -> Tensor:
 
 
 def bad_ids(ids: Tensor, classes: int, ignore_index: int | None, background: bool = True) -> Tensor:
-    """Where a widened class id is neither ignored, nor in [0, classes), nor background (-1 or classes, but 1 is no
-    background of one class) where there is such a thing."""
+    """Where a widened class id is bad: not ignored, not in [0, classes), and no background. Background is -1 or
+    `classes`, with one class -1 alone."""
     highest = classes if holds(classes != 1) else 0
     bad = (ids < -1) | (ids > highest) if background else (ids < 0) | (ids >= classes)
     return bad if ignore_index is None else bad & (ids != ignore_index)

@@ -34,8 +34,8 @@ def quoted(number: object) -> object:
 
 
 def as_tensor(number: float, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A 0-d tensor on the device of `like`. A product, because torch.compile turns products with symbols into tensors,
-    and no other op that makes a tensor of one."""
+    """A 0-d tensor on the device of `like`, made by a product: of all ops that make a tensor of a symbol, torch.compile
+    takes this one."""
     return torch.ones((), dtype=dtype, device=like.device) * number
 
 

@@ -53,9 +53,9 @@ def _formula(x: Tensor, t: Tensor, factor: Tensor, gamma: float, label_smoothing
     largest = x.gather(-1, top)
     others = torch.where(is_top, -torch.inf, x - largest)
     rest = torch.exp(others).sum(-1, keepdim=True)
-    # Where the largest p is below 1/2 its logit is a constant for all others: their derivatives by it would be 1 minus
-    # nearly 1. Above 1/2 it is the constant that would cost the second derivative its digits; and an infinite one is
-    # all that they depend on.
+    # Where the largest p is below 1/2, its logit is a constant for all others: their derivatives by it would be 1 minus
+    # nearly 1. Above 1/2 it is none, as a constant would cost the second derivative its digits; nor is an infinite one,
+    # on which all others depend.
     shift = torch.where(largest.isinf() | (rest < 1), largest, largest.detach())
     z = torch.where(is_top & (largest.isinf() | (rest < 1)), 0.0, x - shift)
     total = torch.exp(z).sum(-1, keepdim=True)
