@@ -29,9 +29,8 @@ from .performance_page import read_rows
 from .measure import Step, hush, median_and_spread, peak_bytes, seconds_of
 
 CLASSES = 80
-DISTURBED = (
-    0.01  # a turn whose threads waited for a core for more than this share of it says nothing of the implementation
-)
+# A turn whose threads waited for a core for more than this share of it says nothing of the implementation.
+DISTURBED = 0.01
 PAUSE = 0.05  # seconds between turns: the threads of the process before fall asleep
 ROWS, BF16, GENERIC, OUTPUTS, CONVOLUTION = (
     "rows fp32",

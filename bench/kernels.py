@@ -163,10 +163,8 @@ def rows(kernels: list[Kernel]) -> list[Row]:
     return sorted(best.values(), key=lambda r: (int(r.arch[3:].rstrip("a")), r.dtype, r.targets, r.gamma, r.flow))
 
 
-HALVES, STACK = (
-    ("bf16", "fp16"),
-    8,
-)  # bytes: two registers of a kernel that lie there outside the loops over logits, in which no local memory may be
+# Bytes: two registers of a kernel of halves may lie on the stack, outside the loops over logits.
+HALVES, STACK = ("bf16", "fp16"), 8
 
 
 def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
@@ -211,9 +209,8 @@ def violations(kernels: list[Kernel], library_bytes: int) -> list[str]:
         if k.identity and k.identity[0] in SIZE
         for flow in (*streams(k.identity[1]), *careful_flows(k.identity[1]))
     }
-    wanted = {
-        w for w in wanted if w[0] != "sm_75" or "factor per class" not in w[-1]
-    }  # whose loop is laid out in another way there and is not told
+    # The loop of factors per class is laid out in another way on sm_75, and is not told.
+    wanted = {w for w in wanted if w[0] != "sm_75" or "factor per class" not in w[-1]}
     seen = {(r.arch, r.dtype, r.targets, r.gamma, r.flow) for r in rows(kernels)}
     return found + [
         f"{' '.join(missing[:3])} gamma {missing[3]}: no loop found for {missing[4]}"

@@ -53,9 +53,8 @@ class Machine(NamedTuple):
     reason: str = ""
     error: str = ""
     wanted: str = "AUTO"
-    refused: str = (
-        "none"  # the arguments that nvcc fails with, by the shell's patterns; those without -ccbin begin with -std
-    )
+    # the arguments that nvcc fails with, by the shell's patterns; those without -ccbin begin with -std
+    refused: str = "none"
     host: str | None = None
     cxx: str = "g++"
     processor: str = "x86_64"
