@@ -20,8 +20,72 @@ struct within_limit<Host<precision, Tail::vanishing>> {
   static constexpr bool is_cheaper = true;
 };
 
+// The negatives of a loss: of many losses the focal loss's, whose loop they share.
+template <class Loss>
+FOCAL_EXT_INLINE auto negatives_of(const Loss& loss) {
+  if constexpr (requires { loss.negatives(); }) return loss.negatives();
+  else return loss;
+}
+
+// Their arithmetic: in float as cheap as their results permit, where positives need more.
+template <class Math, class Negatives>
+struct math_of {
+  using type = Math;
+};
+template <Precision precision, class Negatives>
+  requires requires { Negatives::tail; }
+struct math_of<Host<precision, Tail::full>, Negatives> {
+  using type = Host<precision, Negatives::tail>;
+};
+
+// The terms of n elements. Gradients are computed when they are stored, and only then.
+template <class acc_t, class Term>
+FOCAL_EXT_INLINE void compute(int64_t n, Term term, acc_t* values, acc_t* gradient) {
+  for (int64_t at = 0; at < n; at += kStep) {
+    if (gradient) {
+#pragma omp simd
+      for (int64_t i = at; i < at + kStep; ++i) {
+        const auto both = term(i);
+        values[i] = both.value;
+        gradient[i] = both.gradient;
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = at; i < at + kStep; ++i) values[i] = term(i).value;
+    }
+  }
+}
+
+// Negatives with one factor for all; the losses without it. `within`: no logit is beyond Math::limit().
+template <class Math, class Negatives, class acc_t>
+FOCAL_EXT_ONE_COPY void compute_alike(
+    const Negatives& negatives, acc_t factor, const acc_t* x, int64_t n, bool within, acc_t* values, acc_t* gradient) {
+  const auto with = [&]<class AnyMath>(AnyMath) {
+    // By value: behind a pointer the compiler would have to reload them after every store.
+    compute(n, [factor, x, negatives](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+      const ValueAndGradient<acc_t> term = negatives.template negative<AnyMath>(x[i]);
+      return ValueAndGradient<acc_t>{term.value, factor * term.gradient};
+    }, values, gradient);
+  };
+  if (within) with(typename within_limit<Math>::type());
+  else with(Math());
+}
+
+// Negatives with factors of their own.
+template <class Math, class Negatives, class acc_t>
+FOCAL_EXT_ONE_COPY void compute_varied(
+    const Negatives& negatives, const Block<acc_t>& b, int64_t n, acc_t* values, acc_t* gradient) {
+  compute(n, [&b, negatives](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+    const ValueAndGradient<acc_t> term = negatives.template negative<Math>(b.x[i]);
+    return ValueAndGradient<acc_t>{b.value[i] * term.value, b.gradient[i] * term.gradient};
+  }, values, gradient);
+}
+
 template <class Math, class Loss>
 class Elements {
+  using Negatives = decltype(negatives_of(*static_cast<const Loss*>(nullptr)));
+  using NegativeMath = typename math_of<Math, Negatives>::type;
+
  public:
   using acc_t = typename Math::value_t;
   static constexpr bool has_halves = sizeof(acc_t) == sizeof(float);  // logits may be of a half type
@@ -35,7 +99,7 @@ class Elements {
     for (int64_t i = 0; i < kBlock; ++i) bits[i] = uint16_t(first + i);
     acc_t x[kBlock], values[kBlock], gradient[kBlock];
     load_block(bits, p_.scalar, 0, kBlock, x);
-    compute_uniform(x, kBlock, is_within(acc_t(Math::limit()), x, kBlock), values, gradient);
+    compute_uniform(x, kBlock, is_within(acc_t(NegativeMath::limit()), x, kBlock), values, gradient);
     if (p_.loss_map) multiply(values, kBlock, acc_t(p_.alpha_negative));
     store_block(p_.loss_map ? values : gradient, kBlock, bits, p_.scalar, 0);
     for (int64_t i = 0; i < kBlock; ++i) table[first + i] = {float(values[i]), bits[i]};
@@ -45,19 +109,16 @@ class Elements {
 
   // Negatives with one factor for all: the hot path, and nearly every element of a detector. Returns the sum of losses.
   FOCAL_EXT_ONE_COPY double uniform(const acc_t* x, int64_t begin, int64_t n, Specials<acc_t>* specials) const {
-    const bool within = within_limit<Math>::is_cheaper && is_within_limit(x, begin, n);
+    const bool within = within_limit<NegativeMath>::is_cheaper && is_within_limit(x, begin, n);
     return emit(begin, n, [&](acc_t* values, acc_t* gradient) { compute_uniform(x, n, within, values, gradient); },
         acc_t(p_.alpha_negative), specials);
   }
 
   // Negatives with factors of their own.
   FOCAL_EXT_ONE_COPY double varied(const Block<acc_t>& b, int64_t begin, int64_t n, Specials<acc_t>* specials) const {
-    const auto term = [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-      const Both term = loss.template negative<Math>(b.x[i]);
-      return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
-    };
-    return emit(
-        begin, n, [&](acc_t* values, acc_t* gradient) { compute(n, term, values, gradient); }, acc_t(1), specials);
+    return emit(begin, n, [&](acc_t* values, acc_t* gradient) {
+      compute_varied<NegativeMath>(negatives_of(loss_), b, n, values, gradient);
+    }, acc_t(1), specials);
   }
 
   FOCAL_EXT_ONE_COPY double dense(const Block<acc_t>& b, int64_t begin, int64_t n) const {
@@ -85,43 +146,14 @@ class Elements {
  private:
   // bf16 is looked at as it lies in memory: twice as many logits an instruction.
   bool is_within_limit(const acc_t* x, int64_t begin, int64_t n) const {
-    if (p_.scalar != Scalar::bf16) return is_within(acc_t(Math::limit()), x, whole_steps(n));
+    if (p_.scalar != Scalar::bf16) return is_within(acc_t(NegativeMath::limit()), x, whole_steps(n));
     BFloat16 limit;
-    store(limit, float(Math::limit()));
+    store(limit, float(NegativeMath::limit()));
     return is_within(limit, static_cast<const BFloat16*>(p_.inputs) + begin, n);
   }
 
-  // The terms of n elements. Gradients are computed when they are stored, and only then.
-  template <class Term>
-  FOCAL_EXT_INLINE static void compute(int64_t n, Term term, acc_t* values, acc_t* gradient) {
-    for (int64_t at = 0; at < n; at += kStep) {
-      if (gradient) {
-#pragma omp simd
-        for (int64_t i = at; i < at + kStep; ++i) {
-          const Both both = term(i);
-          values[i] = both.value;
-          gradient[i] = both.gradient;
-        }
-      } else {
-#pragma omp simd
-        for (int64_t i = at; i < at + kStep; ++i) values[i] = term(i).value;
-      }
-    }
-  }
-
-  // Negatives with one factor for all; the losses without it.
-  FOCAL_EXT_ONE_COPY void compute_uniform(
-      const acc_t* x, int64_t n, bool within, acc_t* values, acc_t* gradient) const {
-    const acc_t factor = acc_t(p_.alpha_negative * scale_);
-    const auto with = [&]<class AnyMath>(AnyMath) {
-      // By value: behind a pointer the compiler would have to reload them after every store.
-      compute(n, [factor, x, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-        const Both term = loss.template negative<AnyMath>(x[i]);
-        return Both{term.value, factor * term.gradient};
-      }, values, gradient);
-    };
-    if (within) with(typename within_limit<Math>::type());
-    else with(Math());
+  void compute_uniform(const acc_t* x, int64_t n, bool within, acc_t* values, acc_t* gradient) const {
+    compute_alike<NegativeMath>(negatives_of(loss_), acc_t(p_.alpha_negative * scale_), x, n, within, values, gradient);
   }
 
   // Lets `terms` fill in n elements, puts the specials in their places, and writes what is wanted. The losses' common
@@ -142,11 +174,12 @@ class Elements {
   // The positives, side by side.
   FOCAL_EXT_ONE_COPY void compute_positives(Specials<acc_t>& s) const {
     Block<acc_t>& b = s.positives;
+    const Loss loss = loss_;
     b.pad(s.count);
     for (int64_t at = 0; at < s.count; at += kStep)
 #pragma omp simd
       for (int64_t i = at; i < at + kStep; ++i) {
-        const Both term = loss_.template positive<Math>(b.x[i], b.t[i]);
+        const Both term = loss.template positive<Math>(b.x[i], b.t[i]);
         b.value[i] *= term.value;
         b.gradient[i] *= term.gradient;
       }

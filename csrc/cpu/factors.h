@@ -29,17 +29,31 @@ class Factors {
         weight_(static_cast<const acc_t*>(problem.weight)), uniform_(is_uniform(problem)) {}
 
  protected:
-  // Element (row, c), which has the logit x, the target t and the upstream factor, as entry i of the block. `named`: of
-  // the class that a class id names.
+  acc_t weight_at(int64_t row, int64_t c) const {
+    return weight_ ? weight_[row * p_.weight_row_stride + c * p_.weight_class_stride] : acc_t(1);
+  }
+
+  // An element of class c, which has the logit x, the target t, the weight and the upstream factor, as entry i of the
+  // block. `named`: of the class that a class id names.
   void fill(
-      Block<acc_t>& b, int64_t i, int64_t row, int64_t c, acc_t x, acc_t t, acc_t upstream, bool named = false) const {
+      Block<acc_t>& b, int64_t i, int64_t c, acc_t x, acc_t t, acc_t weight, acc_t upstream, bool named = false) const {
     const acc_t of_one = alpha_ ? alpha_[c] : acc_t(p_.alpha_positive),
                 of_zero = alpha_ ? acc_t(1) - alpha_[c] : acc_t(p_.alpha_negative);
     const acc_t a = named ? Factor::of_named(t, of_one, of_zero) : Factor::of(t, of_one, of_zero);
     b.x[i] = a == 0 ? finite(x) : x;
     b.t[i] = t;
-    b.value[i] = a * (weight_ ? weight_[row * p_.weight_row_stride + c * p_.weight_class_stride] : acc_t(1));
+    b.value[i] = a * weight;
     b.gradient[i] = b.value[i] * upstream;
+  }
+
+  // Calls f(c -> weight of class c), of a kind for each layout of weights: a loop with a stride in it would load one
+  // weight after the other.
+  template <class F>
+  void with_weights(int64_t row, F f) const {
+    const acc_t* const weights = weight_ + (weight_ ? row * p_.weight_row_stride : 0);
+    if (weight_ && p_.weight_class_stride) return f([weights](int64_t c) { return weights[c]; });
+    const acc_t weight = weight_ ? *weights : acc_t(1);
+    f([weight](int64_t) { return weight; });
   }
 
   // Elements whose factors differ by the target alone.
@@ -57,8 +71,8 @@ class Factors {
 
   FOCAL_EXT_ONE_COPY void add_positive(
       Specials<acc_t>& s, int64_t at, int64_t row, int64_t c, acc_t x, acc_t upstream) const {
-    fill(s.positives, s.count, row, c, x, p_.scores ? static_cast<const acc_t*>(p_.scores)[row] : acc_t(1), upstream,
-        true);
+    const acc_t score = p_.scores ? static_cast<const acc_t*>(p_.scores)[row] : acc_t(1);
+    fill(s.positives, s.count, c, x, score, weight_at(row, c), upstream, true);
     s.at[s.count++] = at;
   }
 

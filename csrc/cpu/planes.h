@@ -71,7 +71,7 @@ class Planes : Factors<acc_t, Factor> {
     }
     if (uniform_) return any_.uniform(any_.elements, x, begin, n, &specials);
     Block<acc_t> b;
-    for (int64_t i = 0; i < n; ++i) this->fill(b, i, row_of(strip, i), c, x[i], 0, upstream[i]);
+    for (int64_t i = 0; i < n; ++i) this->fill(b, i, c, x[i], 0, this->weight_at(row_of(strip, i), c), upstream[i]);
     b.pad(n);
     return any_.varied(any_.elements, b, begin, n, &specials);
   }

@@ -42,7 +42,10 @@ class RowBlocks : Factors<acc_t, Factor> {
   FOCAL_EXT_ONE_COPY void fill_negatives(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
     const Upstream<acc_t> upstream(p_, scale_, begin, n);
     each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-      for (int64_t c = first; c < last; ++c) this->fill(b, offset + c, row, c, x[offset + c], 0, upstream[offset + c]);
+      this->with_weights(row, [&](auto weight) {
+        for (int64_t c = first; c < last; ++c)
+          this->fill(b, offset + c, c, x[offset + c], 0, weight(c), upstream[offset + c]);
+      });
     });
     b.pad(n);
   }
@@ -57,8 +60,10 @@ class RowBlocks : Factors<acc_t, Factor> {
     } else {
       const Upstream<acc_t> upstream(p_, scale_, begin, n);
       each_row(begin, n, [&](int64_t row, int64_t first, int64_t last, int64_t offset) {
-        for (int64_t c = first; c < last; ++c)
-          this->fill(b, offset + c, row, c, x[offset + c], t[offset + c], upstream[offset + c]);
+        this->with_weights(row, [&](auto weight) {
+          for (int64_t c = first; c < last; ++c)
+            this->fill(b, offset + c, c, x[offset + c], t[offset + c], weight(c), upstream[offset + c]);
+        });
       });
     }
     const acc_t ignored = acc_t(ignored_target(p_));

@@ -30,6 +30,10 @@ struct Asymmetric {
     const T slope = (s.p * s.q) * power * Math::fma(modulator.template slope<Math>(), ratio, inverse);
     return {Math::select_positive(u, power * (u * ratio), u), Math::select_positive(u, slope, u)};
   }
+  FOCAL_EXT_INLINE auto negatives() const {
+    if constexpr (clipped) return *this;
+    else return SigmoidFocal<Modulator>{modulator};
+  }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
     return dense<Math>(x, t);

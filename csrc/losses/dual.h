@@ -76,6 +76,10 @@ struct Dual {
     const T power = Math::pow(u.value, gamma);
     return {power, u.value == T(0) ? T(0) : Math::constant(gamma) * power / u.value * u.slope};
   }
+  static FOCAL_EXT_INLINE value_t sqrt(value_t u) {
+    const T root = Math::sqrt(u.value);
+    return {root, u.value == T(0) ? T(0) : u.slope / (root + root)};
+  }
   static FOCAL_EXT_INLINE value_t product_or_zero(value_t a, value_t b) {
     return a.value == T(0) ? value_t{T(0), T(0)} : a * b;
   }

@@ -20,6 +20,7 @@ struct GaussianFocal {
   FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
     return sigmoid_focal_hard<Math>(x, modulator);
   }
+  FOCAL_EXT_INLINE SigmoidFocal<Modulator> negatives() const { return {modulator}; }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
     return dense<Math>(x, t);
@@ -31,7 +32,7 @@ struct GaussianFocal {
     const ValueAndGradient<T> low = sigmoid_focal_hard<Math>(peak ? zero - x : x, modulator);
     const T weight = peak ? one : power_of_score<Math>(one - t, falloff);
     // At +inf the loss is infinite even where the power underflows.
-    return {low.value == infinity && weight == zero ? low.value : weight * low.value,
+    return {(low.value == infinity) & (weight == zero) ? low.value : weight * low.value,
         peak ? zero - low.gradient : weight * low.gradient};
   }
 };

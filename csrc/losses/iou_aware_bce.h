@@ -22,8 +22,7 @@ struct IouAwareBce : Splitting<IouAwareBce<Modulator>> {
     const T target = without_gradient(mean < least ? least : mean);
     const T of_scores = of_score.template gamma<Math>() * minus_log_of_rest<Math>(one - score, score);
     const T exponent = of_p.template gamma<Math>() * (s.log1p_e - log_p) + of_scores;
-    return {
-        target, without_gradient(is_near_1<Math>(target, score) ? one_minus_exp<Math>(exponent) : one - target), one};
+    return {target, without_gradient(is_near_1<Math>(mean, score) ? one_minus_exp<Math>(exponent) : one - target), one};
   }
 };
 

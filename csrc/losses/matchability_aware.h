@@ -24,7 +24,7 @@ template <bool fast, class F>
 auto with_matchability_aware(const double* numbers, F&& f) {
   const Exponent gamma(numbers[0]);
   if constexpr (fast)
-    if (numbers[0] == 2) return f(MatchabilityAware(WholeModulator<2>(gamma, false)));
+    if (numbers[0] == 1.5) return f(MatchabilityAware(ThreeHalvesModulator(gamma, false)));
   return f(MatchabilityAware(AnyModulator(gamma, false)));
 }
 

@@ -69,6 +69,39 @@ struct WholeModulator {
   }
 };
 
+// gamma 1.5, the matchability-aware loss's: a square root costs a third of an exponential.
+struct ThreeHalvesModulator {
+  static constexpr bool is_one = false;
+  static constexpr Tail tail = Tail::vanishing;
+  Slope slope_;
+  explicit ThreeHalvesModulator(Exponent gamma, bool live = true) : slope_(gamma, live) {}
+  FOCAL_EXT_INLINE bool is_zero() const { return false; }
+  template <class Math>
+  FOCAL_EXT_INLINE typename Math::value_t slope() const {
+    return Math::constant(slope_);
+  }
+  template <class Math>
+  FOCAL_EXT_INLINE typename Math::value_t gamma() const {
+    return Math::constant(1.5f);
+  }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_probability(T, T p, T, T) const {
+    return of<Math>(p);
+  }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_soft(T, T, T u) const {
+    return of<Math>(u);
+  }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of_logarithm(T u, T) const {
+    return of<Math>(u);
+  }
+  template <class Math, class T>
+  FOCAL_EXT_INLINE T of(T u) const {
+    return power_or_constant(u * Math::sqrt(u), slope_);
+  }
+};
+
 // gamma 0 or 1, told at run time: for kernels that each hold a hot loop, where a choice between two numbers costs less
 // than another loop.
 struct ZeroOrOneModulator {
@@ -104,8 +137,10 @@ struct AnyModulator {
   static constexpr Tail tail = Tail::full;
   Exponent exponent;
   Slope slope_;
-  explicit AnyModulator(Exponent gamma, bool live = true) : exponent(gamma), slope_(gamma, live) {}
-  FOCAL_EXT_INLINE bool is_zero() const { return exponent.full == 0; }  // float rounds gammas to 0 that are not
+  float zero_to_gamma;  // float rounds gammas to 0 that are not; a loop over floats that compares a double is not simd
+  explicit AnyModulator(Exponent gamma, bool live = true)
+      : exponent(gamma), slope_(gamma, live), zero_to_gamma(gamma.full == 0 ? 1 : 0) {}
+  FOCAL_EXT_INLINE bool is_zero() const { return zero_to_gamma != 0; }
   template <class Math>
   FOCAL_EXT_INLINE typename Math::value_t slope() const {
     return Math::constant(slope_);

@@ -3,11 +3,11 @@
 //
 // A policy `Math` supplies: value_t, limit(), abs, min, max, fma, select_positive(z, a, b) = z > 0 ? a : b, exp_neg(y)
 // = exp(-y) for 0 <= y <= limit(), shares(e, w, r): r = 1 / (1 + e) and w = e r, log1p_exp(e, w) = log(1 + e),
-// pow_exp(gamma, a, b) = exp(gamma (a - b)) for a <= 0 <= b, pow(u, gamma), and bounded(y) = min(y, a finite number >=
-// 2 limit()) for y >= 0, anything for NaN. Beyond limit() exp(-y) rounds to 0, so clamping there changes no result. min
-// and max keep the second argument when it is NaN. log_ratio(u, rest, ratio, inverse): ratio = -log(1 - u) / u and
-// inverse = 1 / rest, for 0 < u < 1 and rest = 1 - u, anything outside. product_or_zero(a, b) = a b, 0 where a is 0
-// even if b is infinite.
+// pow_exp(gamma, a, b) = exp(gamma (a - b)) for a <= 0 <= b, pow(u, gamma), on the host sqrt(u), and bounded(y) =
+// min(y, a finite number >= 2 limit()) for y >= 0, anything for NaN. Beyond limit() exp(-y) rounds to 0, so clamping
+// there changes no result. min and max keep the second argument when it is NaN. log_ratio(u, rest, ratio, inverse):
+// ratio = -log(1 - u) / u and inverse = 1 / rest, for 0 < u < 1 and rest = 1 - u, anything outside. product_or_zero(a,
+// b) = a b, 0 where a is 0 even if b is infinite.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -196,6 +196,8 @@ struct Host {
     return u >= 0.f ? power : __builtin_nanf("");
   }
 
+  static FOCAL_EXT_INLINE float sqrt(float a) { return __builtin_sqrtf(a); }
+
   static FOCAL_EXT_INLINE float product_or_zero(float a, float b) { return a == 0.f ? 0.f : a * b; }
 
   static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) {
@@ -308,6 +310,7 @@ struct Double {
   static FOCAL_EXT_INLINE double log1p_exp(double e, double) { return ::log1p(e); }
   static FOCAL_EXT_INLINE double pow_exp(Exponent gamma, double a, double b) { return ::exp(gamma.full * (a - b)); }
   static FOCAL_EXT_INLINE double pow(double u, Exponent gamma) { return ::pow(u, gamma.full); }
+  static FOCAL_EXT_INLINE double sqrt(double a) { return ::sqrt(a); }
   static FOCAL_EXT_INLINE double product_or_zero(double a, double b) { return a == 0. ? 0. : a * b; }
   static FOCAL_EXT_INLINE void log_ratio(double u, double rest, double& ratio, double& inverse) {
     ratio = (u <= 0.5 ? -::log1p(-u) : -::log(rest)) / u;

@@ -21,6 +21,7 @@ struct QualityFocal {
   FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
     return sigmoid_focal_hard<Math>(x, modulator);
   }
+  FOCAL_EXT_INLINE SigmoidFocal<Modulator> negatives() const { return {modulator}; }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
     return dense<Math>(x, t);

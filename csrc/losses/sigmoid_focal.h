@@ -34,12 +34,13 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_soft(T x, T t, T smoothed, T 
   const T ce = bce.ce, slope = bce.slope, linear = bce.linear;
   if constexpr (Modulator::is_one) return {ce, slope};
   const T u = Math::fma(s.p, not_t, s.q * t);
-  const T h = t == zero ? s.q : t == one ? s.p : s.p * s.q / u;  // the limits where u underflows
+  // Asked of 1 - t, not of t: gcc 12 would join the question with a caller's, and leave the loop scalar.
+  const bool is_one = not_t == zero, is_hard = is_one | (t == zero);
+  const T h = is_one ? s.p : t == zero ? s.q : s.p * s.q / u;  // the limits where u underflows
   // At a hard target log u is at hand, where u itself may round to 1.
-  const bool hard = t == zero || t == one;
-  const T z = t == one ? zero - x : x;
-  const T power = hard ? modulator.template of_probability<Math>(z, u, s.negative_part(z), s.log1p_e)
-                       : modulator.template of_soft<Math>(x, t, u);
+  const T z = is_one ? zero - x : x;
+  const T power = is_hard ? modulator.template of_probability<Math>(z, u, s.negative_part(z), s.log1p_e)
+                          : modulator.template of_soft<Math>(x, t, u);
   const T bounded = Math::min(ce, Math::constant(2 * Math::limit()));  // ce may be negative: t is unchecked
   const T infinity = Math::constant(__builtin_inff());
   // At +-inf the loss is infinite even where u^gamma underflows.
@@ -121,7 +122,7 @@ struct SmoothedSigmoidFocal {
     const T keep = Math::constant(kept), add = Math::constant(half);
     const ValueAndGradient<T> soft =
         sigmoid_focal_soft<Math>(x, t, Math::fma(t, keep, add), Math::fma(one - t, keep, add), modulator);
-    const bool hard = t == zero || t == one;
+    const bool hard = (t == zero) | (t == one);
     return {hard ? low.value : soft.value, t == zero ? low.gradient : t == one ? high.gradient : soft.gradient};
   }
 };

@@ -26,6 +26,7 @@ struct Splitting {
   FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
     return sigmoid_focal_hard<Math>(x, self().modulator);
   }
+  FOCAL_EXT_INLINE auto negatives() const { return SigmoidFocal(self().modulator); }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T score) const {
     const Sigmoid<Math> s(x);
