@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from bench import readme
@@ -26,3 +27,23 @@ def test_the_first_screen_stays_one_and_its_pages_exist() -> None:
     assert {path.name for path in (readme.ROOT / "docs").glob("*.md")} - {"README.md"} <= {
         link for page, link in pages if page == "docs/README.md"
     }
+
+
+def test_every_link_of_every_page_leads_to_a_file_and_to_a_heading_of_it() -> None:
+    def anchors(page: Path) -> set[str]:
+        headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+    pages = [readme.ROOT / "README.md", readme.ROOT / "CONTRIBUTING.md", *(readme.ROOT / "docs").glob("*.md")]
+    links = [
+        (page, *link.partition("#")[::2])
+        for page in pages
+        for link in re.findall(r"\]\(([^)\s:|]+)\)", page.read_text())
+    ]
+    dead = [
+        (page.name, file, anchor)
+        for page, file, anchor in links
+        if not (target := (page.parent / file if file else page)).exists()
+        or (anchor and target.suffix == ".md" and anchor not in anchors(target))
+    ]
+    assert len(links) > 60 and dead == []
