@@ -114,9 +114,9 @@ struct Level {
   bool channels_last;  // [images, positions, anchors, classes] in memory, else [images, anchors, classes, positions]
 };
 
-// A pyramid: `problem` has the targets and weights of all anchors, [images, sum of positions * anchors], an image's
-// levels one after the other, in each position by position, anchor fastest; its own inputs and gradient are not used.
-// Dense targets, and what a loss of logits has one of for each logit, lie as the logits of the only level do.
+// A pyramid. `problem` has the targets and weights of all anchors, [images, sum of positions * anchors]: an image's
+// levels one after the other, in each the positions, the anchor fastest. Its own inputs and gradient are not used.
+// Dense targets, and unreduced losses of single logits, lie as the logits of the only level do.
 struct Pyramid {
   Problem problem;  // its groups are 1, or the images
   // weight is acc_t[images], else null, acc_t[rows], or acc_t[classes] if it has a stride of classes

@@ -191,13 +191,13 @@ inline Tensor empty(const Tensor& like, int64_t dim, const int64_t* sizes, Scala
   return empty_strided(like, dim, sizes, strides, type);
 }
 
-// Of a result that is as large as the logits. glibc maps such a block anew for every call, and a fault for each of its
-// pages costs more than the arithmetic: 22 -> 13 ms for 201,600 x 80 fp32. Advice about this memory alone, which the
-// system may refuse. A virtual machine that gave its free memory back to the host waits for it at first touch, 4.4 ms
-// for a large page instead of 0.2: so they are asked for here, as the kernel's threads would do. A page waited for is
-// quick from then on, so a few are borne (giving up after the first left steps at 25 to 31 ms that take 11); where many
-// were slow, other work gives large pages back between the calls, and those of the next seconds are small: 27 ms
-// instead of 47.
+// A result that is as large as the logits, in large pages if the system takes the advice. glibc maps such a block anew
+// for every call, and a fault for each small page costs more than the arithmetic: 22 ms of 201,600 x 80 fp32, 13 with
+// large ones. The advice is about this memory alone.
+//
+// A virtual machine that gave its free memory back to the host waits for it at first touch: 4.4 ms for a large page
+// instead of 0.2. So the pages are touched here, and timed. A few slow ones are borne, as a page is quick from then on.
+// Where many are slow, other work gives large pages back between the calls: the pages of the next seconds are small.
 inline Tensor with_huge_pages(Tensor made) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr int64_t kHugePage = int64_t(2) << 20;

@@ -40,9 +40,8 @@ static inline int64_t rows_of_chunk(int64_t classes) {
   return classes < 1 ? kChunk : classes < kChunk ? kChunk / classes : 1;
 }
 
-// What the chunks of a call have in common: the factor of gradients; the table of all logits' results unless it is
-// null; and what is set where a dense target is ignored, which makes the scale wrong if it was made of the number of
-// all targets.
+// What the chunks of a call have in common: the factor of gradients; the table of all logits' results, or null; and a
+// flag that is set where a dense target is ignored. A scale that was made of the number of all targets is then wrong.
 struct Common {
   double scale;
   const Entry* table;

@@ -224,9 +224,9 @@ Each<double> sums_of_groups(const Problem& problem, int64_t units, const Each<do
   return totals;
 }
 
-// Nearly always all targets are kept, and to count them first would cost a pass over them: that none is ignored is
-// taken for granted, and where one is the pass is made again. Not of bytes, which hold the number only if somebody
-// chose it, and not where the logits are overwritten.
+// Nearly always all targets are kept, and to count them first would cost a pass over them. So the pass is made as if
+// none were ignored, and made again where one is. Bytes are counted first: they hold the ignored number only if
+// somebody chose it. So are targets of logits that are overwritten.
 bool presumes_all_kept(const Problem& p) {
   return is_counted(p) && is_dense(p.target) && p.target != Target::dense_u8 && p.gradient != p.inputs;
 }

@@ -9,9 +9,9 @@ namespace {
 
 constexpr int64_t kBatch = 128;
 
-// Neighbouring rows whose exponentials fit, or a part of one longer row, whose exponentials are computed again for the
-// gradient. One simd loop runs over the exponentials and one over the rows: a row's own formula by itself would be one
-// long dependency.
+// Neighbouring rows whose exponentials fit; or a part of one longer row, whose exponentials are computed again for the
+// gradient. One simd loop runs over the exponentials, and one over the rows: one row's formula after another's would be
+// a chain of dependent steps.
 template <class acc_t>
 struct Batch : RowTerms<acc_t> {
   int64_t label[kBatch];  // -1: no logit of the row is read

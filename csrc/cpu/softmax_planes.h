@@ -70,9 +70,8 @@ class SoftmaxPlanes : protected SoftmaxRows<acc_t> {
   // holds few.
   const acc_t* logits_again(int64_t c, acc_t* buffer) const { return keeps_ ? buffer + place(c) : logits(c, buffer); }
 
-  // Asks, while exponentials keep the processor busy, for what the passes before and after them wait for: a class's
-  // gradient, and its logits in the next strip, which is nearly always the next to be computed. A quarter of the time,
-  // as no processor guesses where the next plane lies.
+  // Asks, while exponentials keep the processor busy, for what the other passes wait for: a class's gradient, and its
+  // logits in the next strip, which is nearly always computed next. No processor guesses where the next plane lies.
   void prefetch(int64_t c) const {
     const int64_t next = strip_.first + n_, rest = strip_.positions - next;
     if (p_.gradient) prefetch(p_.gradient, begin(c), n_);

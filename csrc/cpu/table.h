@@ -6,9 +6,8 @@
 #include "kernels.h"
 
 // bf16 and fp16 have 65,536 values, so a large call computes each of them once. A detector's logits are a few hundred
-// neighbouring values of bf16, whose entries stay in the first-level cache: 0.24 ns a logit on one core (Zen 4), for
-// every loss and gamma and at every instruction-set level, where the formula takes 0.66 at its cheapest (AVX-512, gamma
-// 2). Gradients and loss maps have the formula's bits.
+// neighbouring values of bf16, whose entries stay in the first-level cache. Every loss and gamma takes the same time,
+// at every instruction-set level. Gradients and loss maps have the formula's bits.
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
 
