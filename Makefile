@@ -85,7 +85,7 @@ gpu: $(NATIVE) $(TESTS) $(OPTIONAL)
 	$(PYTHON) -m bench.gpu
 
 # bench/results/kernels.csv and docs/kernels.md from the built library.
-kernels: $(NATIVE) $(OPTIONAL)
+kernels: $(NATIVE) $(OPTIONAL) $(EXAMPLES)
 	$(READY)
 	$(PYTHON) -m bench.kernels --write
 	$(PYTHON) -m bench.readme
@@ -168,7 +168,8 @@ overhead: $(NATIVE) $(EXAMPLES)
 	$(PYTHON) -m bench.overhead
 
 # README's and docs' tables and figures from bench/results.
-readme: $(EXAMPLES)
+readme: $(NATIVE) $(EXAMPLES)
+	$(READY)
 	$(PYTHON) -m bench.readme
 
 clean:

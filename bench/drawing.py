@@ -59,6 +59,7 @@ def operations(loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[list[Operation
 def counted() -> dict[str, tuple[list[Operation], int]]:
     import focal_ext
 
+    assert focal_ext.build_info()["backend"] == "native", "the drawing is of the fused kernels: build them first"
     return {
         "eager PyTorch": operations(lambda x, ids: baselines.eager(x, ids, 2.0)),
         "focal_ext": operations(

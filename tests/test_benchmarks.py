@@ -150,6 +150,7 @@ def test_the_three_ways_of_a_training_step_are_one_loss() -> None:
     assert losses == pytest.approx(losses[:1] * 3, rel=1e-5)
 
 
+@pytest.mark.native
 def test_the_drawing_has_one_operation_and_two_passes_of_ours_and_all_of_the_eager_formulas() -> None:
     found = {name: (len(drawing.large(done)), drawing.passes(done)) for name, (done, _) in drawing.counted().items()}
     assert found["focal_ext"] == (1, 2)
