@@ -12,15 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .peers import torchvision
+
 ALPHA = 0.25
-
-
-def _formula(x: Tensor, t: Tensor, gamma: float) -> Tensor:
-    """torchvision.ops.sigmoid_focal_loss, term by term, before the reduction."""
-    p = torch.sigmoid(x)
-    ce = F.binary_cross_entropy_with_logits(x, t, reduction="none")
-    p_t = p * t + (1 - p) * (1 - t)
-    return (ALPHA * t + (1 - ALPHA) * (1 - t)) * (ce * ((1 - p_t) ** gamma))
 
 
 def _dense(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, ids: Tensor) -> Tensor:
@@ -34,14 +28,14 @@ def _dense(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, ids: Tensor) -> 
 
 
 def eager(x: Tensor, ids: Tensor, gamma: float) -> Tensor:
-    return _dense(lambda x, t: _formula(x, t, gamma).sum(), x, ids)
+    return _dense(lambda x, t: torchvision(x, t, ALPHA, gamma).sum(), x, ids)
 
 
 def masked(x: Tensor, ids: Tensor, gamma: float) -> Tensor:
     """The same without shapes that depend on values, which is what a compiler needs: compare for the one-hot, multiply
     for the mask."""
     t = (ids[:, None] == torch.arange(x.shape[1], device=x.device)).to(x.dtype)
-    loss = _formula(x, t, gamma) * (ids != -2)[:, None]
+    loss = torchvision(x, t, ALPHA, gamma) * (ids != -2)[:, None]
     return loss.sum() / (ids >= 0).sum().clamp(min=1)
 
 

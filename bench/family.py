@@ -16,13 +16,12 @@ import focal_ext
 
 from .cases import ANCHORS, Case, synthetic
 from .compare import FLOOR, FORWARD_FLOOR, OURS, keep_memory, not_measured, print_table, provenance, threads, write
-from .family_baselines import BASELINES, peers
+from .family_baselines import BASELINES, libraries
 from .measure import Copy, Forward, Read, Step, hush, interleaved, peak_bytes
 
 # Of a gradient against its largest, or of a value: what a formula's own rounding explains. Beyond it another loss was
 # computed.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-# One for each hot loop: the others' are among them.
 OF_SIZES = ("quality_focal_loss", "varifocal_loss", "asymmetric_loss", "softmax_focal_loss")
 
 
@@ -38,10 +37,11 @@ def cases(loss: str, rows: int, sizes: bool) -> Iterator[Case]:
         yield synthetic(f"{name}, bf16 {about}", rows, 80, torch.bfloat16, **more)
 
 
-def fused(loss: str, ids: Tensor, scores: Tensor, of: object = focal_ext) -> Callable[[Tensor], Tensor]:
+def fused(name: str, ids: Tensor, scores: Tensor, of: object = focal_ext) -> Callable[[Tensor], Tensor]:
     """By the package, or by its reference."""
+    loss, options = BASELINES[name].loss, BASELINES[name].options
     targets = (ids, scores) if getattr(focal_ext, loss).spec.needs_scores else ids
-    return lambda x: getattr(of, loss)(x, targets, reduction="sum")
+    return lambda x: getattr(of, loss)(x, targets, reduction="sum", **options)
 
 
 def exactly(loss: str, x: Tensor, ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,22 +70,19 @@ def errors_against_float64(
 
 def alternatives(loss: str, case: Case, ids: Tensor, scores: Tensor) -> tuple[dict[str, Step], dict[str, str]]:
     """Every implementation, all on one leaf, and why others are not measured."""
-    eager, formulations = BASELINES[loss]
+    _, _, eager, formulations = BASELINES[loss]
     leaf = case.logits.requires_grad_()
 
     def step(function: Callable[..., Tensor]) -> Step:
         return (Forward if case.forward else Step)(lambda x: function(x, ids, scores), leaf)
 
-    def form(function: Callable[..., Tensor]) -> str:
-        return function.__name__.split("_", 1)[1].replace("_", "-")
-
-    steps = {f"eager PyTorch, {form(f)}" if len(eager) > 1 else "eager PyTorch": step(f) for f in eager}
-    steps |= {f"torch.compile, {form(f)}": step(torch.compile(f, dynamic=False)) for f in formulations}
-    libraries = peers(loss)
-    steps |= {name: step(peer) for name, peer in libraries.items() if not isinstance(peer, str)}
+    steps = {f"eager PyTorch, {form}" if form else "eager PyTorch": step(f) for form, f in eager.items()}
+    steps |= {f"torch.compile, {form}": step(torch.compile(f, dynamic=False)) for form, f in formulations.items()}
+    others = libraries(loss)
+    steps |= {name: step(peer) for name, peer in others.items() if not isinstance(peer, str)}
     steps[OURS] = (Forward if case.forward else Step)(fused(loss, ids, scores), leaf)
     steps[FORWARD_FLOOR if case.forward else FLOOR] = (Read if case.forward else Copy)(torch.sum, leaf)
-    return steps, {name: why for name, why in libraries.items() if isinstance(why, str)}
+    return steps, {name: why for name, why in others.items() if isinstance(why, str)}
 
 
 def rows_of(loss: str, case: Case, seconds: float) -> list[dict[str, object]]:

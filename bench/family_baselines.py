@@ -5,145 +5,166 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import peers
+from .peers import one_hot
 
-def one_hot(x: Tensor, ids: Tensor) -> Tensor:
-    return ids[:, None] == torch.arange(x.shape[1], device=x.device)
+Baseline = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def scored(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     return torch.where(one_hot(x, ids), scores[:, None], 0.0)
 
 
-def quality_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    """As mmdet computes it: all logits as negatives, then the positives' entries replaced."""
-    p = x.sigmoid()
-    loss = F.binary_cross_entropy_with_logits(x, torch.zeros_like(x), reduction="none") * p.pow(2.0)
-    row = (ids >= 0).nonzero().squeeze(1)
-    column = ids[row]
-    modulator = (scores[row] - p[row, column]).abs().pow(2.0)
-    loss[row, column] = F.binary_cross_entropy_with_logits(x[row, column], scores[row], reduction="none") * modulator
-    return loss.sum()
+def on_pairs(loss: Callable[..., Tensor]) -> Baseline:
+    return lambda x, ids, scores: loss(x, ids, scores).sum()
 
 
-def quality_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+def on_scores(loss: Callable[..., Tensor]) -> Baseline:
+    """Of a dense tensor of scores, filled in at the positives."""
+
+    def baseline(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+        t = torch.zeros_like(x)
+        row, column = peers.positives(ids)
+        t[row, column] = scores[row]
+        return loss(x, t).sum()
+
+    return baseline
+
+
+def on_masks(loss: Callable[..., Tensor]) -> Baseline:
+    """Of scores by comparison, which a compiler needs no memory for."""
+    return lambda x, ids, scores: loss(x, scored(x, ids, scores)).sum()
+
+
+def on_labels(loss: Callable[..., Tensor], **options: Any) -> Baseline:
+    return lambda x, ids, scores: loss(x, one_hot(x, ids).to(x.dtype), **options).sum()
+
+
+# The forms for the compiler: softplus is the cross entropy of a negative, and softplus - t x that of the target t.
+
+
+def quality_fused(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
     t = scored(x, ids, scores)
-    return (F.binary_cross_entropy_with_logits(x, t, reduction="none") * (t - x.sigmoid()).abs().pow(2.0)).sum()
+    distance = t - x.sigmoid()
+    return ((F.softplus(x) - t * x) * distance * distance).sum()
 
 
-def varifocal_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    t = torch.zeros_like(x)
-    row = (ids >= 0).nonzero().squeeze(1)
-    t[row, ids[row]] = scores[row]
-    p = x.sigmoid()
-    weight = t * (t > 0.0).float() + 0.75 * (p - t).abs().pow(2.0) * (t <= 0.0).float()
-    return (F.binary_cross_entropy_with_logits(x, t, reduction="none") * weight).sum()
-
-
-def varifocal_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    t = scored(x, ids, scores)
+def varifocal_fused(x: Tensor, ids: Tensor, scores: Tensor, live: bool = True) -> Tensor:
+    positive, p = one_hot(x, ids), (x if live else x.detach()).sigmoid()
     return (
-        F.binary_cross_entropy_with_logits(x, t, reduction="none") * torch.where(t > 0, t, 0.75 * x.sigmoid().pow(2.0))
+        torch.where(positive, scores[:, None], 0.75 * p * p)
+        * (F.softplus(x) - torch.where(positive, scores[:, None] * x, 0.0))
     ).sum()
 
 
-def asymmetric_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    """As the authors and timm compute it, on a one-hot."""
-    t = one_hot(x, ids).to(x.dtype)
-    p = x.sigmoid()
-    q = (1 - p + 0.05).clamp(max=1)
-    loss = t * torch.log(p.clamp(min=1e-8)) + (1 - t) * torch.log(q.clamp(min=1e-8))
-    p_t = p * t + q * (1 - t)
-    gamma = 1.0 * t + 4.0 * (1 - t)
-    return -(loss * torch.pow(1 - p_t, gamma)).sum()
+def constant_varifocal_fused(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    return varifocal_fused(x, ids, scores, live=False)
 
 
-def asymmetric_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+def matchability_fused(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    positive, p = one_hot(x, ids), x.detach().sigmoid()
+    own = scores[:, None] * scores[:, None].sqrt()
+    return (torch.where(positive, 1.0, p * p.sqrt()) * (F.softplus(x) - torch.where(positive, own * x, 0.0))).sum()
+
+
+def iou_aware_fused(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    """The powers of the positives alone, gathered."""
     positive, p = one_hot(x, ids), x.sigmoid()
-    q = (1 - p + 0.05).clamp(max=1)
-    low = (1 - q).pow(4.0) * -torch.log(q.clamp(min=1e-8))
-    return torch.where(positive, (1 - p) * -F.logsigmoid(x), low).sum()
+    own = x.detach().gather(1, ids.clamp(min=0)[:, None]).sigmoid()
+    t = (own.pow(0.25) * scores[:, None].pow(0.75)).clamp(min=0.01)
+    return (torch.where(positive, 1.0, p * p) * (F.softplus(x) - torch.where(positive, t * x, 0.0))).sum()
 
 
-def matchability_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    """As DEIM computes it."""
-    t, hard = scored(x, ids, scores).pow(1.5), one_hot(x, ids).to(x.dtype)
-    weight = x.sigmoid().pow(1.5).detach() * (1 - hard) + hard
-    return F.binary_cross_entropy_with_logits(x, t, weight=weight, reduction="none").sum()
+def gaussian_map_fused(x: Tensor, t: Tensor) -> Tensor:
+    p, ce, rest = x.sigmoid(), F.softplus(x), 1 - t
+    near = rest * rest
+    return torch.where(t == 1, (1 - p) * (1 - p) * (ce - x), near * near * p * p * ce)
 
 
-def matchability_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    positive = one_hot(x, ids)
-    weight = torch.where(positive, 1.0, x.detach().sigmoid().pow(1.5))
-    return (
-        F.binary_cross_entropy_with_logits(x, torch.where(positive, scores[:, None].pow(1.5), 0.0), reduction="none")
-        * weight
-    ).sum()
-
-
-def iou_aware_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    """As LW-DETR computes it."""
-    p = x.sigmoid()
-    positives, negatives = torch.zeros_like(x), p**2.0
-    row = (ids >= 0).nonzero().squeeze(1)
-    t = torch.clamp(p[row, ids[row]].pow(0.25) * scores[row].pow(0.75), 0.01).detach()
-    positives[row, ids[row]] = t
-    negatives[row, ids[row]] = 1 - t
-    return (negatives * x - F.logsigmoid(x) * (positives + negatives)).sum()
-
-
-def iou_aware_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+def asymmetric_fused(x: Tensor, ids: Tensor, scores: Tensor, live: bool = True) -> Tensor:
     positive, p = one_hot(x, ids), x.sigmoid()
-    t = (p.pow(0.25) * scores[:, None].pow(0.75)).clamp(min=0.01).detach()
-    return torch.where(
-        positive, F.binary_cross_entropy_with_logits(x, t, reduction="none"), p.pow(2.0) * -F.logsigmoid(-x)
-    ).sum()
+    u = (p - 0.05).clamp(min=0)
+    focus, high = (u, 1 - p) if live else (u.detach(), (1 - p).detach())
+    square = focus * focus
+    return torch.where(positive, high * F.softplus(-x), square * square * -torch.log1p(-u)).sum()
 
 
-def gaussian_eager(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    """As mmdet computes it, on a dense map."""
-    t, p = one_hot(x, ids).to(x.dtype), x.sigmoid()
-    high = -(p + 1e-12).log() * (1 - p).pow(2.0) * t.eq(1)
-    return (high - (1 - p + 1e-12).log() * p.pow(2.0) * (1 - t).pow(4.0)).sum()
+def constant_asymmetric_fused(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    return asymmetric_fused(x, ids, scores, live=False)
 
 
-def gaussian_masked(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    t, p = one_hot(x, ids).to(x.dtype), x.sigmoid()
-    return torch.where(
-        t == 1, (1 - p).pow(2.0) * -F.logsigmoid(x), (1 - t).pow(4.0) * p.pow(2.0) * -F.logsigmoid(-x)
-    ).sum()
+def cross_entropy_fused(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    return (F.softplus(x) - scored(x, ids, scores) * x).sum()
 
 
-def softmax_gather(x: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
-    """As mmcv's tests and careful users write it: only the target's column goes through the formula."""
-    log_p = torch.log_softmax(x, dim=-1).gather(1, classes[:, None]).squeeze(1)
-    return -((1 - log_p.exp()) ** 2.0 * log_p).sum()
+def softmax_gather(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    return peers.softmax_gather(x, ids).sum()
 
 
-def softmax_one_hot(x: Tensor, classes: Tensor, scores: Tensor) -> Tensor:
-    """As most tutorials write it: the formula at every class, then a product with the one-hot."""
-    log_p = torch.log_softmax(x, dim=-1)
-    focal = -torch.pow(1 - log_p.exp(), 2.0) * log_p
-    return (F.one_hot(classes, x.shape[1]).to(x.dtype) * focal).sum()
+def softmax_one_hot(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+    return peers.softmax_dense(x, F.one_hot(ids, x.shape[1]).to(x.dtype)).sum()
 
 
-# loss -> (eager forms, those that are compiled)
+class Forms(NamedTuple):
+    """Of a loss with these options: eager forms, and those that are compiled."""
+
+    loss: str
+    options: dict[str, Any]
+    eager: dict[str, Baseline]
+    compiled: dict[str, Baseline]
+
+
+def forms(loss: str, eager: Baseline, fused: dict[str, Baseline], **options: Any) -> Forms:
+    return Forms(loss, options, {"": eager}, {"eager": eager, **fused})
+
+
+SOFTMAX = {"one-hot": softmax_one_hot, "gather": softmax_gather}
+# what a row of the table is called -> its forms
 BASELINES = {
-    "quality_focal_loss": ((quality_eager,), (quality_eager, quality_masked)),
-    "varifocal_loss": ((varifocal_eager,), (varifocal_eager, varifocal_masked)),
-    "asymmetric_loss": ((asymmetric_eager,), (asymmetric_eager, asymmetric_masked)),
-    "matchability_aware_loss": ((matchability_eager,), (matchability_eager, matchability_masked)),
-    "iou_aware_bce_loss": ((iou_aware_eager,), (iou_aware_eager, iou_aware_masked)),
-    "gaussian_focal_loss": ((gaussian_eager,), (gaussian_eager, gaussian_masked)),
-    "softmax_focal_loss": ((softmax_one_hot, softmax_gather), (softmax_one_hot, softmax_gather)),
+    "quality_focal_loss": forms(
+        "quality_focal_loss",
+        on_pairs(peers.mmdet_quality),
+        {"masked": on_masks(peers.quality), "fused": quality_fused},
+    ),
+    "varifocal_loss": forms(
+        "varifocal_loss",
+        on_scores(peers.mmdet_varifocal),
+        {"masked": on_masks(peers.mmdet_varifocal), "fused": varifocal_fused},
+    ),
+    "asymmetric_loss": forms("asymmetric_loss", on_labels(peers.timm_asymmetric), {"fused": asymmetric_fused}),
+    "varifocal_loss (RT-DETR)": forms(
+        "varifocal_loss",
+        on_pairs(peers.rt_detr_varifocal),
+        {"fused": constant_varifocal_fused},
+        modulator_gradient=False,
+    ),
+    "matchability_aware_loss (DEIM)": forms(
+        "matchability_aware_loss", on_pairs(peers.deim), {"fused": matchability_fused}
+    ),
+    "iou_aware_bce_loss (LW-DETR)": forms("iou_aware_bce_loss", on_pairs(peers.lw_detr), {"fused": iou_aware_fused}),
+    "gaussian_focal_loss (mmdet)": forms(
+        "gaussian_focal_loss", on_labels(peers.mmdet_gaussian), {"fused": on_labels(gaussian_map_fused)}
+    ),
+    "asymmetric_loss (timm, constant focus)": forms(
+        "asymmetric_loss",
+        on_labels(peers.timm_asymmetric, live=False),
+        {"fused": constant_asymmetric_fused},
+        modulator_gradient=False,
+    ),
+    "quality_focal_loss (beta 0, YOLO)": forms(
+        "quality_focal_loss", on_pairs(peers.ultralytics), {"fused": cross_entropy_fused}, beta=0.0
+    ),
+    "softmax_focal_loss": Forms("softmax_focal_loss", {}, SOFTMAX, SOFTMAX),
 }
 
 
-def peers(loss: str) -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor] | str]:
+def libraries(loss: str) -> dict[str, Baseline | str]:
     """Other libraries as they are installed, or why one cannot be imported."""
     if loss != "softmax_focal_loss":
         return {}

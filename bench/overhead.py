@@ -14,48 +14,14 @@ from typing import Any
 
 import focal_ext
 import torch
-import torch.nn.functional as F
 from focal_ext import _autograd, _torch_private
 from focal_ext._native import ops
 from torch import Tensor
 
+from . import peers
 from .measure import Step, interleaved
 
 ROWS, CLASSES = 8, 8
-
-
-def eager_focal(x: Tensor, t: Tensor) -> Tensor:
-    """torchvision.ops.sigmoid_focal_loss at its defaults, summed."""
-    p = torch.sigmoid(x)
-    ce = F.binary_cross_entropy_with_logits(x, t, reduction="none")
-    p_t = p * t + (1 - p) * (1 - t)
-    return ((0.25 * t + 0.75 * (1 - t)) * (ce * ((1 - p_t) ** 2.0))).sum()
-
-
-def eager_quality(x: Tensor, t: Tensor) -> Tensor:
-    return ((x.sigmoid() - t).abs() ** 2.0 * F.binary_cross_entropy_with_logits(x, t, reduction="none")).sum()
-
-
-def eager_varifocal(x: Tensor, t: Tensor) -> Tensor:
-    focus = torch.where(t > 0, t, 0.75 * x.sigmoid() ** 2.0)
-    return (focus * F.binary_cross_entropy_with_logits(x, t, reduction="none")).sum()
-
-
-def eager_asymmetric(x: Tensor, t: Tensor) -> Tensor:
-    p = x.sigmoid()
-    negative = (1 - p + 0.05).clamp(max=1)
-    ce = t * p.clamp(min=1e-8).log() + (1 - t) * negative.clamp(min=1e-8).log()
-    p_t = p * t + negative * (1 - t)
-    return -(ce * (1 - p_t) ** (1.0 * t + 4.0 * (1 - t))).sum()
-
-
-def eager_softmax(x: Tensor, t: Tensor) -> Tensor:
-    """Of class ids by gather, of dense targets at every class."""
-    log_p = torch.log_softmax(x, dim=-1)
-    if t.dim() == 1:
-        log_p = log_p.gather(1, t[:, None])
-        return -((1 - log_p.exp()) ** 2.0 * log_p).sum()
-    return -(t * (1 - log_p.exp()) ** 2.0 * log_p).sum()
 
 
 def one_hot(ids: Tensor, scores: Tensor | float = 1.0) -> Tensor:
@@ -99,33 +65,33 @@ def main() -> None:
     # name -> eager and ours on dense targets, eager and ours on class ids
     rows = {
         "sigmoid_focal_loss": (
-            lambda x: eager_focal(x, t),
+            lambda x: peers.torchvision(x, t).sum(),
             lambda x: focal_ext.sigmoid_focal_loss(x, t, reduction="sum"),
-            lambda x: eager_focal(x, one_hot(ids)),
+            lambda x: peers.torchvision(x, one_hot(ids)).sum(),
             lambda x: focal_ext.sigmoid_focal_loss(x, ids, reduction="sum"),
         ),
         "softmax_focal_loss": (
-            lambda x: eager_softmax(x, shares),
+            lambda x: peers.softmax_dense(x, shares).sum(),
             lambda x: focal_ext.softmax_focal_loss(x, shares, reduction="sum"),
-            lambda x: eager_softmax(x, labels),
+            lambda x: peers.softmax_gather(x, labels).sum(),
             lambda x: focal_ext.softmax_focal_loss(x, labels, reduction="sum"),
         ),
         "quality_focal_loss": (
-            lambda x: eager_quality(x, t),
+            lambda x: peers.quality(x, t).sum(),
             lambda x: focal_ext.quality_focal_loss(x, t, reduction="sum"),
-            lambda x: eager_quality(x, one_hot(*pair)),
+            lambda x: peers.quality(x, one_hot(*pair)).sum(),
             lambda x: focal_ext.quality_focal_loss(x, pair, reduction="sum"),
         ),
         "varifocal_loss": (
-            lambda x: eager_varifocal(x, t),
+            lambda x: peers.mmdet_varifocal(x, t).sum(),
             lambda x: focal_ext.varifocal_loss(x, t, reduction="sum"),
-            lambda x: eager_varifocal(x, one_hot(*pair)),
+            lambda x: peers.mmdet_varifocal(x, one_hot(*pair)).sum(),
             lambda x: focal_ext.varifocal_loss(x, pair, reduction="sum"),
         ),
         "asymmetric_loss": (
-            lambda x: eager_asymmetric(x, t),
+            lambda x: peers.timm_asymmetric(x, t).sum(),
             lambda x: focal_ext.asymmetric_loss(x, t, reduction="sum"),
-            lambda x: eager_asymmetric(x, one_hot(ids)),
+            lambda x: peers.timm_asymmetric(x, one_hot(ids)).sum(),
             lambda x: focal_ext.asymmetric_loss(x, ids, reduction="sum"),
         ),
     }

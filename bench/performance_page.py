@@ -117,6 +117,19 @@ def pyramid_sizes() -> str:
     )
 
 
+def layouts() -> str:
+    """The first way of a case is what the others' times are told in."""
+    rows = read("layouts")
+    lines = [
+        "| case | way | ms (p20 - p80) | / the first way's | peak extra memory / logits |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [row["case"], row["implementation"], spread(row, "ms"), ratio(row["times"])]
+        lines.append("| " + " | ".join([*cells, f"{float(row['allocated_peak']):.2f}"]) + " |")
+    return "\n".join(lines) + f"\n\nForward and backward. {origin(rows)}\n"
+
+
 def sizes(name: str = "sizes") -> str:
     rows = read(name)
     lines = [

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from bench import peers
 from torch import Tensor
 
 Formula = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
@@ -14,29 +14,19 @@ Values = Callable[[Tensor, float, dict[str, Any]], tuple[Tensor, Tensor]]
 
 
 def torchvision(x: Tensor, t: Tensor, options: dict[str, Any]) -> Tensor:
-    """torchvision.ops.sigmoid_focal_loss and fvcore's."""
-    p = torch.sigmoid(x)
-    p_t = p * t + (1 - p) * (1 - t)
-    return F.binary_cross_entropy_with_logits(x, t, reduction="none") * (1 - p_t) ** options["gamma"]
+    return peers.torchvision(x, t, -1, options["gamma"])
 
 
 def mmdet_quality(x: Tensor, t: Tensor, options: dict[str, Any]) -> Tensor:
-    return F.binary_cross_entropy_with_logits(x, t, reduction="none") * (t - x.sigmoid()).abs().pow(options["beta"])
+    return peers.quality(x, t, options["beta"])
 
 
 def mmdet_varifocal(x: Tensor, t: Tensor, options: dict[str, Any]) -> Tensor:
-    p = x.sigmoid()
-    weight = torch.where(t > 0, t, options["alpha"] * (p - t).abs().pow(options["gamma"]))
-    return F.binary_cross_entropy_with_logits(x, t, reduction="none") * weight
+    return peers.mmdet_varifocal(x, t, options["alpha"], options["gamma"])
 
 
 def timm_asymmetric(x: Tensor, t: Tensor, options: dict[str, Any]) -> Tensor:
-    """The authors' code and timm's."""
-    p = torch.sigmoid(x)
-    q = (1 - p + options["clip"]).clamp(max=1)
-    entropy = t * p.clamp(min=1e-8).log() + (1 - t) * q.clamp(min=1e-8).log()
-    p_t = p * t + q * (1 - t)
-    return -entropy * (1 - p_t) ** (options["gamma_pos"] * t + options["gamma_neg"] * (1 - t))
+    return peers.timm_asymmetric(x, t, options["gamma_neg"], options["gamma_pos"], options["clip"])
 
 
 def differentiated(formula: Formula) -> Values:

@@ -59,12 +59,16 @@ def test_the_sizes_are_those_of_retinanet() -> None:
 def test_the_family_s_forms_compute_its_loss_in_bf16_and_another_loss_is_noticed(
     loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forms, _ = family.BASELINES[loss]
-    for case in (c for c in family.cases(loss, 300, sizes=True) if c.logits.dtype is torch.bfloat16 and not c.threads):
-        monkeypatch.setitem(family.BASELINES, loss, (forms, ()))
+    forms = family.BASELINES[loss]
+    eager = next(iter(forms.eager.values()))
+    # torch's cross entropy in bf16 takes log(1 + e^x) of a negative for 0: all that the sum of this loss is made of
+    dtype = torch.float32 if "beta 0" in loss else torch.bfloat16
+    for case in (c for c in family.cases(loss, 300, sizes=True) if c.logits.dtype is dtype and not c.threads):
+        monkeypatch.setitem(family.BASELINES, loss, forms._replace(compiled={}))
         rows = family.rows_of(loss, case, 0.0)
         assert {row["implementation"] for row in rows} >= {family.OURS, family.FORWARD_FLOOR if case.forward else FLOOR}
-        monkeypatch.setitem(family.BASELINES, loss, ((lambda x, *labels: 1.5 * forms[0](x, *labels),), ()))
+        wrong = forms._replace(eager={"": lambda x, *labels: 1.5 * eager(x, *labels)}, compiled={})
+        monkeypatch.setitem(family.BASELINES, loss, wrong)
         with pytest.raises(AssertionError, match="another"):
             family.rows_of(loss, case, 0.0)
 
