@@ -28,7 +28,7 @@ BUDGET |= {("sm_80", "fp16"): 27, ("sm_90", "fp16"): 27, ("sm_100", "fp16"): 18}
 PYRAMID_BUDGET = {("sm_80", "bf16"): 24, ("sm_90", "bf16"): 24}
 MUFU = {"0 or 1": 2, "2": 2, "4": 2, "any": 3}
 MUFU_OF_CLIP = 2  # one reciprocal and one logarithm more
-# What no stream takes: a weight a logit, factors beside maps, dense targets that are not 0, unaligned views, a tail.
+# What no stream takes: weights of logits, factors beside maps, dense targets but 0 and 1, unaligned views, a tail.
 CAREFUL = "careful path"
 # Beside a stream that takes factors from shared memory: weights of rows, where a vector lies in one row and where not,
 # and factors of classes.

@@ -79,15 +79,32 @@ class Programs:
 
     def of(self, tile: Tile, case: Case) -> Program:
         begin, size = self.beginning(tile, case), SIZE[self.dtype]
-        stream = self.body.stream_with(case.target_bytes / size)
-        if tile.streams and stream and (not tile.special or self.body.marks or case.dense or self.kind == "pyramid"):
-            return begin + self.stream(tile, case, stream[2])
-        if tile.streams and case.dense and not tile.special and self.body.scans:
-            return begin + self.scan(tile.logits * case.target_bytes) + self.stream(tile, case, self.body.stream[2])
+        if tile.streams and case.dense:
+            return begin + self.dense(tile, case)
+        if tile.streams and (not tile.special or self.body.marks or self.kind == "pyramid"):
+            return begin + self.stream(tile, case, self.body.stream[2])
         trace = self.body.careful(case.dense)
         logits = WARP * max(1, sass.Loop(Counter(trace)).finds_rows)
         cost = self.cost(f"careful, dense {case.dense}", trace)
         return begin + steps(cost, logits * (size + case.target_bytes), logits * size, ceil(tile.logits / logits))
+
+    def dense(self, tile: Tile, case: Case) -> list[Step]:
+        """Targets of long tiles are looked through first; if all are 0 the stream needs them no more."""
+        found = self.body.dense_stream(case.target_bytes / SIZE[self.dtype])
+        if found is None:
+            raise LookupError(f"{self.body.kernel.arch} {self.body.kernel.name}: no loop takes dense targets")
+        trace, one = found
+        is_short = tile.logits <= workloads.SHORT_DENSE_TILE
+        begin = [] if is_short else self.scan(tile.logits * case.target_bytes)
+        if not tile.special and not is_short:
+            return begin + self.stream(tile, case, self.body.stream[2])
+        cost, (loaded, stored) = self.cost(f"dense {len(trace)}", trace), moved(trace)
+        full, left = divmod(tile.logits, stored // SIZE[self.dtype])
+        share = left * SIZE[self.dtype] / stored
+        begin += steps(cost, loaded, stored, full) + (steps(cost, loaded * share, stored * share) if left else [])
+        return begin + (
+            steps(self.cost("one by one", one), WARP, 0, round(case.special.rows)) if one and tile.special else []
+        )
 
     def scan(self, count: int) -> list[Step]:
         """So many bytes of targets, by the longest loop that they fill."""

@@ -73,6 +73,20 @@ class Body:
                 best = header, latch, trace
         return best
 
+    def dense_stream(self, target_bytes: float) -> tuple[Trace, Trace] | None:
+        """The loop through targets that are not all 0, which votes whether it may go on: its pass that loads so many
+        bytes of targets for each of logits, and the pass for one target apart, of a loss that does not mirror."""
+        inside = [loop for loop in self.loops if self.tile[0] < loop[0] and loop[1] < self.tile[1]]
+        for loop in inside:
+            for trace in self.passes(loop):
+                loaded, stored = moved(trace)
+                counts = Loop(Counter(trace))
+                if counts.count("VOTE") and counts.vector_stores and loaded == stored * (1 + target_bytes):
+                    own = [other for other in inside if loop[0] < other[0] and other[1] < loop[1]]
+                    alone = [other for other in own if self.has(other, "MUFU.EX2")]
+                    return trace, max((t for other in alone for t in self.passes(other)), key=len, default=[])
+        return None
+
     @cached_property
     def vector_loops(self) -> list[tuple[int, int, Trace]]:
         cheapest = [(*loop, trace) for loop in self.loops for trace in self.passes(loop)[:1]]
@@ -143,14 +157,11 @@ class Body:
     @cached_property
     def label_check(self) -> int | None:
         """The block that loads several labels at once; where all are background a tile reads no more."""
+        if "pyramid_kernel" not in self.kernel.name:
+            return None
         first, last = self.tile[0], self.stream[0]
-        inside = range(*self.labels) if self.labels else ()
-        found = [
-            block
-            for block in range(first, last)
-            if block not in inside and Loop(Counter(self.opcodes[block])).count("LDG.E.64") >= 4
-        ]
-        return found[0] if found else None
+        found = (b for b in range(first, last) if Loop(Counter(self.opcodes[b])).count("LDG.E.64") >= 4)
+        return next(found, None)
 
     @cached_property
     def heeding(self) -> tuple[Trace, Trace] | None:

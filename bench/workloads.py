@@ -10,6 +10,7 @@ import numpy as np
 WARP, WARPS, MOST_BLOCKS = 32, 8, 4096  # csrc/cuda: lanes of a warp, warps of a block, blocks of a grid
 VECTOR = {"fp32": 4, "bf16": 8}  # logits of 16 bytes
 SIZE = {"fp32": 4, "bf16": 2}
+SHORT_DENSE_TILE = 512  # csrc/cuda/dense_stream.cuh: of at most so many logits targets are not looked through first
 ANCHORS = 201_600  # of RetinaNet on 800 x 1344 pixels
 LEVELS = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))
 
@@ -39,7 +40,9 @@ OF_ANCHORS = {8: 0.0105, 16: 0.0133, 32: 0.0189, 64: 0.0289, 128: 0.0473, 256: 0
 OF_PLANES = {256: (0.15, 0.012), 128: (0.107, 0.019)}
 ANCHORS_AND_BOXES = Special(OF_ANCHORS, 6.7, runs=1, positive=0.35, planes=OF_PLANES)
 AT_RANDOM = Special({rows: 1 - 0.98**rows for rows in (8, 16, 32, 64, 128, 256)}, 1.34, runs=1.34, cluster=1)
-SEVERAL_A_ROW = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.09), 1, runs=1, cluster=1)  # three labels in 9,605
+SEVERAL_A_ROW = Special(
+    dict.fromkeys((8, 16, 32, 64, 128, 256), 0.15), 1, runs=1, cluster=1
+)  # 3 in 9,605; tiles of 512
 MASKED = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 1.0), 0, runs=0)
 NONE = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.0), 0, runs=0)
 
@@ -142,22 +145,23 @@ def tiles(case: Case, dtype: str) -> list[Tile]:
     return pyramid_tiles(case, dtype) if case.pyramid_images else row_tiles(case)
 
 
-def cut(rows: int, classes: int, reads_rows: bool) -> tuple[int, int, int]:
+def cut(rows: int, classes: int, reads_rows: bool, least_tiles: int = 4096) -> tuple[int, int, int]:
     """Logits of a tile, its rows or 0, and tiles, as csrc/cuda/plan.h cuts them; a test compares the two."""
     tile_rows = 128
-    while tile_rows >= 8 and (tile_rows * classes > 4096 or rows // tile_rows < 4096):
+    while tile_rows >= 8 and (tile_rows * classes > 4096 or rows // tile_rows < least_tiles):
         tile_rows //= 2
     tile_rows = tile_rows if tile_rows >= 8 and (reads_rows or tile_rows * classes >= 2048) else 0
     logits = tile_rows * classes
     if not tile_rows:
-        logits = min(rows * classes // 4096, 4096, 127 * classes if reads_rows else 4096)
+        logits = min(rows * classes // least_tiles, 4096, 127 * classes if reads_rows else 4096)
         unit = next((unit for unit in (512, 256, 128, 8) if logits >= unit), 8)
         logits = max(logits // unit * unit, 8)
     return logits, tile_rows, ceil(rows * classes / logits)
 
 
 def row_tiles(case: Case) -> list[Tile]:
-    logits, rows, count = cut(case.rows, case.classes, not case.dense)
+    least_tiles = 2048 if case.dense and case.loss != "focal" else 4096  # csrc/cuda/run.cu
+    logits, rows, count = cut(case.rows, case.classes, not case.dense, least_tiles)
     labels = 0 if case.dense else rows
     kinds = [Tile(1, logits, labels, True, special) for special in (False, True)]
     return [kinds[int(special)] for special in drawn(count, rows or 8, case.special)]

@@ -200,13 +200,14 @@ def test_grid_and_order_of_blocks_leave_every_bit_of_maps_and_every_repetition_l
 @dtypes
 @grids
 @pytest.mark.parametrize("upstream", ["one", "factor", "map"])
-@pytest.mark.parametrize("targets", ["ids", "negatives", "dense"])
+@pytest.mark.parametrize("targets", ["ids", "negatives", "dense", "mask"])
 def test_the_gradient_may_replace_the_logits(targets: str, upstream: str, grid: int, dtype: torch.dtype) -> None:
     x = (torch.randn(41, 91) * 4).to(dtype)
     chosen = {
         "ids": torch.randint(-2, 92, (41,)),
         "negatives": torch.full((41,), -1),
         "dense": torch.rand(41, 91).to(dtype),
+        "mask": torch.rand(41, 91) < 0.5,
     }[targets]
     factor = {"one": torch.ones(()), "factor": torch.tensor(3.0), "map": torch.rand(41, 91)}[upstream]
     factor = factor.to(dtype if upstream == "map" else _arguments.accumulation_dtype(dtype))
@@ -341,3 +342,40 @@ def test_it_holds_on_cuda_too_that(function: Any, arguments: dict[str, Any], mon
     # Not between -87.3 and -104: there the chip's ex2 gives 0 for a result below 2^-126.
     monkeypatch.setattr(test_extremes, "LOGITS", [x for x in test_extremes.LOGITS if not 87.3 < abs(x) < 104])
     function(**arguments, implementation=PUBLIC)
+
+
+# Of flat targets: many of 1, a few, and a few beside which something stops or leaves the loop.
+MASKS = {
+    "half are 1": lambda t: t < 0.5,
+    "few are 1": lambda t: t < 0.002,
+    "in pairs of bytes": lambda t: (t < 0.5).to(torch.uint8),
+    "one is ignored": lambda t: (t < 0.5).to(torch.uint8).index_fill(0, torch.tensor([5000]), 255),
+    "one is soft": lambda t: (t < 0.5).float().index_fill(0, torch.tensor([5000]), 0.25),
+    "some are soft": lambda t: torch.where(t < 0.002, 300 * t, 0.0),
+}
+
+
+@pytest.mark.parametrize("extreme", (False, True), ids=("usual logits", "infinite logits"))
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("loss", ("sigmoid_focal_loss", "asymmetric_loss", "varifocal_loss"))
+@pytest.mark.parametrize("mask", MASKS)
+def test_dense_targets_stream_with_ones_and_others_among_them(
+    mask: str, loss: str, dtype: torch.dtype, extreme: bool
+) -> None:
+    rng = torch.Generator().manual_seed(3)
+    x = (torch.randn(9003, generator=rng) * 4).to(dtype)
+    targets = MASKS[mask](torch.rand(9003, generator=rng))
+    if extreme:
+        x[700], x[701], x[8001] = torch.inf, -torch.inf, torch.inf
+    options = {"ignore_index": 255} if mask == "one is ignored" else {}
+    results = []
+    for module_of, logits in ((focal_ext, x), (focal_ext.reference, x.double())):
+        leaf = logits.clone().requires_grad_()
+        terms = getattr(module_of, loss)(leaf[None], targets[None], reduction="sum", **options)
+        results.append((terms.detach().double(), *torch.autograd.grad(terms, leaf)))
+    (total, gradient), (want, right) = results
+    near = {torch.float32: 2e-5, torch.bfloat16: 2**-8 + 2e-5, torch.float16: 2**-11 + 3e-5}[dtype]
+    assert torch.allclose(total, want, rtol=1e-4) or (extreme and total == want == torch.inf)
+    # near the clip of the asymmetric loss p - clip has lost its digits, in every stream
+    tiny = 1e-6 if loss == "asymmetric_loss" else float(torch.finfo(dtype).smallest_normal)
+    assert torch.allclose(gradient.double(), right, rtol=2 * near, atol=tiny, equal_nan=True)

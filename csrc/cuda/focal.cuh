@@ -2,7 +2,7 @@
 // streams, any other goes element by element.
 // Must not know: how many blocks run or who launched them.
 #pragma once
-#include "marks.cuh"
+#include "dense_stream.cuh"
 #include "weights.cuh"
 
 namespace focal_ext::cuda {
@@ -16,24 +16,6 @@ struct CarefulMath<double> {
   using type = Double;
 };
 
-// Writes what an element gives, `t` without weight and upstream factors; returns its loss.
-template <class scalar_t, class acc_t>
-__device__ acc_t finished(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t row, uint32_t c,
-    Term<acc_t> t, bool ignored, acc_t factor) {
-  const int64_t element = tile.first_element + i;
-  if (a.weight) {
-    const acc_t weight = weight_at(a, tile, row, c);
-    t.value *= weight;
-    t.gradient *= weight;
-  }
-  if (a.upstream_per_element) t.gradient *= widen(a.upstream_per_element[element]);
-  t.gradient *= factor;
-  if (ignored) t = {0, 0};  // whatever the logit, the weight and the factor are
-  if (a.loss_map) a.loss_map[element] = narrow<scalar_t>(t.value);
-  if (a.gradient) a.gradient[element] = narrow<scalar_t>(t.gradient);
-  return t.value;
-}
-
 // A tile from element `from` on, element by element: positives, ignored and bad rows, weights, alphas per class, any
 // alignment, the last rows. Returns this lane's share of the loss.
 template <class scalar_t, class Targets, class Loss, class acc_t>
@@ -44,17 +26,20 @@ __device__ acc_t careful_tile(const Arguments<scalar_t>& a, const Targets& targe
   constexpr uint32_t kBatch = has_any_power<Loss> || !Loss::mirrors ? 1 : 2;
   acc_t sum = 0;
   for (uint32_t first = from + lane; first < tile.elements; first += 32 * kBatch) {
-    acc_t x[kBatch] = {};
+    acc_t x[kBatch] = {}, own[kBatch] = {};
 #pragma unroll
     for (uint32_t u = 0; u < kBatch; ++u)
-      if (first + 32 * u < tile.elements) x[u] = widen(a.inputs[tile.first_element + first + 32 * u]);
+      if (first + 32 * u < tile.elements) {
+        x[u] = widen(a.inputs[tile.first_element + first + 32 * u]);
+        own[u] = targets.target_at(tile, first + 32 * u);
+      }
 #pragma unroll
     for (uint32_t u = 0; u < kBatch; ++u) {
       const uint32_t i = first + 32 * u;
       if (i >= tile.elements) break;
       const auto [row, c] = place_of(a, tile, i);
-      const Term<acc_t> t = targets.template term<Math>(a, tile, i, row, c, x[u], labels, loss);
-      sum += finished(a, tile, i, row, c, t, targets.is_ignored(tile, i, labels, row), factor);
+      const Term<acc_t> t = targets.template term<Math>(a, tile, row, c, x[u], own[u], labels, loss);
+      sum += finished(a, tile, i, row, c, t, targets.is_ignored(own[u], labels, row), factor);
     }
   }
   return sum;
@@ -85,7 +70,7 @@ __device__ float left_out(const Arguments<scalar_t>& a, const IdTargets<float>& 
     for (uint32_t c = first > from_class(row) ? first : from_class(row); c <= last; ++c) {
       const uint32_t i = row * a.classes + c - tile.offset;
       if (i >= end) break;
-      const Term<float> t = label >= 0 ? ids.template term<CarefulFloat>(a, tile, i, row, c, logits[row], labels, loss)
+      const Term<float> t = label >= 0 ? ids.template term<CarefulFloat>(a, tile, row, c, logits[row], 0, labels, loss)
                                        : Term<float>{NAN, NAN};
       sum += finished(a, tile, i, row, c, t, false, factor);
     }
@@ -129,17 +114,35 @@ __device__ float stream_tile(const Arguments<scalar_t>& a, uint32_t lane,
   }
 }
 
+// Of dense targets that are not all 0, or may not be: how many logits are done.
+template <Factors factors, class scalar_t, class Loss>
+__device__ uint32_t dense_tile(const Arguments<scalar_t>& a, const DenseTargets<scalar_t>& targets, uint32_t lane,
+    OfWarp<float, factors>& own, float& sum, const Loss& loss) {
+  const bool one = read_weights(a, lane, own, false) == Weights::one;
+  if (!one || !(fabsf(own.scale * own.factor) < INFINITY)) return 0;
+  DenseStream<scalar_t, Loss> stream{a, targets, own.tile, loss, own.scale, own.factor};
+  const uint32_t done = stream.run(lane);
+  sum = stream.sum;
+  return done;
+}
+
 template <Factors factors, class scalar_t, class Targets, class Loss>
 __device__ acc_of<scalar_t> one_tile(const Arguments<scalar_t>& a, const Targets& targets, uint32_t lane,
     OfWarp<acc_of<scalar_t>, factors>& own, const float* class_slots, const Loss& loss) {
   const Tile& tile = own.tile;
-  const bool special = targets.has_special(a, tile, lane, own.labels);
+  constexpr bool may_stream = may_stream_dense<Targets, Loss, factors> && sizeof(scalar_t) < 8;
+  const bool special = (may_stream && targets.streams_dense() && tile.elements <= kShortDenseTile) ||
+                       targets.has_special(a, tile, lane, own.labels);
   acc_of<scalar_t> sum = 0;
   uint32_t done = 0;
   if constexpr (sizeof(scalar_t) < 8) {
-    const Weights weights = a.flow != Flow::careful && (!special || targets.has_ids())
-                                ? read_weights(a, lane, own, targets.has_ids())
-                                : Weights::no_stream;
+    Weights weights = Weights::no_stream;
+    if (special && !targets.has_ids()) {
+      if constexpr (may_stream)
+        if (targets.streams_dense()) done = dense_tile(a, targets.dense_or_none(), lane, own, sum, loss);
+    } else if (a.flow != Flow::careful) {
+      weights = read_weights(a, lane, own, targets.has_ids());
+    }
     if (weights != Weights::no_stream && fabsf(own.scale * own.factor) < INFINITY) {
       const int* const labels = targets.has_ids() ? own.labels : nullptr;
       const Rows<scalar_t, vanishes<Loss>, factors> walk{a, tile, labels, own.logits,

@@ -90,6 +90,12 @@ Factors choose_factors(const Problem& p, Flow flow) {
 // Whether anything comes by the row; else the logits are a flat array, of which rows and classes mean nothing.
 bool reads_rows(const Problem& p) { return !is_dense(p.target) || p.weight || p.alpha; }
 
+// Of a flat array of another loss than the focal loss fewer tiles: its registers let fewer warps be resident, and a
+// second round of them takes longer than twice the tile.
+uint32_t least_tiles_of(const Problem& p, uint32_t least_tiles) {
+  return reads_rows(p) || p.loss_parameters.loss == Loss::sigmoid_focal ? least_tiles : (least_tiles + 1) / 2;
+}
+
 bool needs_counts(const Problem& p) { return p.divisor == Divisor::kept || p.divisor == Divisor::positives; }
 
 // Counts of each group, which so many blocks share.
@@ -382,9 +388,10 @@ const char* run(const Problem& p, void* workspace, void* stream, uint32_t max_bl
   if (!has_row_losses(p) && reads_rows(p) && p.classes > kMaxClasses) return "focal_ext: 2^31 classes or more";
   if (p.groups > kMaxGroups) return "focal_ext: 2^31 groups or more";
   const bool one = p.groups == 1;
-  const Cut tiles = !one                                 ? cut_group(p, least_tiles)
-                    : has_row_losses(p) || numel(p) == 0 ? Cut{}
-                                                         : cut(p.rows, p.classes, reads_rows(p), least_tiles);
+  const Cut tiles = !one ? cut_group(p, least_tiles)
+                    : has_row_losses(p) || numel(p) == 0
+                        ? Cut{}
+                        : cut(p.rows, p.classes, reads_rows(p), least_tiles_of(p, least_tiles));
   if (tiles.tiles > kMaxTiles / p.groups) return "focal_ext: more than 2^32 tiles";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   if (!one)

@@ -31,7 +31,9 @@ template <class scalar_t>
 const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, uint32_t blocks, void* stream) {
   using acc_t = acc_of<scalar_t>;
   const IdTargets<acc_t> ids = {ids_of(p), static_cast<const acc_t*>(p.scores)};
-  const DenseTargets<scalar_t> dense = {p.targets, p.target, acc_t(ignored_target(p))};
+  const bool streams_dense = is_dense(p.target) && ignored_target(p) != 1 &&
+                             (arguments.flow == Flow::loss || arguments.flow == Flow::gradient);
+  const DenseTargets<scalar_t> dense = {p.targets, p.target, acc_t(ignored_target(p)), streams_dense};
   const auto start = [&]<class Targets, class Loss>(const Targets& targets, const Loss& loss) {
     const auto of = [&]<Factors factors>() {
       return launch(focal_kernel<scalar_t, Targets, Loss, factors>, blocks, kThreads, stream, arguments, targets, loss);

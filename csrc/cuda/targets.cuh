@@ -34,6 +34,24 @@ __device__ acc_of<scalar_t> weight_at(const Arguments<scalar_t>& a, const Tile& 
   return a.weight[(tile.first_row + row) * a.weight_row_stride + c * a.weight_class_stride];
 }
 
+// Writes what an element gives, `t` without weight and upstream factors; returns its loss.
+template <class scalar_t, class acc_t>
+__device__ acc_t finished(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t row, uint32_t c,
+    Term<acc_t> t, bool ignored, acc_t factor) {
+  const int64_t element = tile.first_element + i;
+  if (a.weight) {
+    const acc_t weight = weight_at(a, tile, row, c);
+    t.value *= weight;
+    t.gradient *= weight;
+  }
+  if (a.upstream_per_element) t.gradient *= widen(a.upstream_per_element[element]);
+  t.gradient *= factor;
+  if (ignored) t = {0, 0};  // whatever the logit, the weight and the factor are
+  if (a.loss_map) a.loss_map[element] = narrow<scalar_t>(t.value);
+  if (a.gradient) a.gradient[element] = narrow<scalar_t>(t.gradient);
+  return t.value;
+}
+
 // A logit whose term has a coefficient of exactly 0 counts 0 even where the loss is infinite. NaN stays.
 template <class acc_t>
 __device__ acc_t finite_if(bool zero_coefficient, acc_t x) {
@@ -97,6 +115,7 @@ struct IdTargets {
   const acc_t* scores;  // the target of a positive id's class, or null: 1
 
   static __device__ bool has_ids() { return true; }
+  static __device__ bool streams_dense() { return false; }
   __device__ const IdTargets& ids_or_none() const { return *this; }
 
   // Whole warp. `labels` has kMaxTileRows slots of this warp's own.
@@ -112,13 +131,13 @@ struct IdTargets {
     return __ballot_sync(~0u, special) != 0;
   }
 
-  static __device__ bool is_ignored(const Tile&, uint32_t, const int* labels, uint32_t row) {
-    return labels[row] == kIgnored;
-  }
+  // What an element has of its own in memory.
+  static __device__ acc_t target_at(const Tile&, uint32_t) { return 0; }
+  static __device__ bool is_ignored(acc_t, const int* labels, uint32_t row) { return labels[row] == kIgnored; }
 
   template <class Math, class scalar_t, class Loss>
-  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t, uint32_t row, uint32_t c,
-      acc_t x, const int* labels, const Loss& loss) const {
+  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t row, uint32_t c, acc_t x, acc_t,
+      const int* labels, const Loss& loss) const {
     const int label = labels[row];
     const bool positive = label == int(c);
     const Alpha<acc_t> alpha = alpha_of(a, c);
@@ -142,6 +161,7 @@ struct DenseTargets {
   const void* targets;
   Target type;
   acc_t ignored;  // NaN: none
+  bool streams;   // whether those that are not all 0 may
 
   // f(targets as what they are)
   template <class F>
@@ -166,6 +186,8 @@ struct DenseTargets {
   }
 
   static __device__ bool has_ids() { return false; }
+  __device__ bool streams_dense() const { return streams; }
+  __device__ const DenseTargets& dense_or_none() const { return *this; }
 
   // Whole warp. Targets of an all-negative tile are read here only, those of any other tile again from the cache.
   __device__ bool has_special(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int*) const {
@@ -178,14 +200,11 @@ struct DenseTargets {
   __device__ acc_t target_at(const Tile& tile, uint32_t i) const {
     return as_stored([&](auto* stored) { return acc_t(widen(stored[tile.first_element + i])); });
   }
-  __device__ bool is_ignored(const Tile& tile, uint32_t i, const int*, uint32_t) const {
-    return target_at(tile, i) == ignored;
-  }
+  __device__ bool is_ignored(acc_t target, const int*, uint32_t) const { return target == ignored; }
 
   template <class Math, class Loss>
-  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile& tile, uint32_t i, uint32_t, uint32_t c, acc_t x,
+  __device__ Term<acc_t> term(const Arguments<scalar_t>& a, const Tile&, uint32_t, uint32_t c, acc_t x, acc_t t,
       const int*, const Loss& loss) const {
-    const acc_t t = target_at(tile, i);
     if (type == Target::dense_u8 && t > 1) return {acc_t(NAN), acc_t(NAN)};
     const Alpha<acc_t> alpha = alpha_of(a, c);
     if constexpr (is_smoothed<Loss>) return scored_term<Math>(x, t, alpha, loss);  // the same function for both
@@ -202,7 +221,9 @@ struct EitherTargets {
   DenseTargets<scalar_t> dense;
 
   __device__ bool has_ids() const { return !is_dense; }
+  __device__ bool streams_dense() const { return dense.streams; }
   __device__ const IdTargets<acc_of<scalar_t>>& ids_or_none() const { return ids; }
+  __device__ const DenseTargets<scalar_t>& dense_or_none() const { return dense; }
   __device__ bool has_special(const Arguments<scalar_t>& a, const Tile& tile, uint32_t lane, int* labels) const {
     return is_dense ? dense.has_special(a, tile, lane, labels) : ids.has_special(a, tile, lane, labels);
   }

@@ -53,5 +53,7 @@ T __shfl_xor_sync(uint32_t mask, T value, int distance) {
 }
 inline uint32_t __ballot_sync(uint32_t mask, bool predicate) { return cuda_host::ballot(mask, predicate); }
 inline int __ffs(int a) { return __builtin_ffs(a); }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline void __stwb(uint4* to, uint4 from) { *to = from; }
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return uint64_t((unsigned __int128)a * b >> 64); }
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
