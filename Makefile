@@ -99,6 +99,7 @@ bench: $(NATIVE) $(EXAMPLES)
 	$(PYTHON) -m bench.family --csv bench/results/family.csv
 	$(PYTHON) -m bench.family --keep-memory --csv bench/results/family_kept_memory.csv
 	$(PYTHON) -m bench.family --sizes --keep-memory --seconds 4 --csv bench/results/family_sizes.csv
+	$(PYTHON) -m bench.layouts --csv bench/results/layouts.csv
 	$(PYTHON) -m bench.head
 	$(PYTHON) -m bench.head --keep-memory
 	$(PYTHON) -m bench.compare --sizes --keep-memory --csv bench/results/sizes.csv

@@ -75,6 +75,7 @@ PAGES = {
         "sizes": performance_page.sizes,
         "largest": lambda: performance_page.sizes("largest"),
         "pyramid sizes": performance_page.pyramid_sizes,
+        "layouts": performance_page.layouts,
         "step": performance_page.step,
     },
 }

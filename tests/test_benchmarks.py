@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")
-from bench import apart, baselines, drawing, family, growth, head, performance_page, readme, step
+from bench import apart, baselines, drawing, family, growth, head, layouts, performance_page, readme, step
 from bench.cases import ANCHORS, STRIDE_16, STRIDE_32, Case, synthetic
 from bench.compare import FLOOR, error_of, rows_of, too_much
 from bench.measure import Forward
@@ -114,6 +114,9 @@ def test_every_point_and_size_has_its_row_in_the_csv() -> None:
         for case in family.cases(loss, 1, sizes=True)
     ]
     assert list(dict.fromkeys(row["case"] for row in performance_page.read("family_sizes"))) == cases
+    for name in readme.FAMILY:
+        assert {row["case"].split(", 201,600")[0] for row in performance_page.read(name)} == set(family.BASELINES)
+    assert list(dict.fromkeys(row["case"] for row in performance_page.read("layouts"))) == list(layouts.WAYS)
 
 
 @pytest.mark.parametrize("setting", [apart.ROWS, apart.BF16, apart.GENERIC])
