@@ -90,7 +90,7 @@ class Programs:
 
     def dense(self, tile: Tile, case: Case) -> list[Step]:
         """Targets of long tiles are looked through first; if all are 0 the stream needs them no more."""
-        found = self.body.dense_stream(case.target_bytes / SIZE[self.dtype])
+        found = self.body.dense_stream
         if found is None:
             raise LookupError(f"{self.body.kernel.arch} {self.body.kernel.name}: no loop takes dense targets")
         trace, one = found
@@ -98,7 +98,8 @@ class Programs:
         begin = [] if is_short else self.scan(tile.logits * case.target_bytes)
         if not tile.special and not is_short:
             return begin + self.stream(tile, case, self.body.stream[2])
-        cost, (loaded, stored) = self.cost(f"dense {len(trace)}", trace), moved(trace)
+        cost, stored = self.cost(f"dense {len(trace)}", trace), 8 * WARP * SIZE[self.dtype]
+        loaded = stored * (1 + case.target_bytes / SIZE[self.dtype])
         full, left = divmod(tile.logits, stored // SIZE[self.dtype])
         share = left * SIZE[self.dtype] / stored
         begin += steps(cost, loaded, stored, full) + (steps(cost, loaded * share, stored * share) if left else [])

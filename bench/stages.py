@@ -73,15 +73,15 @@ class Body:
                 best = header, latch, trace
         return best
 
-    def dense_stream(self, target_bytes: float) -> tuple[Trace, Trace] | None:
-        """The loop through targets that are not all 0, which votes whether it may go on: its pass that loads so many
-        bytes of targets for each of logits, and the pass for one target apart, of a loss that does not mirror."""
+    @cached_property
+    def dense_stream(self) -> tuple[Trace, Trace] | None:
+        """The loop through targets that are not all 0, which votes whether it may go on: its pass by the least code, of
+        whichever type of targets, and the pass for one target apart, of a loss that does not mirror."""
         inside = [loop for loop in self.loops if self.tile[0] < loop[0] and loop[1] < self.tile[1]]
         for loop in inside:
             for trace in self.passes(loop):
-                loaded, stored = moved(trace)
                 counts = Loop(Counter(trace))
-                if counts.count("VOTE") and counts.vector_stores and loaded == stored * (1 + target_bytes):
+                if counts.count("VOTE") and counts.count("MUFU.EX2") >= 8 and counts.stores and counts.vector_loads:
                     own = [other for other in inside if loop[0] < other[0] and other[1] < loop[1]]
                     alone = [other for other in own if self.has(other, "MUFU.EX2")]
                     return trace, max((t for other in alone for t in self.passes(other)), key=len, default=[])
