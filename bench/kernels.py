@@ -43,8 +43,8 @@ FACTOR_BUDGET = {
     for arch, pair in {"sm_80": budgets[:2], "sm_90": budgets[:2], "sm_100": budgets[2:]}.items()
     for dtype, budget in zip(("fp32", "bf16", "fp16"), (*pair, pair[1]))
 }
-# Losses whose positives and dense targets are a function, which the careful path calls: its loops cannot be told from
-# others.
+# Losses whose positives and dense targets are a function, which the careful path calls, as that over levels does: its
+# loops cannot be told from others.
 CALLED = (sass.LOSSES["FocalNegatives"], sass.SMOOTHED)
 REGISTERS, KERNELS, LIBRARY_BYTES = 64, 200, 12_000_000
 
@@ -123,13 +123,9 @@ def flow_of(loop: Loop) -> str | None:
 def careful_flows(targets: str) -> tuple[str, ...]:
     """A kernel for both kinds of targets has a careful path for each. Beside other factors it is the same text as
     beside one."""
-    if targets in CALLED or targets.endswith((sass.OF_ROWS, sass.OF_CLASSES)):
+    if targets in CALLED or targets.startswith(sass.PYRAMID) or targets.endswith((sass.OF_ROWS, sass.OF_CLASSES)):
         return ()
-    return (
-        (CAREFUL,)
-        if targets in ("ids", "dense") or targets.startswith(sass.PYRAMID)
-        else (f"{CAREFUL}, ids", f"{CAREFUL}, dense")
-    )
+    return (CAREFUL,) if targets in ("ids", "dense") else (f"{CAREFUL}, ids", f"{CAREFUL}, dense")
 
 
 def streams(targets: str) -> tuple[str, ...]:

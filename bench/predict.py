@@ -24,7 +24,7 @@ NAMES = {
     "focal": r"focal_kernelI{}\w*?(Either|Id)Targets\w*12SigmoidFocalINS_14WholeModulatorILi2E\w*7FactorsE0E",
     "weighted": r"focal_kernelI{}\w*?(Either|Id)Targets\w*12SigmoidFocalINS_14WholeModulatorILi2E\w*7FactorsE1E",
     "asymmetric": r"focal_kernelI{}\w*?(Either|Dense)Targets\w*10AsymmetricINS_14WholeModulatorILi4E\w*7FactorsE0E",
-    "pyramid": r"pyramid_kernelI{}NS_12SigmoidFocalINS_14WholeModulatorILi2E",
+    "pyramid": r"pyramid_kernelI{}NS_14FocalNegativesINS_14WholeModulatorILi2E",
     "scale": r"scale_kernelI{}E",
 }
 BLOCK = WARPS * WARP

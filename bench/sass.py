@@ -130,7 +130,7 @@ class Kernel:
             return None
         gamma = match[5] or {"ZeroOrOne": "0 or 1", "Any": "any"}[match[6]]
         if match[1] == "pyramid":
-            return TYPES[match[2]], PYRAMID if match[4] == "SigmoidFocal" else f"{PYRAMID}, {SMOOTHED}", gamma
+            return TYPES[match[2]], PYRAMID if match[4] != "SmoothedSigmoidFocal" else f"{PYRAMID}, {SMOOTHED}", gamma
         factors = FACTORS.search(self.name)
         return (
             TYPES[match[2]],

@@ -260,11 +260,10 @@ def has_kernel_for_levels(logits: Sequence[Tensor], call: Call) -> bool:
     first, spec = logits[0], spec_of(call)
     if first.device.type == "cpu":
         return True
-    if not spec.has_cuda_levels or call.scores is not None or (call.weight is not None and call.weight.dim() == 1):
+    of_classes = call.weight is not None and call.weight.dim() == 1
+    if not spec.has_cuda_levels or of_classes or first.dtype is torch.float64:
         return False
-    return not spec.is_per_row or (
-        first.dtype is not torch.float64 and has_ids(logits, call) and all(level.is_contiguous() for level in logits)
-    )
+    return not spec.is_per_row or (has_ids(logits, call) and all(level.is_contiguous() for level in logits))
 
 
 def _compiled(logits: tuple[Tensor, ...], call: Call, reduction: str, wants_gradient: bool) -> Tensor:

@@ -116,7 +116,7 @@ class Sweep:
 
     def _loss_over(self, logits: Tensor, call: Call, with_gradient: bool) -> Tensor:
         """The loss of a chunk; its gradient, if wanted, replaces the logits."""
-        if _native.runs_on(logits.device):
+        if _native.runs_on(logits.device) and (logits.is_cpu or logits.dtype is not torch.float64):
             if not with_gradient:
                 return ops.pyramid_loss([logits], *call)
             loss = torch.zeros_like(self.one)

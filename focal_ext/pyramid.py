@@ -7,8 +7,8 @@ permute, no cat, no copy.
 (images, anchors, classes), concatenating them and calling the function over rows. On the CPU gradients are the same to
 the bit, except with one weight for each image, which is multiplied first. Gradients have each level's memory format.
 
-On CUDA only the sigmoid focal loss, and the softmax focal loss of class ids over contiguous levels but float64, read
-levels in place. Others copy them into rows first.
+On CUDA float64 levels and those of the asymmetric loss are copied into rows first; so are those of the softmax focal
+loss if one is channels_last.
 
 Args:
     levels: logits [B, A * K, H_l, W_l] of each level: a list, a tuple, a dict as an FPN returns it, or its values.

@@ -35,9 +35,7 @@ def test_the_careful_path_is_told_from_every_other_loop(compiled: list[sass.Kern
             assert (row.logits, row.loop.count("MUFU.EX2")) == ((1, 2) if row.gamma == "any" else (2, 2))
         assert row.loop.stores >= row.logits and not row.loop.vector_loads
         # its label, from shared memory
-        assert row.loop.count("LDS") == (
-            row.logits if "ids" in (row.targets, row.flow.split()[-1]) or row.targets.startswith(sass.PYRAMID) else 0
-        )
+        assert row.loop.count("LDS") == (row.logits if "ids" in (row.targets, row.flow.split()[-1]) else 0)
         assert not row.loop.count("VOTE", "SHFL", "BAR")  # not the loop over tiles
         assert row.per_logit() > streams[row.arch, row.dtype, row.targets, row.gamma].per_logit()
 

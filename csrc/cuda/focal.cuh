@@ -90,6 +90,15 @@ __device__ float run_stream(const Arguments<scalar_t>& a, uint32_t lane,
   return stream.sum;
 }
 
+// Whether loss maps, and gradients times a map, stream: not of the two longest formulas, which are not a detector's
+// papers'. Their loops would take a third of a megabyte; such calls go element by element.
+template <class Loss>
+constexpr bool streams_maps = true;
+template <>
+inline constexpr bool streams_maps<SmoothedSigmoidFocal<AnyModulator>> = false;
+template <class Positive>
+inline constexpr bool streams_maps<Asymmetric<AnyModulator, Positive, true>> = false;
+
 // The sum of values without own.scale. The choice stands outside the loops: one factor for each flow, others for loss
 // and gradient alone.
 template <Factors factors, class scalar_t, class Loss>
@@ -108,9 +117,11 @@ __device__ float stream_tile(const Arguments<scalar_t>& a, uint32_t lane,
   }
   if constexpr (factors == Factors::one) {
     if (a.flow == Flow::gradient) return run_stream<Flow::gradient, factors>(a, lane, walk, Uniform{factor}, loss);
-    if (a.flow == Flow::loss) return run_stream<Flow::loss, factors>(a, lane, walk, Uniform{factor}, loss);
-    if (a.flow == Flow::loss_map) return run_stream<Flow::loss_map, factors>(a, lane, walk, Uniform{own.scale}, loss);
-    return run_stream<Flow::chain, factors>(a, lane, walk, Uniform{factor}, loss);
+    if constexpr (streams_maps<Loss>) {
+      if (a.flow == Flow::loss_map) return run_stream<Flow::loss_map, factors>(a, lane, walk, Uniform{own.scale}, loss);
+      if (a.flow == Flow::chain) return run_stream<Flow::chain, factors>(a, lane, walk, Uniform{factor}, loss);
+    }
+    return run_stream<Flow::loss, factors>(a, lane, walk, Uniform{factor}, loss);
   }
 }
 

@@ -3,5 +3,3 @@
 #include "start.cuh"
 
 template const char* focal_ext::cuda::start_focal<double>(const Problem&, const Arguments<double>&, uint32_t, void*);
-template const char* focal_ext::cuda::start_pyramid<double>(
-    const LossParameters&, const PyramidArguments<double>&, uint32_t, void*);

@@ -20,14 +20,16 @@ constexpr uint32_t kMinusInfinities<__half> = 0xfc00fc00u;
 template <class scalar_t>
 struct Lines {
   int64_t step;  // from one of a lane's vectors to its next, in elements
-  const float& positive_ratio;  // not in a register: few logits ask
+  const PyramidArguments<scalar_t>& a;  // not in registers: few logits ask
+  const LevelArguments<scalar_t>& level;
+  const PyramidTile& tile;
   // of the lane's positions: what is to go where each is positive, else 0, or kIgnored; null where all are background
   const int* calls = nullptr;
   uint32_t special = 0;  // what is to go where the next of them is positive; 0: none is
   uint4 kept = {~0u, ~0u, ~0u, ~0u};  // bits that an ignored position does not keep
 
   // `labels` of the lane's positions become what `calls` says: no other lane reads them.
-  __device__ void heed(int* labels, const PyramidTile& tile) {
+  __device__ void heed(int* labels) {
     constexpr int per_word = kVector<scalar_t> / 4;
     uint32_t words[4];
 #pragma unroll
@@ -74,7 +76,10 @@ struct Lines {
   __device__ bool term(float x, uint32_t j, uint32_t to_go, const Loss& loss, Term<float>& term) const {
     const int call = calls ? calls[j] : 0;
     const bool positive = call == int(to_go);
-    term = hard_term<DeviceFloat>(positive, x, positive ? positive_ratio : 1.f, loss);
+    const float* score = nullptr;
+    if (may_be_scored<Loss> && positive && a.scores)
+      score = a.scores + label_place(level, tile, threadIdx.x % 32 * kVector<scalar_t> + j).row;
+    term = id_term<DeviceFloat>(positive, x, score, Alpha<float>{a.positive_ratio, 1.f}, loss);
     return call != kIgnored;
   }
 };
@@ -148,11 +153,10 @@ __device__ acc_t careful_tile(const PyramidArguments<scalar_t>& a, const LevelAr
     const int label = labels ? labels[level.planes ? column : line] : kBackground;
     const Alpha<acc_t> alpha = alpha_of(a.common, c);
     const bool positive = label == int(c);
+    const int64_t row = label_place(level, tile, level.planes ? column : line).row;
     Term<acc_t> t =
-        hard_term<Math>(positive, widen(level.inputs[element]), positive ? alpha.positive : alpha.negative, loss);
-    acc_t w = weight;
-    if (a.common.weight && !a.weight_per_image)
-      w = a.common.weight[label_place(level, tile, level.planes ? column : line).row];
+        id_term<Math>(positive, widen(level.inputs[element]), a.scores ? a.scores + row : nullptr, alpha, loss);
+    const acc_t w = a.common.weight && !a.weight_per_image ? a.common.weight[row] : weight;
     t = scaled(t, w, w * factor);
     if (label == kBad) t = {acc_t(NAN), acc_t(NAN)};
     if (label == kIgnored) t = {0, 0};  // whatever the logit, the weight and the factor are
@@ -168,8 +172,8 @@ __device__ float stream_tile(const PyramidArguments<scalar_t>& a, const LevelArg
   constexpr uint32_t size = kVector<scalar_t>;
   if (level.planes && lane * size >= tile.columns) return 0;
   const int64_t step = level.planes ? int64_t(level.columns) : 32 * size;
-  Lines<scalar_t> walk{step, a.positive_ratio};
-  if (special) walk.heed(labels + lane * size, tile);
+  Lines<scalar_t> walk{step, a, level, tile};
+  if (special) walk.heed(labels + lane * size);
   NegativeStream<scalar_t, flow, Loss, Lines<scalar_t>> stream{level.inputs + tile.first_element, nullptr,
       flow == Flow::loss ? nullptr : level.gradient + tile.first_element, {scale * factor}, loss, walk};
   stream.run(level.planes ? 32 * tile.lines : tile.lines * tile.columns / size, lane);
@@ -196,8 +200,16 @@ __device__ acc_of<scalar_t> pyramid_tile(const PyramidArguments<scalar_t>& a, co
   return careful_tile(a, level, tile, lane, found.nothing ? nullptr : labels, weight, factor, loss);
 }
 
+// As of rows, but halves of the papers' exponent, which are bound by what a multiprocessor issues, want one block more:
+// here positives' formulas, which are calls, leave 64 registers enough.
 template <class scalar_t, class Loss>
-__global__ __launch_bounds__(kThreads, (resident_blocks<scalar_t, IdTargets<float>, Loss>())) void pyramid_kernel(
+constexpr int resident_blocks_of_levels() {
+  const bool has_room = sizeof(scalar_t) == 2 && !Loss::mirrors && !has_any_power<Loss>;
+  return has_room ? 4 : resident_blocks<scalar_t, IdTargets<float>, Loss>();
+}
+
+template <class scalar_t, class Loss>
+__global__ __launch_bounds__(kThreads, (resident_blocks_of_levels<scalar_t, Loss>())) void pyramid_kernel(
     const __grid_constant__ PyramidArguments<scalar_t> a, const __grid_constant__ Loss loss) {
   using acc_t = acc_of<scalar_t>;
   FOCAL_EXT_SHARED(int, labels_of_warp, [kWarps][kMaxLabels<scalar_t>]);

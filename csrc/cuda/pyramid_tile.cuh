@@ -39,6 +39,7 @@ struct PyramidArguments {
   using acc_t = acc_of<scalar_t>;
   Arguments<scalar_t> common;  // without what a level has of its own; `gradient` tells whether it is wanted
   Ids ids;
+  const acc_t* scores;  // of the ids' classes; null: 1
   CommonIds common_ids;
   int64_t image_rows;
   uint32_t tiles, level_count;

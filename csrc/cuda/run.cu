@@ -21,8 +21,6 @@ extern template const char* start_focal<__nv_bfloat16>(
 extern template const char* start_focal<__half>(const Problem&, const Arguments<__half>&, uint32_t, void*);
 extern template const char* start_pyramid<float>(
     const LossParameters&, const PyramidArguments<float>&, uint32_t, void*);
-extern template const char* start_pyramid<double>(
-    const LossParameters&, const PyramidArguments<double>&, uint32_t, void*);
 extern template const char* start_pyramid<__nv_bfloat16>(
     const LossParameters&, const PyramidArguments<__nv_bfloat16>&, uint32_t, void*);
 extern template const char* start_pyramid<__half>(
@@ -47,14 +45,18 @@ constexpr int64_t kMaxClasses = (int64_t(1) << 31) - 1, kMaxTiles = (int64_t(1) 
 // Tiles of a pyramid have 8 rows or more, and a softmax row has one reader.
 constexpr int64_t kMaxClassesInRows = int64_t(1) << 27;
 
+// But f64.
 template <class F>
-const char* with_scalar(Scalar scalar, F&& f) {
+const char* with_fast_scalar(Scalar scalar, F&& f) {
   switch (scalar) {
     case Scalar::f32: return f(float());
-    case Scalar::f64: return f(double());
     case Scalar::bf16: return f(__nv_bfloat16());
     default: return f(__half());
   }
+}
+template <class F>
+const char* with_scalar(Scalar scalar, F&& f) {
+  return scalar == Scalar::f64 ? f(double()) : with_fast_scalar(scalar, f);
 }
 
 // Weights or alphas of classes, which the stream takes from shared memory.
@@ -271,6 +273,7 @@ PyramidArguments<scalar_t> arguments_of(const Pyramid& pyramid, const uint32_t* 
   if (p.weight || p.alpha) a.common.flow = Flow::careful;  // its streams know one factor a tile
   a.ids = ids_of(p);
   a.common_ids = common_ids(a.ids);
+  a.scores = static_cast<const acc_of<scalar_t>*>(p.scores);
   a.image_rows = p.rows / pyramid.images;
   a.weight_per_image = pyramid.weight_per_image;
   a.positive_ratio = acc_of<scalar_t>(p.alpha_positive / p.alpha_negative);
@@ -346,20 +349,20 @@ const char* run_softmax_planes(const Pyramid& pyramid, void* workspace, void* st
 // Null, or why there is no kernel.
 const char* why_not(const Pyramid& p) {
   const Problem& all = p.problem;
+  if (all.scalar == Scalar::f64) return "focal_ext: levels in float64 have no kernel; copy them into rows";
   if (all.weight_class_stride) return "focal_ext: weights of classes have no kernel over levels; copy them into rows";
   if (!has_row_losses(all)) {
     if (all.loss_map || all.grad_output_per_element)
       return "focal_ext: unreduced losses of levels have no kernel; copy them into rows";
-    return all.loss_parameters.loss == Loss::sigmoid_focal
+    return all.loss_parameters.loss != Loss::asymmetric
                ? nullptr
-               : "focal_ext: levels of this loss have no kernel; copy them into rows";
+               : "focal_ext: levels of the asymmetric loss have no kernel; copy them into rows";
   }
   bool planes = true;
   for (int64_t i = 0; i < p.level_count; ++i) planes &= !p.levels[i].channels_last;
-  const bool has_kernel = planes && !is_dense(all.target) && all.scalar != Scalar::f64;
-  return has_kernel ? nullptr
-                    : "focal_ext: softmax over levels has a kernel for class ids over planes that are not float64; "
-                      "copy them into rows";
+  return planes && !is_dense(all.target)
+             ? nullptr
+             : "focal_ext: softmax over levels has a kernel for class ids over planes; copy them into rows";
 }
 
 }  // namespace
@@ -430,7 +433,8 @@ const char* run(const Pyramid& p, void* workspace, void* stream, uint32_t max_bl
   if (p.problem.classes > kMaxClassesInRows) return "focal_ext: more than 2^27 classes";
   if (max_blocks > kMaxBlocks) max_blocks = kMaxBlocks;
   if (has_row_losses(p.problem)) return run_softmax_planes(p, workspace, stream, max_blocks);
-  return with_scalar(p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
+  return with_fast_scalar(
+      p.problem.scalar, [&](auto s) { return run_as<decltype(s)>(p, workspace, stream, max_blocks); });
 }
 
 const char* scale(void* gradient, Scalar scalar, int64_t numel, const void* factors, int64_t groups, void* stream,

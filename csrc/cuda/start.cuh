@@ -35,8 +35,10 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
                              (arguments.flow == Flow::loss || arguments.flow == Flow::gradient);
   const DenseTargets<scalar_t> dense = {p.targets, p.target, acc_t(ignored_target(p)), streams_dense};
   const auto start = [&]<class Targets, class Loss>(const Targets& targets, const Loss& loss) {
+    Arguments<scalar_t> own = arguments;
+    if (!streams_maps<Loss> && (own.flow == Flow::loss_map || own.flow == Flow::chain)) own.flow = Flow::careful;
     const auto of = [&]<Factors factors>() {
-      return launch(focal_kernel<scalar_t, Targets, Loss, factors>, blocks, kThreads, stream, arguments, targets, loss);
+      return launch(focal_kernel<scalar_t, Targets, Loss, factors>, blocks, kThreads, stream, own, targets, loss);
     };
     if constexpr (sizeof(scalar_t) < 8) {
       if constexpr (streams_row_weights<Loss>)
@@ -57,7 +59,7 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
 template <class scalar_t>
 const char* start_pyramid(
     const LossParameters& p, const PyramidArguments<scalar_t>& arguments, uint32_t blocks, void* stream) {
-  return with_few_sigmoid_focals<sizeof(scalar_t) < 8>(p, [&]<class Loss>(const Loss& loss) {
+  return with_loss_over_levels<sizeof(scalar_t) < 8>(p, [&]<class Loss>(const Loss& loss) {
     return launch(pyramid_kernel<scalar_t, Loss>, blocks, kThreads, stream, arguments, loss);
   });
 }

@@ -108,6 +108,20 @@ FOCAL_EXT_NO_INLINE Term<acc_t> scored_term(acc_t x, acc_t score, Alpha<acc_t> a
   return scaled(loss.template dense<Math>(finite_if(factor == 0, x), score), factor, factor);
 }
 
+// Of an element whose class the row's id names (`positive`) or not. `score`: the row's, or null.
+template <class Math, class Loss, class acc_t>
+__device__ Term<acc_t> id_term(
+    bool positive, acc_t x, const acc_t* score, const Alpha<acc_t>& alpha, const Loss& loss) {
+  if constexpr (Loss::mirrors) {
+    if (may_be_scored<Loss> && positive && score) return scored_term<Math>(x, *score, alpha, loss);
+    return hard_term<Math>(positive, x, positive ? alpha.positive : alpha.negative, loss);
+  } else {
+    const acc_t t = !positive ? acc_t(0) : score ? *score : acc_t(1);
+    const acc_t factor = factor_of(loss, t, positive, alpha), z = finite_if(factor == 0, x);
+    return scaled(positive ? loss.template positive<Math>(z, t) : loss.template negative<Math>(z), factor, factor);
+  }
+}
+
 // Class ids: one label a row, interpreted once per tile and kept in shared memory; and maybe a score a row.
 template <class acc_t>
 struct IdTargets {
@@ -142,15 +156,7 @@ struct IdTargets {
     const bool positive = label == int(c);
     const Alpha<acc_t> alpha = alpha_of(a, c);
     if (label == kBad) return {acc_t(NAN), acc_t(NAN)};
-    if constexpr (Loss::mirrors) {
-      if (may_be_scored<Loss> && positive && scores)
-        return scored_term<Math>(x, scores[tile.first_row + row], alpha, loss);
-      return hard_term<Math>(positive, x, positive ? alpha.positive : alpha.negative, loss);
-    } else {
-      const acc_t t = !positive ? acc_t(0) : scores ? scores[tile.first_row + row] : acc_t(1);
-      const acc_t factor = factor_of(loss, t, positive, alpha), z = finite_if(factor == 0, x);
-      return scaled(positive ? loss.template positive<Math>(z, t) : loss.template negative<Math>(z), factor, factor);
-    }
+    return id_term<Math>(positive, x, scores ? scores + tile.first_row + row : nullptr, alpha, loss);
   }
 };
 

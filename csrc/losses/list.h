@@ -18,16 +18,9 @@ auto with_loss(const LossParameters& p, F&& f) {
   }
 }
 
-// The sigmoid focal loss alone, by fewer instances.
-template <bool fast, class F>
-auto with_few_sigmoid_focals(const LossParameters& p, F&& f) {
-  const double* const numbers = p.numbers;
-  const Exponent gamma(numbers[0]);
-  const bool live = numbers[2] != 0;
-  if (numbers[1] != 0) return f(SmoothedSigmoidFocal<AnyModulator>{AnyModulator(gamma, live), numbers[1]});
-  if constexpr (fast)
-    if (numbers[0] == 2) return f(SigmoidFocal<WholeModulator<2>>{WholeModulator<2>(gamma, live)});
-  return f(SigmoidFocal<AnyModulator>{AnyModulator(gamma, live)});
+template <class F>
+auto with_smoothed_sigmoid_focal(const LossParameters& p, F&& f) {
+  return f(SmoothedSigmoidFocal<AnyModulator>{AnyModulator(Exponent(p.numbers[0]), p.numbers[2] != 0), p.numbers[1]});
 }
 
 // What FocalNegatives needs to know of a loss beside the exponent of its negatives: the order is that of its members.
@@ -48,22 +41,51 @@ constexpr NegativesOf negatives_of(const LossParameters& p) {
   }
 }
 
+// Of the losses whose negatives are the focal loss's, by any exponent or by that of their papers.
+template <bool fast, class F>
+auto with_focal_negatives(const LossParameters& p, F&& f) {
+  const double exponent = exponent_of_negatives(p);
+  const Exponent gamma(exponent);
+  const NegativesOf of = negatives_of(p);
+  const AnyModulator others[2] = {AnyModulator(Exponent(of.others[0])), AnyModulator(Exponent(of.others[1]))};
+  if constexpr (fast)
+    if (exponent == 2 && p.loss != Loss::asymmetric)
+      return f(FocalNegatives<WholeModulator<2>, WholeModulator<1>>{
+          p.loss, WholeModulator<2>(gamma, of.live), WholeModulator<1>(Exponent(1)), {others[0], others[1]}});
+  return f(FocalNegatives<AnyModulator, AnyModulator>{
+      p.loss, AnyModulator(gamma, of.live), AnyModulator(Exponent(of.second), of.live), {others[0], others[1]}});
+}
+
+// The quality focal loss with beta 0 is cross entropy.
+constexpr LossParameters simplest(const LossParameters& p) {
+  return p.loss == Loss::quality_focal && p.numbers[0] == 0 ? LossParameters{Loss::sigmoid_focal, {0, 0, 1}} : p;
+}
+
+// As with_loss_by_negatives, for kernels over levels: the fewest instances, and none of the asymmetric loss.
+template <bool fast, class F>
+auto with_loss_over_levels(const LossParameters& given, F&& f) {
+  const LossParameters p = simplest(given);
+  if (p.loss == Loss::sigmoid_focal && p.numbers[1] != 0) return with_smoothed_sigmoid_focal(p, f);
+  return with_focal_negatives<fast>(p, f);
+}
+
 // As with_loss with fewer instances, for kernels that each hold a hot loop: those that share their negatives are one.
 // `scored`: class ids come in pairs with scores.
 template <bool fast, class F>
 auto with_loss_by_negatives(const LossParameters& given, bool scored, F&& f) {
-  const bool is_cross_entropy = given.loss == Loss::quality_focal && given.numbers[0] == 0;
-  const LossParameters p = is_cross_entropy ? LossParameters{Loss::sigmoid_focal, {0, 0, 1}} : given;
+  const LossParameters p = simplest(given);
   const double exponent = exponent_of_negatives(p);
   const Exponent gamma(exponent);
   const NegativesOf of = negatives_of(p);
   const AnyModulator any(gamma, of.live), second(Exponent(of.second), of.live);
   if (p.loss == Loss::sigmoid_focal) {
-    const bool smoothed = p.numbers[1] != 0;
-    if constexpr (fast)
-      if (!smoothed && (exponent == 0 || exponent == 1))
+    if (p.numbers[1] != 0) return with_smoothed_sigmoid_focal(p, f);
+    if constexpr (fast) {
+      if (exponent == 0 || exponent == 1)
         return f(SigmoidFocal<ZeroOrOneModulator>{ZeroOrOneModulator(gamma, of.live)});
-    if (smoothed || !scored) return with_few_sigmoid_focals<fast>(p, f);
+      if (exponent == 2 && !scored) return f(SigmoidFocal<WholeModulator<2>>{WholeModulator<2>(gamma, of.live)});
+      if (!scored) return f(SigmoidFocal<AnyModulator>{any});
+    }
   }
   if (p.loss == Loss::asymmetric && p.numbers[2] != 0) {
     if constexpr (fast)
@@ -72,12 +94,7 @@ auto with_loss_by_negatives(const LossParameters& given, bool scored, F&& f) {
             Asymmetric<WholeModulator<4>, AnyModulator, true>{WholeModulator<4>(gamma, of.live), second, p.numbers[2]});
     return f(Asymmetric<AnyModulator, AnyModulator, true>{any, second, p.numbers[2]});
   }
-  const AnyModulator others[2] = {AnyModulator(Exponent(of.others[0])), AnyModulator(Exponent(of.others[1]))};
-  if constexpr (fast)
-    if (exponent == 2 && p.loss != Loss::asymmetric)
-      return f(FocalNegatives<WholeModulator<2>, WholeModulator<1>>{
-          p.loss, WholeModulator<2>(gamma, of.live), WholeModulator<1>(Exponent(1)), {others[0], others[1]}});
-  return f(FocalNegatives<AnyModulator, AnyModulator>{p.loss, any, second, {others[0], others[1]}});
+  return with_focal_negatives<fast>(p, f);
 }
 
 }  // namespace focal_ext

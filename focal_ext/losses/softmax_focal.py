@@ -108,7 +108,6 @@ SPEC = LossSpec(
     is_per_row=True,
     check_dense=_check_dense,
     has_class_alpha=True,
-    has_cuda_levels=True,
 )
 
 
