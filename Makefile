@@ -108,7 +108,7 @@ bench: $(NATIVE) $(EXAMPLES)
 	$(PYTHON) -m bench.growth --csv bench/results/growth.csv
 	$(PYTHON) -m bench.step --csv bench/results/step.csv
 
-# Every float32 in [-120, 120] of every loss, into docs/numerics.md: 35 minutes of two cores; ARGS=--resume goes on
+# Every float32 in [-120, 120] of every loss, into docs/numerics.md: 45 minutes of two cores; ARGS=--resume goes on
 # after an interruption, ARGS="--every 257" looks at fewer.
 exhaustive: $(NATIVE) $(TESTS) $(EXAMPLES)
 	$(READY)

@@ -1,7 +1,6 @@
 # Owns: what docs/kernels.md shows of the compiled CUDA kernels, from bench/results/kernels.csv and
 # tests/kernels/proofs.md: instructions of each loop, a roofline for each chip, what ran on the CPU.
 # Must not know: how machine code is read, what exceeds a limit.
-
 from __future__ import annotations
 
 from .chips import CHIPS

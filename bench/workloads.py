@@ -40,9 +40,8 @@ OF_ANCHORS = {8: 0.0105, 16: 0.0133, 32: 0.0189, 64: 0.0289, 128: 0.0473, 256: 0
 OF_PLANES = {256: (0.15, 0.012), 128: (0.107, 0.019)}
 ANCHORS_AND_BOXES = Special(OF_ANCHORS, 6.7, runs=1, positive=0.35, planes=OF_PLANES)
 AT_RANDOM = Special({rows: 1 - 0.98**rows for rows in (8, 16, 32, 64, 128, 256)}, 1.34, runs=1.34, cluster=1)
-SEVERAL_A_ROW = Special(
-    dict.fromkeys((8, 16, 32, 64, 128, 256), 0.15), 1, runs=1, cluster=1
-)  # 3 in 9,605; tiles of 512
+# 3 in 9,605; tiles of 512
+SEVERAL_A_ROW = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.15), 1, runs=1, cluster=1)
 MASKED = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 1.0), 0, runs=0)
 NONE = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.0), 0, runs=0)
 

@@ -45,6 +45,19 @@ def in_order(maps: Any) -> Any:
     return list(maps) if isinstance(maps, ValuesView) else maps
 
 
+def in_the_order_of(levels: Any, targets: Any) -> Any:
+    """The targets of each level; of a dict those under the names that the levels have."""
+    if not isinstance(targets, Mapping):
+        return in_order(targets)
+    names = list(levels) if isinstance(levels, Mapping) else None
+    if names is None or set(names) != set(targets):
+        raise ValueError(
+            f"targets: a dict must have the keys of levels, {'which are no dict' if names is None else names}, got "
+            f"{list(targets)}; give a list in the order of the levels instead"
+        )
+    return [targets[name] for name in names]
+
+
 def check_words(spec: LossSpec, reduction: str, batch_dims: Any, class_dim: Any = -1) -> None:
     """What the function over rows has and a pyramid has not."""
     if class_dim != -1:

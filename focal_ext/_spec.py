@@ -32,7 +32,7 @@ class LossSpec:
     """Whether the loss is one number a row and class ids know no background; else it is one a logit."""
     check_dense: Callable[..., None] | None = None
     """Raises for the loss's own numbers that go with class ids only. None: all go with dense targets."""
-    has_cuda_levels: bool = True
+    has_cuda_levels: bool = False
     """Whether the CUDA kernels read the levels of a pyramid; else they are copied into rows there, as is float64,
     and for a softmax loss channels_last levels and dense targets."""
     has_class_alpha: bool = False

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ._dense_levels import are_dense, loss_over
-from ._levels import Levels, in_order
+from ._levels import Levels, in_order, in_the_order_of
 from ._torch_private import outside_old_graphs
 
 
@@ -53,7 +53,7 @@ def over_levels(function: Callable[..., Tensor], finish: Callable[..., Tensor], 
     @functools.wraps(function)
     @outside_old_graphs
     def loss(levels: Sequence[Tensor], targets: Any, num_classes: int, *args: Any, **kwargs: Any) -> Tensor:
-        maps, targets = Levels(in_order(levels), num_classes), in_order(targets)
+        maps, targets = Levels(in_order(levels), num_classes), in_the_order_of(levels, targets)
         if are_dense(targets) and len(args) <= positional and not any(name in kwargs for name in names[: len(args)]):
             options = {**defaults, **dict(zip(names, args)), **kwargs}
             return loss_over(function.spec, loss_of_rows, maps, targets, options)  # type: ignore[attr-defined]

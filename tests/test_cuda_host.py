@@ -212,8 +212,9 @@ def test_the_gradient_may_replace_the_logits(targets: str, upstream: str, grid: 
     factor = {"one": torch.ones(()), "factor": torch.tensor(3.0), "map": torch.rand(41, 91)}[upstream]
     factor = factor.to(dtype if upstream == "map" else _arguments.accumulation_dtype(dtype))
     checked = call(x, chosen, normalizer=7.3)
-    want = ops().gradient(x, *checked, factor)
-    ops(grid).gradient_(x, *checked, factor)
+    ours = HostOps(module(FLAVOUR), grid, table.TILES_OF[grid])
+    want = ours.gradient(x, *checked, factor)
+    ours.gradient_(x, *checked, factor)
     assert bits(x) == bits(want)
 
 
@@ -359,9 +360,11 @@ MASKS = {
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 @pytest.mark.parametrize("loss", ("sigmoid_focal_loss", "asymmetric_loss", "varifocal_loss"))
 @pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("grid", table.GRIDS[:2])  # a tile of all the logits, and forty
 def test_dense_targets_stream_with_ones_and_others_among_them(
-    mask: str, loss: str, dtype: torch.dtype, extreme: bool
+    grid: int, mask: str, loss: str, dtype: torch.dtype, extreme: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    use(monkeypatch, FLAVOUR, grid)
     rng = torch.Generator().manual_seed(3)
     x = (torch.randn(9003, generator=rng) * 4).to(dtype)
     targets = MASKS[mask](torch.rand(9003, generator=rng))

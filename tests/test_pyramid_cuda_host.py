@@ -165,6 +165,20 @@ def test_every_loss_of_one_logit_is_the_reference_s(
         assert torch.allclose(gradient.double(), right, rtol=max(unit, 2e-5), atol=1e-7)
 
 
+def test_negatives_that_weigh_next_to_nothing_leave_positives_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream has positives in units of a negative's alpha, which float32 has no room for here."""
+    use(monkeypatch, 1)
+    levels, ids = leaves(maps(EVERYDAY, "contiguous")), labels(EVERYDAY)
+    for alpha in (1e-39, 1e-50):
+        loss = focal_ext.pyramid.varifocal_loss(levels, (ids, torch.ones(ids.shape)), EVERYDAY.classes, alpha=alpha)
+        wide = [level.detach().double().requires_grad_() for level in levels]
+        pair = ids, torch.ones(ids.shape, dtype=torch.float64)
+        want = focal_ext.reference.pyramid.varifocal_loss(wide, pair, EVERYDAY.classes, alpha=alpha)
+        assert torch.allclose(loss.double(), want, rtol=1e-5)
+        for got, right in zip(torch.autograd.grad(loss, levels), torch.autograd.grad(want, wide)):
+            assert torch.allclose(got.double(), right, rtol=2e-5, atol=1e-7)
+
+
 @dtypes
 @pytest.mark.parametrize(
     "name, layout, grid",

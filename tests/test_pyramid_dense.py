@@ -215,7 +215,12 @@ def test_levels_may_be_a_dict_as_an_fpn_returns_it(loss: str) -> None:
     want, of_dense = function(levels, targets, 5), function(levels, dense, 5)
     for given in (named, dict(named), named.values(), dict(named).values(), tuple(levels)):
         assert torch.equal(function(given, targets, 5), want) and torch.equal(function(given, dense, 5), of_dense)
-    assert torch.equal(function(named, dict(zip("0123", dense)), 5), of_dense)
+    by_name = dict(zip("0123", dense))
+    assert torch.equal(function(named, by_name, 5), of_dense)
+    assert torch.equal(function(named, dict(reversed(by_name.items())), 5), of_dense)
+    for given in (levels, dict(zip("0124", levels))):
+        with pytest.raises(ValueError, match="^targets: a dict must have the keys of levels, .*give a list"):
+            function(given, by_name, 5)
     torch._dynamo.reset()  # losses share code, whose compilations are counted together
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(named, targets, 5), want)

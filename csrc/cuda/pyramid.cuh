@@ -89,9 +89,9 @@ struct Found {
   bool positive, ignored, bad, nothing;  // nothing: there are no labels, all are background
 };
 
+constexpr uint32_t kLeastCommon = 32;
 // Whole warp: whether all labels of a tile of planes are one of the two common ids, and those that 32 lanes read beyond
 // it. All loads are in flight at once, and none depends on a condition. A plane has kLeastCommon positions or more.
-constexpr uint32_t kLeastCommon = 32;
 template <class scalar_t>
 __device__ bool are_common(const PyramidArguments<scalar_t>& a, const LevelArguments<scalar_t>& level,
     const PyramidTile& tile, uint32_t lane) {

@@ -270,13 +270,15 @@ PyramidArguments<scalar_t> arguments_of(const Pyramid& pyramid, const uint32_t* 
   PyramidArguments<scalar_t> a = {};
   a.common = arguments_of<scalar_t>(p, Cut{}, counts, nullptr);
   a.common.weight = static_cast<const acc_of<scalar_t>*>(pyramid.problem.weight);
-  if (p.weight || p.alpha) a.common.flow = Flow::careful;  // its streams know one factor a tile
+  const double positive_ratio = p.alpha_positive / p.alpha_negative;
+  // its streams know one factor a tile, and a ratio that float has room for beside it
+  if (p.weight || p.alpha || !(positive_ratio < 1e30)) a.common.flow = Flow::careful;
   a.ids = ids_of(p);
   a.common_ids = common_ids(a.ids);
   a.scores = static_cast<const acc_of<scalar_t>*>(p.scores);
   a.image_rows = p.rows / pyramid.images;
   a.weight_per_image = pyramid.weight_per_image;
-  a.positive_ratio = acc_of<scalar_t>(p.alpha_positive / p.alpha_negative);
+  a.positive_ratio = acc_of<scalar_t>(positive_ratio);
   return a;
 }
 

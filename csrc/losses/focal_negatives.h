@@ -14,7 +14,7 @@ namespace focal_ext {
 
 // `second` is the modulator of beta - 1 of the quality focal loss, and of the asymmetric loss's positives; `others` are
 // the exponents of the Gaussian focal loss's 1 - t, and of the IoU-aware loss's p and score. The sigmoid focal loss is
-// here for pairs of class ids and scores.
+// here for pairs of class ids and scores, for levels, and for double.
 template <class Modulator, class Second>
 struct FocalNegatives {
   static constexpr bool mirrors = false;

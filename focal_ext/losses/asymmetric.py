@@ -38,7 +38,7 @@ def _formula(x: Tensor, t: Tensor, gamma_neg: float, gamma_pos: float, clip: flo
     return torch.where(t == 0, 0.0, t * positive) + torch.where(t == 1, 0.0, (1 - t) * negative)
 
 
-SPEC = LossSpec(number=3, parameters=_parameters, formula=_formula, has_cuda_levels=False)
+SPEC = LossSpec(number=3, parameters=_parameters, formula=_formula)
 
 
 @fused(SPEC)

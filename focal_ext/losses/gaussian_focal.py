@@ -29,7 +29,7 @@ def _formula(x: Tensor, t: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.where(loss.isinf() & (weight == 0), torch.finfo(x.dtype).tiny, weight) * loss
 
 
-SPEC = LossSpec(number=7, parameters=_parameters, formula=_formula)
+SPEC = LossSpec(number=7, parameters=_parameters, formula=_formula, has_cuda_levels=True)
 
 
 @fused(SPEC)

@@ -39,7 +39,9 @@ def _formula(x: Tensor, t: Tensor, positive: Tensor, alpha: float, gamma: float)
     return torch.where(positive, 1.0, negative_modulator(x, gamma)) * ce
 
 
-SPEC = LossSpec(number=6, parameters=_parameters, formula=_formula, needs_scores=True, splits=True)
+SPEC = LossSpec(
+    number=6, parameters=_parameters, formula=_formula, needs_scores=True, splits=True, has_cuda_levels=True
+)
 
 
 @fused(SPEC)

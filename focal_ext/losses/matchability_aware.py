@@ -36,7 +36,15 @@ def _formula(x: Tensor, t: Tensor, positive: Tensor, gamma: float) -> Tensor:
     return torch.where(positive, 1.0, negative_modulator(x, gamma, live=False)) * ce
 
 
-SPEC = LossSpec(number=5, parameters=_parameters, formula=_formula, alpha=_alpha, needs_scores=True, splits=True)
+SPEC = LossSpec(
+    number=5,
+    parameters=_parameters,
+    formula=_formula,
+    alpha=_alpha,
+    needs_scores=True,
+    splits=True,
+    has_cuda_levels=True,
+)
 
 
 @fused(SPEC)

@@ -39,7 +39,7 @@ def _formula(x: Tensor, t: Tensor, beta: float, live: float) -> Tensor:
     return modulated(torch.where(hard, ends, distance), live) * cross_entropy(x, t)
 
 
-SPEC = LossSpec(number=1, parameters=_parameters, formula=_formula, needs_scores=True)
+SPEC = LossSpec(number=1, parameters=_parameters, formula=_formula, needs_scores=True, has_cuda_levels=True)
 
 
 @fused(SPEC)

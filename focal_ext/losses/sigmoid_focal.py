@@ -21,7 +21,9 @@ def _parameters(gamma: float, label_smoothing: float, modulator_gradient: bool) 
     )
 
 
-SPEC = LossSpec(number=0, parameters=_parameters, formula=focal, alpha=check_alpha, has_class_alpha=True)
+SPEC = LossSpec(
+    number=0, parameters=_parameters, formula=focal, alpha=check_alpha, has_class_alpha=True, has_cuda_levels=True
+)
 
 
 @fused(SPEC)

@@ -106,6 +106,7 @@ SPEC = LossSpec(
     alpha=_alpha,
     most_alpha=MOST_ALPHA,
     is_per_row=True,
+    has_cuda_levels=True,
     check_dense=_check_dense,
     has_class_alpha=True,
 )

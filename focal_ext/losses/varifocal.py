@@ -27,7 +27,15 @@ def _formula(x: Tensor, t: Tensor, positive: Tensor, gamma: float, live: float) 
     return times(torch.where(positive, t, negative_modulator(x, gamma, live)), cross_entropy(x, t))
 
 
-SPEC = LossSpec(number=2, parameters=_parameters, formula=_formula, alpha=_alpha, needs_scores=True, splits=True)
+SPEC = LossSpec(
+    number=2,
+    parameters=_parameters,
+    formula=_formula,
+    alpha=_alpha,
+    needs_scores=True,
+    splits=True,
+    has_cuda_levels=True,
+)
 
 
 @fused(SPEC)
