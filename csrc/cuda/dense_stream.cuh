@@ -158,6 +158,7 @@ struct DenseStream {
       if (first + lane < groups) finish(words, i, found.bits);
     }
     sum += scale * negatives;
+    __syncwarp();  // all have read their logits: the gradients that may replace them are other lanes' now
     return (first < groups ? first : groups) * kDenseLogits;
   }
 
