@@ -24,7 +24,7 @@ from . import _reference as reference
 from ._call import TENSORS, Call, has_ids, spec_of, tensors_of
 from ._formulas import product
 from ._factors import tensor_of
-from ._levels import is_native_layout
+from ._levels import has_kernels_for_dtype, is_native_layout
 from ._native import ops
 from ._torch_private import (
     apply_of,
@@ -261,7 +261,7 @@ def has_kernel_for_levels(logits: Sequence[Tensor], call: Call) -> bool:
     if first.device.type == "cpu":
         return True
     of_classes = call.weight is not None and call.weight.dim() == 1
-    if not spec.has_cuda_levels or of_classes or first.dtype is torch.float64:
+    if not spec.has_cuda_levels or of_classes or not has_kernels_for_dtype(first):
         return False
     return not spec.is_per_row or (has_ids(logits, call) and all(level.is_contiguous() for level in logits))
 

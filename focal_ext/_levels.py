@@ -58,6 +58,11 @@ def in_the_order_of(levels: Any, targets: Any) -> Any:
     return [targets[name] for name in names]
 
 
+def has_kernels_for_dtype(level: Tensor) -> bool:
+    """Levels in float64 are read by the CPU's kernels alone."""
+    return level.is_cpu or level.dtype is not torch.float64
+
+
 def check_words(spec: LossSpec, reduction: str, batch_dims: Any, class_dim: Any = -1) -> None:
     """What the function over rows has and a pyramid has not."""
     if class_dim != -1:

@@ -15,7 +15,7 @@ from . import _native, _reference
 from ._call import Call
 from ._chunks import Chunk, Geometry, Window, chunks, window
 from ._native import convolution_backward, ops
-from ._levels import is_native_layout
+from ._levels import has_kernels_for_dtype, is_native_layout
 
 
 class Head(NamedTuple):
@@ -116,7 +116,7 @@ class Sweep:
 
     def _loss_over(self, logits: Tensor, call: Call, with_gradient: bool) -> Tensor:
         """The loss of a chunk; its gradient, if wanted, replaces the logits."""
-        if _native.runs_on(logits.device) and (logits.is_cpu or logits.dtype is not torch.float64):
+        if _native.runs_on(logits.device) and has_kernels_for_dtype(logits):
             if not with_gradient:
                 return ops.pyramid_loss([logits], *call)
             loss = torch.zeros_like(self.one)

@@ -1,5 +1,5 @@
-// Owns: the focal kernel over rows [N, C]: warps take tiles, a tile of negatives with special rows of ids among them
-// streams, any other goes element by element.
+// Owns: the focal kernel over rows [N, C]: warps take tiles. Negatives with special rows of ids among them stream,
+// and dense targets as far as dense_stream.cuh takes them; the rest goes element by element.
 // Must not know: how many blocks run or who launched them.
 #pragma once
 #include "dense_stream.cuh"

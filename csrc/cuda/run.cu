@@ -45,7 +45,7 @@ constexpr int64_t kMaxClasses = (int64_t(1) << 31) - 1, kMaxTiles = (int64_t(1) 
 // Tiles of a pyramid have 8 rows or more, and a softmax row has one reader.
 constexpr int64_t kMaxClassesInRows = int64_t(1) << 27;
 
-// But f64.
+// Of all types but f64.
 template <class F>
 const char* with_fast_scalar(Scalar scalar, F&& f) {
   switch (scalar) {
@@ -271,7 +271,7 @@ PyramidArguments<scalar_t> arguments_of(const Pyramid& pyramid, const uint32_t* 
   a.common = arguments_of<scalar_t>(p, Cut{}, counts, nullptr);
   a.common.weight = static_cast<const acc_of<scalar_t>*>(pyramid.problem.weight);
   const double positive_ratio = p.alpha_positive / p.alpha_negative;
-  // its streams know one factor a tile, and a ratio that float has room for beside it
+  // A stream knows one factor a tile, and a positive's as a multiple of it, which must be a float.
   if (p.weight || p.alpha || !(positive_ratio < 1e30)) a.common.flow = Flow::careful;
   a.ids = ids_of(p);
   a.common_ids = common_ids(a.ids);
