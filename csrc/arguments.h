@@ -3,6 +3,7 @@
 // Must not know: formulas, loops, kernels, which op asks. All else is checked in Python, where an error can be a
 // ValueError.
 #pragma once
+#include "losses/list.h"
 #include "tensors.h"
 
 namespace focal_ext {

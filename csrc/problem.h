@@ -157,6 +157,6 @@ inline Problem group_of(const Problem& whole, int64_t g) {
 }
 
 // Whether the loss is one number a row; else it is one a logit.
-inline bool has_row_losses(const Problem& p) { return p.loss_parameters.loss == Loss::softmax_focal; }
+inline bool has_row_losses(const Problem& p) { return p.loss_parameters.is_per_row; }
 
 }  // namespace focal_ext

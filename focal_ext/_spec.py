@@ -14,9 +14,9 @@ class LossSpec:
     """One loss, as the checks of arguments, the reference, the modules and the twins over pyramids need to know it."""
 
     number: int
-    """Its place in the list of csrc/losses/parameters.h."""
+    """Its place in the list of csrc/losses/list.h."""
     parameters: Callable[..., tuple[float, ...]]
-    """Checks the loss's own numbers and returns them in the order of csrc/losses/parameters.h."""
+    """Checks the loss's own numbers and returns them in the order of csrc/losses/list.h."""
     formula: Callable[..., Tensor]
     """(x, t, *parameters) -> the loss of each logit without alpha; per row (x, t, alpha of each class times t,
     *parameters) -> [rows, 1]."""

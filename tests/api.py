@@ -1,12 +1,14 @@
-# Owns: docs/api.md, written from the docstrings and signatures of what focal_ext exports: python tests/api.py --write
+# Owns: docs/api.md and the list of docs/losses.md, written from the docstrings and signatures of what focal_ext
+# exports: python tests/api.py --write
 # Must not know: what the functions do.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[1] / "docs/api.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 CONVENTIONS = """## What differs from torch's own losses, and why
 
 | | torch.nn.functional | focal_ext | why |
@@ -63,7 +65,22 @@ def modules(classes: dict[str, type]) -> list[str]:
     return ["## Modules", "", shared, "", *lines, ""]
 
 
-def page() -> str:
+def losses() -> str:
+    """docs/losses.md with a row for each loss: the first sentence of its documentation, and where its formula is."""
+    from focal_ext._spec import FUNCTIONS
+
+    rows = []
+    for function in FUNCTIONS:
+        what, source = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ").split(", fused")
+        name, header = function.__name__, f"{function.__name__.removesuffix('_loss')}.h"
+        what, source = (words.replace("|", r"\|") for words in (what, source.strip(" .").strip("()")))
+        rows.append(f"| [`{name}`](api.md#focal_ext{name}) | {what} | {source} | [{header}](../csrc/losses/{header}) |")
+    table = ["<!-- losses -->", "| function | what it is | paper | formula |", "|---|---|---|---|", *rows]
+    text = (DOCS / "losses.md").read_text()
+    return re.sub(r"<!-- losses -->\n.*?(?=<!-- /losses -->)", lambda _: "\n".join(table) + "\n", text, flags=re.DOTALL)
+
+
+def api() -> str:
     import focal_ext
 
     exported = [(name, getattr(focal_ext, name)) for name in sorted(focal_ext.__all__) if not name.startswith("__")]
@@ -84,6 +101,9 @@ def page() -> str:
     return "\n".join([*head, *(line for name, value in exported for line in section(name, value))]).rstrip() + "\n"
 
 
+PAGES = {"api.md": api, "losses.md": losses}
+
 if __name__ == "__main__":
-    sys.path.insert(0, str(PAGE.parents[1]))
-    PAGE.write_text(page()) if "--write" in sys.argv else print(page())
+    sys.path.insert(0, str(DOCS.parent))
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page()) if "--write" in sys.argv else print(page())

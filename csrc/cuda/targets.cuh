@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "../losses/careful_float.h"
-#include "../losses/list.h"
+#include "../losses/focal_negatives.h"
 #include "arguments.cuh"
 
 namespace focal_ext::cuda {

@@ -58,10 +58,10 @@ def asymmetric_loss(
     class_dim: int = -1,
     batch_dims: int = 0,
 ) -> Request:
-    """Asymmetric loss, fused (Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", eq. 4 to 7).
+    """Asymmetric loss, t (1 - p)^gamma_pos (-log p) + (1 - t) u^gamma_neg (-log(1 - u)) with u = max(p - clip, 0),
+    fused (Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification", eq. 4 to 7).
 
-    t (1 - p)^gamma_pos (-log p) + (1 - t) u^gamma_neg (-log(1 - u)) with u = max(p - clip, 0). No logarithm is clamped,
-    so confident errors keep their gradients (timm's stop below a logit of -18.4).
+    No logarithm is clamped, so confident errors keep their gradients (timm's stop below a logit of -18.4).
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.

@@ -47,11 +47,10 @@ def gaussian_focal_loss(
     class_dim: int = -1,
     batch_dims: int = 0,
 ) -> Request:
-    """Gaussian focal loss of heat maps of key points, fused (Law and Deng 2018, "CornerNet", eq. 1; CenterNet,
-    CenterPoint, TransFusion).
+    """Gaussian focal loss of heat maps of key points: (1 - p)^alpha (-log p) where the target is 1, (1 - t)^beta
+    p^alpha (-log(1 - p)) elsewhere, fused (Law and Deng 2018, "CornerNet", eq. 1).
 
-    (1 - p)^alpha (-log p) where the target is 1, (1 - t)^beta p^alpha (-log(1 - p)) elsewhere. No p is clamped, so
-    confident errors keep their gradients.
+    CenterNet, CenterPoint and TransFusion train with it. No p is clamped, so confident errors keep their gradients.
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`. Heat maps [N, C, H, W] with targets of their

@@ -60,10 +60,10 @@ def iou_aware_bce_loss(
     batch_dims: int = 0,
 ) -> Request:
     """IoU-aware cross entropy: CE(p, t) of positives with t = max(p^alpha score^(1-alpha), 0.01), p^gamma CE(p, 0) of
-    negatives, fused.
+    negatives, fused (after Cai et al. 2023, "Align-DETR").
 
     The target t is a constant: no gradient goes through its p. The gradient of negatives goes through p^gamma. LW-DETR,
-    RF-DETR and SAM 3 train with it, after Cai et al. 2023, "Align-DETR".
+    RF-DETR and SAM 3 train with it.
 
     Args:
         inputs: logits of shape (..., C), as in :func:`sigmoid_focal_loss`.

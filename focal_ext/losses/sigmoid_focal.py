@@ -43,8 +43,10 @@ def sigmoid_focal_loss(
     class_dim: int = -1,
     batch_dims: int = 0,
 ) -> Request:
-    """Sigmoid focal loss of every anchor and class, fused (Lin et al. 2017, "Focal Loss for Dense Object Detection",
-    eq. 5).
+    """Sigmoid focal loss of every anchor and class, alpha_t (1 - p_t)^gamma CE(p, t), fused (Lin et al. 2017, "Focal
+    Loss for Dense Object Detection", eq. 5).
+
+    p_t is p = sigmoid(x) where the target t is 1, and 1 - p where it is 0; alpha_t is alpha and 1 - alpha.
 
     Equivalent to ``torchvision.ops.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)`` for dense targets,
     and to the same with a one-hot of ``targets`` for class ids. Loss and gradient take one pass over the logits.

@@ -3,6 +3,7 @@
 #pragma once
 #include <vector>
 
+#include "../../csrc/losses/list.h"
 #include "../../csrc/problem.h"
 
 namespace focal_ext {

@@ -51,7 +51,7 @@ FOCAL_EXT_INLINE typename Math::value_t log1p_polynomial_half(typename Math::val
 #endif
 
 #include "../../csrc/losses/careful_float.h"
-#include "../../csrc/losses/list.h"
+#include "../../csrc/losses/focal_negatives.h"
 
 namespace {
 

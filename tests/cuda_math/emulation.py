@@ -34,7 +34,7 @@ class Errors(ctypes.Structure):
 class LossParameters(ctypes.Structure):
     """As csrc/losses/parameters.h has them."""
 
-    _fields_ = [("loss", ctypes.c_int), ("numbers", ctypes.c_double * 4)]
+    _fields_ = [("loss", ctypes.c_int), ("numbers", ctypes.c_double * 4), ("is_per_row", ctypes.c_bool)]
 
     def __init__(self, loss: int, *numbers: float) -> None:
         super().__init__(loss, (ctypes.c_double * 4)(*numbers))
