@@ -22,6 +22,7 @@ from cuda_host.defects import NUMBER
 from cuda_host.ops import HostOps
 from family import MEMBERS, Member
 from focal_ext import _arguments, _autograd
+from focal_ext._spec import LOSSES
 from pairwise import rows_of_every_pair
 from torch import Tensor
 
@@ -178,6 +179,29 @@ def test_a_bad_id_makes_a_row_of_the_other_losses_nan_and_no_other(dtype: torch.
         assert got[[3, 29]].isnan().all() and not clean.isnan().any()
         got[[3, 29]] = clean[[3, 29]]
         assert bits(got) == bits(clean)
+
+
+@dtypes
+def test_a_loss_whose_negatives_are_no_focal_loss_s_needs_nothing_beyond_its_formula(dtype: torch.dtype) -> None:
+    """Poly-1 of tests/derivatives, of class ids with a weight for each class, as loss, gradient and map."""
+    x, ids, weight = (torch.randn(301, 7) * 6).to(dtype), torch.randint(-2, 8, (301,)), torch.rand(1, 7)
+    x[7, 2], x[7, 3], ids[7] = torch.inf, -torch.inf, -1
+    pair, epsilon = (ids, torch.ones(301)), 2.0
+    checked = focal_ext.quality_focal_loss.__wrapped__(x, pair, 0.0, reduction="sum", weight=weight).call
+    checked = checked._replace(loss=len(LOSSES), numbers=(*checked.numbers[:3], epsilon), scores=None)
+    gradient, loss_map = ops().loss_and_gradient(x, *checked)[1], torch.empty_like(x)
+    ops().run(x, checked, loss_map=loss_map)
+    z, t = x.double().requires_grad_(), (ids[:, None] == torch.arange(7)).double()
+    factor = weight.double() * (ids != -2)[:, None]
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(z, t, reduction="none")
+    want = factor * (entropy + epsilon * (z * (1 - 2 * t)).sigmoid())
+    finite = x.isfinite()
+    (slope,) = torch.autograd.grad(want[finite].sum(), z)
+    slope[7, 2], slope[7, 3] = factor[7, 2], 0
+    tolerance = (torch.finfo(dtype).eps if dtype.itemsize == 2 else 3e-6 if dtype == torch.float32 else 1e-12, 1e-7)
+    for got, right in ((loss_map[finite], want[finite]), (gradient, slope)):
+        torch.testing.assert_close(got.double(), right, rtol=tolerance[0], atol=tolerance[1])
+    assert loss_map[7, 2] == torch.inf and loss_map[7, 3] == 0
 
 
 @pytest.mark.parametrize("case", [case for case in small(table.STREAMS) if case.shape[-1] in (3, 91)], ids=str)

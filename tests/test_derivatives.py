@@ -39,7 +39,17 @@ def numbers_of(loss: Declared, options: Options) -> tuple[float, ...]:
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 def test_derivatives_by_hand_are_those_of_dual_numbers(tmp_path: Path) -> None:
     program = tmp_path / "derivatives"
-    flags = ["-std=c++20", "-O2", "-fopenmp-simd", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+    flags = [
+        "-std=c++20",
+        "-O2",
+        "-fopenmp-simd",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-I",
+        str(SOURCE.parents[2] / "csrc/losses"),
+    ]
     subprocess.run([COMPILER, *flags, str(SOURCE), "-o", str(program)], check=True)
     calls = "".join(
         f"{loss.spec.number} {' '.join(map(repr, numbers_of(loss, options)))}\n"

@@ -141,12 +141,12 @@ template <Factors factors, class scalar_t, class Targets, class Loss>
 __device__ acc_of<scalar_t> one_tile(const Arguments<scalar_t>& a, const Targets& targets, uint32_t lane,
     OfWarp<acc_of<scalar_t>, factors>& own, const float* class_slots, const Loss& loss) {
   const Tile& tile = own.tile;
-  constexpr bool may_stream = may_stream_dense<Targets, Loss, factors> && sizeof(scalar_t) < 8;
+  constexpr bool may_stream = may_stream_dense<Targets, Loss, factors> && has_hot_loop<Loss> && sizeof(scalar_t) < 8;
   const bool special = (may_stream && targets.streams_dense() && tile.elements <= kShortDenseTile) ||
                        targets.has_special(a, tile, lane, own.labels);
   acc_of<scalar_t> sum = 0;
   uint32_t done = 0;
-  if constexpr (sizeof(scalar_t) < 8) {
+  if constexpr (sizeof(scalar_t) < 8 && has_hot_loop<Loss>) {
     Weights weights = Weights::no_stream;
     if (special && !targets.has_ids()) {
       if constexpr (may_stream)

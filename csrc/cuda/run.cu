@@ -73,8 +73,8 @@ Flow choose_flow(const Problem& p) {
   const bool has_loop = !is_per_class(p) ||
                         (is_sigmoid_focal && fits_class_slots(p.classes) && !p.loss_map && !p.grad_output_per_element);
   const bool ignores_zeros = is_dense(p.target) && ignored_target(p) == 0;
-  if (!aligned || !plain || !has_loop || ignores_zeros || exponent_of_negatives(p.loss_parameters) > kSteepGamma ||
-      p.scalar == Scalar::f64)
+  if (!has_focal_negatives(p.loss_parameters) || exponent_of_negatives(p.loss_parameters) > kSteepGamma || !aligned ||
+      !plain || !has_loop || ignores_zeros || p.scalar == Scalar::f64)
     return Flow::careful;
   if (p.loss_map) return Flow::loss_map;
   if (!p.gradient) return Flow::loss;
@@ -356,9 +356,9 @@ const char* why_not(const Pyramid& p) {
   if (!has_row_losses(all)) {
     if (all.loss_map || all.grad_output_per_element)
       return "focal_ext: unreduced losses of levels have no kernel; copy them into rows";
-    return all.loss_parameters.loss != Loss::asymmetric
+    return has_focal_negatives(all.loss_parameters) && all.loss_parameters.loss != Loss::asymmetric
                ? nullptr
-               : "focal_ext: levels of the asymmetric loss have no kernel; copy them into rows";
+               : "focal_ext: levels of this loss have no kernel; copy them into rows";
   }
   bool planes = true;
   for (int64_t i = 0; i < p.level_count; ++i) planes &= !p.levels[i].channels_last;

@@ -40,7 +40,7 @@ const char* start_focal(const Problem& p, const Arguments<scalar_t>& arguments, 
     const auto of = [&]<Factors factors>() {
       return launch(focal_kernel<scalar_t, Targets, Loss, factors>, blocks, kThreads, stream, own, targets, loss);
     };
-    if constexpr (sizeof(scalar_t) < 8) {
+    if constexpr (sizeof(scalar_t) < 8 && has_hot_loop<Loss>) {
       if constexpr (streams_row_weights<Loss>)
         if (arguments.factors == Factors::rows) return of.template operator()<Factors::rows>();
       if constexpr (Loss::mirrors)  // the others have no alpha

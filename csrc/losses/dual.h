@@ -10,11 +10,13 @@ namespace focal_ext {
 template <class T>
 struct Number {
   T value, slope;
+  // What does not change does not, however large its factor is.
+  static FOCAL_EXT_INLINE T times(T slope, T factor) { return slope == T(0) ? T(0) : slope * factor; }
   FOCAL_EXT_INLINE Number operator-() const { return {-value, -slope}; }
   friend FOCAL_EXT_INLINE Number operator+(Number a, Number b) { return {a.value + b.value, a.slope + b.slope}; }
   friend FOCAL_EXT_INLINE Number operator-(Number a, Number b) { return {a.value - b.value, a.slope - b.slope}; }
   friend FOCAL_EXT_INLINE Number operator*(Number a, Number b) {
-    return {a.value * b.value, a.slope * b.value + a.value * b.slope};
+    return {a.value * b.value, times(a.slope, b.value) + times(b.slope, a.value)};
   }
   friend FOCAL_EXT_INLINE Number operator/(Number a, Number b) {
     const T quotient = a.value / b.value;
@@ -54,7 +56,8 @@ struct Dual {
     return {value, value == a.value ? a.slope : T(0)};
   }
   static FOCAL_EXT_INLINE value_t fma(value_t a, value_t b, value_t c) {
-    return {Math::fma(a.value, b.value, c.value), a.slope * b.value + Math::fma(a.value, b.slope, c.slope)};
+    return {Math::fma(a.value, b.value, c.value),
+        value_t::times(a.slope, b.value) + (value_t::times(b.slope, a.value) + c.slope)};
   }
   static FOCAL_EXT_INLINE value_t exp_neg(value_t y) {
     const T e = Math::exp_neg(y.value);

@@ -70,7 +70,12 @@ struct FocalNegatives {
   }
 };
 
+constexpr bool has_focal_negatives(const LossParameters& p) { return facts_of(p.loss).exponent >= 0; }
 constexpr double exponent_of_negatives(const LossParameters& p) { return p.numbers[facts_of(p.loss).exponent]; }
+
+// A loss with negatives of another form: no kernel of its own has a hot loop.
+template <class Loss>
+struct ElementByElement : Loss {};
 
 template <class F>
 auto with_smoothed_sigmoid_focal(const LossParameters& p, F&& f) {
@@ -127,6 +132,13 @@ auto with_loss_over_levels(const LossParameters& given, F&& f) {
 // `scored`: class ids come in pairs with scores.
 template <bool fast, class F>
 auto with_loss_by_negatives(const LossParameters& given, bool scored, F&& f) {
+#define FOCAL_EXT_CASE(name, numbers_of_its_own, exponent)                                          \
+  if constexpr (exponent < 0)                                                                       \
+    if (given.loss == Loss::name)                                                                   \
+      return with_##name<false>(                                                                    \
+          given.numbers, [&]<class Own>(const Own& own) { return f(ElementByElement<Own>{own}); });
+  FOCAL_EXT_LOSSES(FOCAL_EXT_CASE, FOCAL_EXT_SKIP)
+#undef FOCAL_EXT_CASE
   const LossParameters p = simplest(given);
   const double exponent = exponent_of_negatives(p);
   const Exponent gamma(exponent);

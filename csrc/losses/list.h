@@ -14,8 +14,8 @@
 namespace focal_ext {
 
 // By number, as in focal_ext/losses: a new one is the last. Each with how many numbers of its own a call has, in the
-// order of its Python function, and which of them is the exponent of p in the loss of a negative. ROW: the loss is one
-// number a row.
+// order of its Python function, and which of them is the exponent of p in the loss of a negative, -1 where that is not
+// p^exponent times its cross entropy. ROW: the loss is one number a row.
 #define FOCAL_EXT_LOSSES(ONE_LOGIT, ROW) \
   ONE_LOGIT(sigmoid_focal, 3, 0)         \
   ONE_LOGIT(quality_focal, 2, 0)         \

@@ -75,6 +75,8 @@ def program() -> Path:
             "-Wextra",
             "-Werror",
             "-static",
+            "-I",
+            ROOT / "csrc",
             Path(__file__).with_name("kernels.cpp"),
             *objects,
             "-o",

@@ -16,6 +16,7 @@ from types import ModuleType
 
 from filelock import FileLock
 
+from .additional_loss import SOURCE as ADDITIONAL, with_additional_loss
 from .defects import with_defects
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
@@ -82,7 +83,7 @@ def commands(flavour: str, csrc: Path, folder: Path) -> list[list[str]]:
         "-c",
     ]
     kernels = [*FLAVOURS[flavour], "-isystem", str(cuda_headers()), "-include", str(HERE / "cuda_host.h"), "-x", "c++"]
-    module = [*FLAVOURS[flavour], "-isystem", pybind11.get_include(), "-isystem", python["include"]]
+    module = [*FLAVOURS[flavour], "-I", str(csrc), "-isystem", pybind11.get_include(), "-isystem", python["include"]]
     own = {HERE / "device.cpp": [], HERE / "fiber.cpp": [], HERE / "module.cpp": module}
     sources = {**own, **dict.fromkeys(sorted((csrc / "cuda").glob("*.cu")), kernels)}
     return [[*every, *flags, str(source), "-o", str(folder / f"{source.stem}.o")] for source, flags in sources.items()]
@@ -93,8 +94,9 @@ def digest(flavour: str) -> str:
         path
         for folder in (ROOT / "csrc", HERE)
         for path in sorted(folder.rglob("*.*"))
-        if path.suffix in (".h", ".cuh", ".cu", ".cpp") or path.name == "defects.py"
+        if path.suffix in (".h", ".cuh", ".cu", ".cpp") or path.name in ("defects.py", "additional_loss.py")
     ]
+    files.append(ADDITIONAL)
     text = [repr(commands(flavour, ROOT / "csrc", Path())).encode(), *(path.read_bytes() for path in files)]
     return hashlib.sha256(b"\0".join(text)).hexdigest()[:16]
 
@@ -118,6 +120,7 @@ def compiled(flavour: str, library: Path) -> Path:
     home = library.parent
     with tempfile.TemporaryDirectory(dir=home) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         with_defects(ROOT / "csrc", Path(folder) / "csrc")
+        with_additional_loss(Path(folder) / "csrc")
         list(pool.map(run, commands(flavour, Path(folder) / "csrc", Path(folder))))
         finished = Path(folder) / library.name
         run([str(compiler()), "-shared", *FLAVOURS[flavour], *map(str, Path(folder).glob("*.o")), "-o", str(finished)])

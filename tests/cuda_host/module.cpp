@@ -7,8 +7,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "../../csrc/cuda/launch.h"
-#include "../../csrc/cuda/plan.h"
+#include "cuda/launch.h"
+#include "cuda/plan.h"
 #include "device.h"
 #include "plain_problem.h"
 

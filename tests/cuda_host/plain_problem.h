@@ -3,8 +3,8 @@
 #pragma once
 #include <vector>
 
-#include "../../csrc/losses/list.h"
-#include "../../csrc/problem.h"
+#include "losses/list.h"
+#include "problem.h"
 
 namespace focal_ext {
 
