@@ -16,6 +16,7 @@ from cuda_host.defects import NUMBER
 from cuda_host.ops import HostOps
 from family import SCORED
 from focal_ext import _autograd, _run
+from losses import DECLARED
 from pairwise import pairwise
 from pyramids import SHAPES, Shape, channels_last, labels, leaves, maps
 from rounding import outside
@@ -125,7 +126,7 @@ def test_every_option_is_the_reference_s(
 
 
 @pairwise(
-    loss=[name for name in test_pyramid_losses.LOSSES if "softmax" not in name and "asymmetric" not in name],
+    loss=[name for name, loss in DECLARED.items() if loss.spec.has_cuda_levels],
     exponent=("the paper's", "another"),
     targets=("ids", "pairs"),
     layout=LAYOUTS,

@@ -74,11 +74,6 @@ template <class Loss>
   requires requires { &Loss::modulator; }
 constexpr bool has_any_power<Loss> = std::is_same_v<decltype(Loss::modulator), AnyModulator>;
 
-template <class Loss>
-constexpr bool has_hot_loop = true;
-template <class Own>
-constexpr bool has_hot_loop<ElementByElement<Own>> = false;
-
 // Whether they need the stream's single grade for every type of logits: also where the gradient multiplies q and
 // nothing hides its error.
 template <class Loss>

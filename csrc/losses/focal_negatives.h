@@ -73,9 +73,13 @@ struct FocalNegatives {
 constexpr bool has_focal_negatives(const LossParameters& p) { return facts_of(p.loss).exponent >= 0; }
 constexpr double exponent_of_negatives(const LossParameters& p) { return p.numbers[facts_of(p.loss).exponent]; }
 
-// A loss with negatives of another form: no kernel of its own has a hot loop.
+// A loss with negatives of another form: no kernel has a hot loop for it.
 template <class Loss>
 struct ElementByElement : Loss {};
+template <class Loss>
+constexpr bool has_hot_loop = true;
+template <class Loss>
+constexpr bool has_hot_loop<ElementByElement<Loss>> = false;
 
 template <class F>
 auto with_smoothed_sigmoid_focal(const LossParameters& p, F&& f) {

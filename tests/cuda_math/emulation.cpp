@@ -95,15 +95,16 @@ void dense(const Arrays& a, const Loss& loss) {
 extern "C" void evaluate(
     int policy, const LossParameters* parameters, const emulation::Errors* chosen, const Arrays* arrays) {
   errors = *chosen;
-  with_loss_by_negatives<true>(*parameters, false, [&](auto loss) {
+  with_loss_by_negatives<true>(*parameters, false, [&]<class Loss>(const Loss& loss) {
     if (arrays->targets) return dense(*arrays, loss);
-    switch (policy) {
-      case careful: return negative<CarefulFloat>(*arrays, loss);
-      case rescue: return negative<DeviceFloat>(*arrays, loss);
-      case single: return negative<Stream<float, Grade::single>>(*arrays, loss);
-      case half: return negative<Stream<float, Grade::half>>(*arrays, loss);
-      case packed_single: return negative<Stream<Pair, Grade::single>>(*arrays, loss);
-      case packed_half: return negative<Stream<Pair, Grade::half>>(*arrays, loss);
-    }
+    if constexpr (!has_hot_loop<Loss>) return negative<CarefulFloat>(*arrays, loss);
+    else switch (policy) {
+        case careful: return negative<CarefulFloat>(*arrays, loss);
+        case rescue: return negative<DeviceFloat>(*arrays, loss);
+        case single: return negative<Stream<float, Grade::single>>(*arrays, loss);
+        case half: return negative<Stream<float, Grade::half>>(*arrays, loss);
+        case packed_single: return negative<Stream<Pair, Grade::single>>(*arrays, loss);
+        case packed_half: return negative<Stream<Pair, Grade::half>>(*arrays, loss);
+      }
   });
 }
