@@ -36,12 +36,13 @@ struct Block {
 };
 
 // What replaces elements of a block that is computed as if all were negatives: positives, and ranges of ignored (0) or
-// bad (NaN) ones.
+// bad (NaN) ones; or steps of dense targets.
 template <class acc_t>
 struct Specials {
   Block<acc_t> positives;
-  int64_t count = 0, ranges = 0;
-  int64_t at[kBlock];  // of positives
+  int64_t count = 0, ranges = 0, steps = 0;
+  int64_t at[kBlock];             // of positives
+  int64_t step[kBlock / kStep];   // of dense targets, by number: then `positives` has all elements of these steps
   int64_t first[kBlock], last[kBlock];
   acc_t constant[kBlock];
 
@@ -146,7 +147,7 @@ void fold(double* totals) {
 }
 
 template <class acc_t>
-double sum(const acc_t* values, int64_t n) {
+FOCAL_EXT_ONE_COPY double sum(const acc_t* values, int64_t n) {
   acc_t lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
@@ -158,25 +159,33 @@ double sum(const acc_t* values, int64_t n) {
   return totals[0];
 }
 
-// True when every target is 0; NaN is not.
-template <class target_t>
-bool is_zero(const target_t* t, int64_t n) {
-  int nonzero = 0;
-#pragma omp simd reduction(| : nonzero)
-  for (int64_t i = 0; i < n; ++i) nonzero |= !(load(t[i]) == 0);
-  return !nonzero;
-}
-
-// Ignored targets, and integers other than 0 and 1, which are bad unless they are ignored, as bits of 1 and 2.
+// Puts what is special among the terms of a block in its place. Losses that are not to be kept are 0 there: returns
+// their sum.
 template <class acc_t>
-FOCAL_EXT_ONE_COPY int unusual(const acc_t* t, int64_t n, acc_t ignored, bool integers) {
-  int is_ignored = 0, is_bad = 0;
-#pragma omp simd reduction(| : is_ignored)
-  for (int64_t i = 0; i < n; ++i) is_ignored |= t[i] == ignored;
-  if (!integers) return is_ignored;
-#pragma omp simd reduction(| : is_bad)
-  for (int64_t i = 0; i < n; ++i) is_bad |= (t[i] > 1) | (t[i] < 0);
-  return is_ignored + 2 * is_bad;
+FOCAL_EXT_ONE_COPY double put_in_place(const Specials<acc_t>& s, bool keeps_losses, acc_t* values, acc_t* gradient) {
+  const Block<acc_t>& b = s.positives;
+  for (int64_t k = 0; k < s.steps; ++k) {
+    const int64_t at = s.step[k] * kStep, from = k * kStep;
+#pragma omp simd
+    for (int64_t i = 0; i < kStep; ++i) values[at + i] = keeps_losses ? b.value[from + i] : 0;
+    if (gradient)
+#pragma omp simd
+      for (int64_t i = 0; i < kStep; ++i) gradient[at + i] = b.gradient[from + i];
+  }
+  if (s.steps) return sum(b.value, s.steps * kStep);
+  double total = 0;
+  for (int64_t i = 0; i < s.count; ++i) {
+    values[s.at[i]] = keeps_losses ? b.value[i] : 0;
+    total += double(b.value[i]);
+    if (gradient) gradient[s.at[i]] = b.gradient[i];
+  }
+  for (int64_t r = 0; r < s.ranges; ++r) {
+    const acc_t constant = s.constant[r];
+    for (int64_t i = s.first[r]; i < s.last[r]; ++i) values[i] = constant;
+    if (gradient)
+      for (int64_t i = s.first[r]; i < s.last[r]; ++i) gradient[i] = constant;
+  }
+  return total;
 }
 
 // True when no logit is beyond the limit, infinite or NaN.

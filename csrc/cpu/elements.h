@@ -14,8 +14,9 @@ struct within_limit {
   using type = Math;
   static constexpr bool is_cheaper = false;
 };
-template <Precision precision>
-struct within_limit<Host<precision, Tail::vanishing>> {
+template <Precision precision, Tail tail>
+  requires(tail == Tail::vanishing || tail == Tail::falling)
+struct within_limit<Host<precision, tail>> {
   using type = Host<precision, Tail::absent>;
   static constexpr bool is_cheaper = true;
 };
@@ -60,15 +61,18 @@ FOCAL_EXT_INLINE void compute(int64_t n, Term term, acc_t* values, acc_t* gradie
 template <class Math, class Negatives, class acc_t>
 FOCAL_EXT_ONE_COPY void compute_alike(
     const Negatives& negatives, acc_t factor, const acc_t* x, int64_t n, bool within, acc_t* values, acc_t* gradient) {
-  const auto with = [&]<class AnyMath>(AnyMath) {
+  const auto with = [&]<class AnyMath>(AnyMath, const auto& any) {
     // By value: behind a pointer the compiler would have to reload them after every store.
-    compute(n, [factor, x, negatives](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+    compute(n, [factor, x, negatives = any](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
       const ValueAndGradient<acc_t> term = negatives.template negative<AnyMath>(x[i]);
       return ValueAndGradient<acc_t>{term.value, factor * term.gradient};
     }, values, gradient);
   };
-  if (within) with(typename within_limit<Math>::type());
-  else with(Math());
+  if (!within) return with(Math(), negatives);
+  using Within = typename within_limit<Math>::type;
+  if constexpr (within_limit<Math>::is_cheaper && requires { negatives.as_constant(); })
+    if (gradient && negatives.modulator.slope_.full == 0) return with(Within(), negatives.as_constant());
+  with(Within(), negatives);
 }
 
 // Negatives with factors of their own.
@@ -122,12 +126,8 @@ class Elements {
   }
 
   FOCAL_EXT_ONE_COPY double dense(const Block<acc_t>& b, int64_t begin, int64_t n) const {
-    const auto term = [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
-      const Both term = loss.template dense<Math>(b.x[i], b.t[i]);
-      return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
-    };
     return emit(
-        begin, n, [&](acc_t* values, acc_t* gradient) { compute(n, term, values, gradient); }, acc_t(1), nullptr);
+        begin, n, [&](acc_t* values, acc_t* gradient) { compute_dense(b, n, values, gradient); }, acc_t(1), nullptr);
   }
 
   // Writes the positives of a block whose other elements are looked up. Returns the sum of all.
@@ -171,6 +171,13 @@ class Elements {
     return p_.loss ? double(factor) * sum(values, n) + others : 0;
   }
 
+  FOCAL_EXT_ONE_COPY void compute_dense(const Block<acc_t>& b, int64_t n, acc_t* values, acc_t* gradient) const {
+    compute(n, [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+      const Both term = loss.template dense<Math>(b.x[i], b.t[i]);
+      return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
+    }, values, gradient);
+  }
+
   // The positives, side by side.
   FOCAL_EXT_ONE_COPY void compute_positives(Specials<acc_t>& s) const {
     Block<acc_t>& b = s.positives;
@@ -185,23 +192,10 @@ class Elements {
       }
   }
 
-  // Puts each special in its place, or returns the positives' sum where that is all that is wanted.
   FOCAL_EXT_ONE_COPY double put(Specials<acc_t>& s, acc_t* values, acc_t* gradient) const {
-    const Block<acc_t>& b = s.positives;
-    compute_positives(s);
-    double total = 0;
-    for (int64_t i = 0; i < s.count; ++i) {
-      values[s.at[i]] = p_.loss_map ? b.value[i] : 0;
-      total += double(b.value[i]);
-      if (gradient) gradient[s.at[i]] = b.gradient[i];
-    }
-    for (int64_t r = 0; r < s.ranges; ++r) {
-      const acc_t constant = s.constant[r];
-      for (int64_t i = s.first[r]; i < s.last[r]; ++i) values[i] = constant;
-      if (gradient)
-        for (int64_t i = s.first[r]; i < s.last[r]; ++i) gradient[i] = constant;
-    }
-    return total;
+    if (s.steps) compute_dense(s.positives, s.steps * kStep, s.positives.value, s.positives.gradient);
+    else compute_positives(s);
+    return put_in_place(s, p_.loss_map, values, gradient);
   }
 
   const Problem& p_;

@@ -4,6 +4,7 @@
 #pragma once
 #include "elements.h"
 #include "labels.h"
+#include "targets.h"
 
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
@@ -21,11 +22,6 @@ class RowBlocks : Factors<acc_t, Factor> {
   void find_rows(SpecialRows& rows, int64_t begin, int64_t n) const {
     const int64_t first = begin / p_.classes;
     find_special_rows(rows, p_, first, (begin + n - 1) / p_.classes - first + 1, 1);
-  }
-
-  // Whether all its targets are 0, and are negatives.
-  bool is_zero_block(int64_t begin, int64_t n) const {
-    return ignored_target(p_) != 0 && with_dense(p_, [=](const auto* t) { return is_zero(t + begin, n); });
   }
 
   FOCAL_EXT_ONE_COPY void find_specials(
@@ -52,9 +48,7 @@ class RowBlocks : Factors<acc_t, Factor> {
 
   FOCAL_EXT_ONE_COPY void fill_dense(Block<acc_t>& b, const acc_t* x, int64_t begin, int64_t n) const {
     acc_t buffer[kBlock];
-    const acc_t* t = buffer;
-    if (are_integers(p_.target)) with_dense(p_, [&](const auto* stored) { widen(stored + begin, n, buffer); });
-    else t = load_block(p_.targets, p_.target == Target::dense_acc ? Scalar::f32 : p_.scalar, begin, n, buffer);
+    const acc_t* const t = load_targets(p_, begin, n, buffer);
     if (uniform_) {
       this->fill_alike(b, x, t, n);
     } else {
@@ -66,23 +60,30 @@ class RowBlocks : Factors<acc_t, Factor> {
         });
       });
     }
-    const acc_t ignored = acc_t(ignored_target(p_));
-    const bool integers = are_integers(p_.target);
-    if (const int found = unusual(t, n, ignored, integers)) replace(b, t, n, ignored, integers, found);
+    if (replace_unusual(b, p_, t, n)) common_.tell_ignored();
     b.pad(n);
   }
 
- private:
-  // The ignored count 0 whatever logit, weight and upstream factor are, and the bad are NaN.
-  FOCAL_EXT_ONE_COPY void replace(
-      Block<acc_t>& b, const acc_t* t, int64_t n, acc_t ignored, bool integers, int found) const {
-    if (found & 1) common_.tell_ignored();
-    for (int64_t i = 0; i < n; ++i) {
-      if (t[i] == ignored) b.x[i] = b.t[i] = b.value[i] = b.gradient[i] = 0;
-      else if (integers && (t[i] > 1 || t[i] < 0)) b.value[i] = b.gradient[i] = acc_t(__builtin_nan(""));
+  // The elements of a uniform block's steps, side by side.
+  FOCAL_EXT_ONE_COPY void find_specials(
+      Specials<acc_t>& specials, const NonzeroSteps& steps, const acc_t* x, int64_t begin, int64_t n) const {
+    Block<acc_t>& b = specials.positives;
+    int64_t count = 0;
+    for (int64_t k = 0; k < steps.count; ++k) {
+      const int64_t at = steps.at[k] * kStep, size = n - at < kStep ? n - at : kStep;
+      acc_t buffer[kStep];
+      const acc_t* const t = load_targets(p_, begin + at, size, buffer);
+      for (int64_t i = 0; i < size; ++i) b.x[count + i] = x[at + i], b.t[count + i] = t[i];
+      specials.step[k] = steps.at[k];
+      count += size;
     }
+    specials.steps = steps.count;
+    this->fill_alike(b, b.x, b.t, count);
+    if (replace_unusual(b, p_, b.t, count)) common_.tell_ignored();
+    b.pad(count);
   }
 
+ private:
   template <class Ranges, class Logit>
   void each_special(Ranges& ranges, Specials<acc_t>& positives, const SpecialRows& rows, int64_t begin, int64_t n,
       Logit logit) const {
@@ -135,32 +136,45 @@ class Rows {
 
  private:
   double block(int64_t begin, int64_t n) const {
-    const bool dense = is_dense(p_.target);
-    SpecialRows rows;
-    if (!dense) blocks_.find_rows(rows, begin, n);
-    const bool only_negatives = dense ? blocks_.uniform_ && blocks_.is_zero_block(begin, n) : rows.count == 0;
-    if constexpr (Elements<Math, Loss>::has_halves)
-      if (table_ && (dense ? only_negatives : rows.count <= kFewSpecials)) return looked_up(rows, begin, n);
     alignas(64) acc_t buffer[kBlock];
-    const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
-    if (blocks_.uniform_ && only_negatives) return elements_.uniform(x, begin, n, nullptr);
     Block<acc_t> b;
-    if (dense) {
+    if (is_dense(p_.target)) {
+      NonzeroSteps steps;
+      const bool few = blocks_.uniform_ && find_steps(steps, p_, begin, n);
+      if (table_ && few && !steps.count) return looked_up({}, begin, n);
+      const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
+      if (few) return uniform(steps, x, begin, n);
       blocks_.fill_dense(b, x, begin, n);
       return elements_.dense(b, begin, n);
     }
+    SpecialRows rows;
+    blocks_.find_rows(rows, begin, n);
+    if (table_ && rows.count <= kFewSpecials) return looked_up(rows, begin, n);
+    const acc_t* const x = load_block(p_.inputs, p_.scalar, begin, n, buffer);
+    if (blocks_.uniform_) return uniform(rows, x, begin, n);
     Specials<acc_t> specials;
     blocks_.find_specials(specials, rows, x, begin, n);
-    if (blocks_.uniform_) return elements_.uniform(x, begin, n, &specials);
     blocks_.fill_negatives(b, x, begin, n);
     return elements_.varied(b, begin, n, &specials);
   }
 
-  double looked_up(const SpecialRows& rows, int64_t begin, int64_t n) const {
-    LookedUp block(p_, table_, begin);
+  // A block of negatives but for what was found in it.
+  template <class Found>
+  double uniform(const Found& found, const acc_t* x, int64_t begin, int64_t n) const {
+    if (!found.count) return elements_.uniform(x, begin, n, nullptr);
     Specials<acc_t> specials;
-    if (rows.count) blocks_.tell_specials(block, specials, rows, begin, n);
-    return elements_.finish(block, specials, n);
+    blocks_.find_specials(specials, found, x, begin, n);
+    return elements_.uniform(x, begin, n, &specials);
+  }
+
+  double looked_up(const SpecialRows& rows, int64_t begin, int64_t n) const {
+    if constexpr (Elements<Math, Loss>::has_halves) {
+      LookedUp block(p_, table_, begin);
+      Specials<acc_t> specials;
+      if (rows.count) blocks_.tell_specials(block, specials, rows, begin, n);
+      return elements_.finish(block, specials, n);
+    }
+    return 0;
   }
 
   const Problem& p_;

@@ -95,17 +95,20 @@ auto with_ids(const Problem& p, F f) {
   }
 }
 
-// Calls f with the dense targets as they are stored.
+// Calls f with the dense targets as they are stored: integers, or numbers.
 template <class F>
-auto with_dense(const Problem& p, F f) {
+auto with_dense_integers(const Problem& p, F f) {
   switch (p.target) {
-    case Target::dense_u8: return f(static_cast<const uint8_t*>(p.targets));
     case Target::dense_i8: return f(static_cast<const int8_t*>(p.targets));
     case Target::dense_i16: return f(static_cast<const int16_t*>(p.targets));
     case Target::dense_i32: return f(static_cast<const int32_t*>(p.targets));
     case Target::dense_i64: return f(static_cast<const int64_t*>(p.targets));
-    default: break;
+    default: return f(static_cast<const uint8_t*>(p.targets));
   }
+}
+template <class F>
+auto with_dense(const Problem& p, F f) {
+  if (are_integers(p.target)) return with_dense_integers(p, f);
   if (p.scalar == Scalar::f64) return f(static_cast<const double*>(p.targets));
   if (p.target == Target::dense_scalar && p.scalar == Scalar::bf16) return f(static_cast<const BFloat16*>(p.targets));
   if (p.target == Target::dense_scalar && p.scalar == Scalar::f16) return f(static_cast<const Float16*>(p.targets));

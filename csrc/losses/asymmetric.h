@@ -5,11 +5,31 @@
 
 namespace focal_ext {
 
-// f = t f+ + (1-t) f-:
-//   f+ the focal loss of a positive with its own gamma,
-//   f- = u^gamma (-log(1-u)) of the shifted probability u = max(p - clip, 0), with 1 - u = q + clip and R = -log(1-u) / u:
-//        f-' = p q u^gamma (gamma R + 1 / (1-u)), 0 where p <= clip
-// Without clip u is p, and f- the focal loss of a negative.
+// The focal loss of a negative's shifted probability u = max(p - clip, 0), with 1 - u = q + clip and R = -log(1-u) / u:
+//   f = u^gamma (-log(1-u)),   f' = p q u^gamma (gamma R + 1 / (1-u)), 0 where p <= clip
+template <class Modulator>
+struct ClippedFocal {
+  static constexpr Tail tail = Modulator::tail == Tail::full ? Tail::full : Tail::falling;
+  Modulator modulator;
+  Parameter clip;
+
+  template <class Math, class T>
+  FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
+    const Sigmoid<Math> s(x);
+    const T shift = Math::constant(clip), rest = s.q + shift;
+    const T u = Math::max(Math::constant(0), s.p - shift);  // NaN stays
+    T log, ratio, inverse;
+    if constexpr (requires { Math::minus_log(u, rest); })
+      log = Math::minus_log(u, rest), ratio = log / u, inverse = Math::constant(1) / rest;
+    else Math::log_ratio(u, rest, ratio, inverse), log = u * ratio;
+    const T power = modulator.template of<Math>(u);
+    const T slope = (s.p * s.q) * power * with_slope<Math>(modulator, inverse, ratio);
+    return {Math::select_positive(u, power * log, u), Math::select_positive(u, slope, u)};
+  }
+  FOCAL_EXT_INLINE ClippedFocal<Constant<Modulator>> as_constant() const { return {Constant(modulator), clip}; }
+};
+
+// f = t f+ + (1-t) f-: f+ the focal loss of a positive with its own gamma, f- that of a clipped negative.
 template <class Modulator, class Positive, bool clipped>
 struct Asymmetric {
   using Factor = EqualFactor;
@@ -20,18 +40,11 @@ struct Asymmetric {
 
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
-    if constexpr (!clipped) return sigmoid_focal_hard<Math>(x, modulator);
-    const Sigmoid<Math> s(x);
-    const T shift = Math::constant(clip);
-    const T u = Math::max(Math::constant(0), s.p - shift);  // NaN stays
-    T ratio, inverse;
-    Math::log_ratio(u, s.q + shift, ratio, inverse);
-    const T power = modulator.template of<Math>(u);
-    const T slope = (s.p * s.q) * power * Math::fma(modulator.template slope<Math>(), ratio, inverse);
-    return {Math::select_positive(u, power * (u * ratio), u), Math::select_positive(u, slope, u)};
+    return negatives().template negative<Math>(x);
   }
+  // Without clip u is p.
   FOCAL_EXT_INLINE auto negatives() const {
-    if constexpr (clipped) return *this;
+    if constexpr (clipped) return ClippedFocal<Modulator>{modulator, clip};
     else return SigmoidFocal<Modulator>{modulator};
   }
   template <class Math, class T>

@@ -30,6 +30,23 @@ FOCAL_EXT_INLINE T without_gradient(T a) {
   return a;
 }
 
+// The same modulator where its slope is known to be 0 when a loop is compiled: two products less, the same bits.
+template <class Modulator>
+struct Constant : Modulator {
+  explicit FOCAL_EXT_INLINE Constant(const Modulator& m) : Modulator(m) {}
+};
+template <class Modulator>
+inline constexpr bool is_constant = false;
+template <class Modulator>
+inline constexpr bool is_constant<Constant<Modulator>> = true;
+
+// c + slope a b, or c + slope b
+template <class Math, class Modulator, class T, class... Factor>
+FOCAL_EXT_INLINE T with_slope(const Modulator& modulator, T c, T b, Factor... a) {
+  if constexpr (is_constant<Modulator>) return c;
+  else return Math::fma((modulator.template slope<Math>() * ... * a), b, c);
+}
+
 // p^gamma. Whole gammas that detectors use are products; every other gamma is one exponential of a logarithm that is at
 // hand.
 template <int gamma_>

@@ -115,9 +115,10 @@ FOCAL_EXT_INLINE typename Math::value_t log1p_polynomial_20_bits(typename Math::
 enum class Precision { single, half };
 
 // What a policy does with small p. full: right to the last subnormal. vanishing: for gamma >= 1, where results are 0
-// before p is subnormal, p is clamped at exp(-87), which saves five instructions. absent: for finite logits within
-// limit() only, the same bits as vanishing, without its clamps.
-enum class Tail { full, vanishing, absent };
+// before p is subnormal, p is clamped at exp(-87), which saves five instructions. falling: the same where results still
+// fall with q: q is right to the last subnormal, p clamped at exp(-60). absent: for finite logits within limit() only,
+// the same bits as vanishing and falling, without their clamps.
+enum class Tail { full, vanishing, falling, absent };
 
 // float on the host. Plain C++ without branch or call, so that a simd loop over it vectorises at every instruction-set
 // level.
@@ -137,6 +138,11 @@ struct Host {
   // On the bits, where positive floats are ordered like integers: one instruction instead of a compare and a blend.
   static FOCAL_EXT_INLINE float min_positive(float a, float b) {
     return float_of(bits_of(a) < bits_of(b) ? bits_of(a) : bits_of(b));
+  }
+  // max(0, a), of NaN a NaN or 0: on the bits, where every negative float is a negative integer.
+  static FOCAL_EXT_INLINE float positive_part(float a) {
+    const int32_t bits = int32_t(bits_of(a));
+    return float_of(uint32_t(bits > 0 ? bits : 0));
   }
   // Contraction is off for the whole library: a product and a sum fuse here or nowhere, so AVX2 and AVX-512 agree to
   // the bit.
@@ -200,6 +206,15 @@ struct Host {
 
   static FOCAL_EXT_INLINE float product_or_zero(float a, float b) { return a == 0.f ? 0.f : a * b; }
 
+  // -log(1 - u) of any 0 <= u <= 1, by one polynomial: where rest = 2^k (1 + m) has k = 0, m is -u, which has digits
+  // that rest has lost. The bits are mixed by hand: of a choice the compiler makes two polynomials.
+  static FOCAL_EXT_INLINE float minus_log(float u, float rest) {
+    const uint32_t bits = bits_of(max(1.17549435e-38f, rest));
+    const int32_t k = int32_t(bits - 0x3f3504f3u) >> 23;
+    const uint32_t far = bits_of(float_of(bits - (uint32_t(k) << 23)) - 1.f), near = uint32_t(k == 0) * 0xffffffffu;
+    const float m = float_of(((bits_of(u) | 0x80000000u) & near) | (far & ~near));
+    return -0.693147182f * fma(m, log2_polynomial<Host>(m), float(k));
+  }
   static FOCAL_EXT_INLINE void log_ratio(float u, float rest, float& ratio, float& inverse) {
     const float normal = max(1.17549435e-38f, rest);
     // rest = 2^k (1 + m), 1 + m in [sqrt(1/2), sqrt(2))
@@ -222,14 +237,25 @@ struct Host {
 #endif
   }
 
-  // 2^n p. With a full tail without a second rounding before the last product: n + 64 is built as an exponent, so the
-  // scale is a normal number for all n >= -190 and subnormal results round once.
+  // 2^n p. With a full or falling tail without a second rounding before the last product: n + 64 or n + 40 is built as an
+  // exponent, so the scale is a normal number and subnormal results round once. With an absent tail p and the result
+  // are normal: a sum of integers is the product, on ports that have less to do.
   static FOCAL_EXT_INLINE float scale(float p, float shifted) {
+    if constexpr (adds_exponents) return float_of(bits_of(p) + (bits_of(shifted) << 23));
     const float scaled = p * float_of(bits_of(shifted) << 23);
-    return tail == Tail::full ? scaled * 5.42101086e-20f : scaled;
+    return tail == Tail::full ? scaled * 5.42101086e-20f : tail == Tail::falling ? scaled * 9.09494702e-13f : scaled;
   }
-  // 1.5 * 2^23: adding it rounds to an integer; 127 is the bias of the exponent.
-  static constexpr float kRound = 12582912.f + (tail == Tail::full ? 127.f + 64.f : 127.f);
+  // With a fused multiply-add no logit is halfway between two n, which another kRound would round to another one.
+#if defined(__FMA__) || defined(__aarch64__)
+  static constexpr bool adds_exponents = tail == Tail::absent;
+#else
+  static constexpr bool adds_exponents = false;
+#endif
+  // 1.5 * 2^23: adding it rounds to an integer; 127 is the bias of the exponent, 64 and 40 keep a scale normal.
+  static constexpr float kRound = 12582912.f + (adds_exponents             ? 0.f
+                                                   : tail == Tail::full    ? 127.f + 64.f
+                                                   : tail == Tail::falling ? 127.f + 40.f
+                                                                           : 127.f);
 
   // Cody-Waite: y = -n ln 2 + (result), n = shifted - kRound; the first product is exact.
   static FOCAL_EXT_INLINE float reduce(float y, float shifted) {
@@ -280,12 +306,14 @@ struct Sigmoid<Host<precision, tail>> {
   using Math = Host<precision, tail>;
   float log1p_e, p, q;
   explicit FOCAL_EXT_INLINE Sigmoid(float z) {
-    const float e = Math::exp_neg(tail == Tail::vanishing ? Math::min(Math::limit(), Math::max(-Math::limit(), z)) : z);
+    constexpr float lowest = tail == Tail::falling ? -60.f : -87.f, highest = tail == Tail::falling ? 105.f : 87.f;
+    const float e = Math::exp_neg(tail == Tail::absent ? z : Math::min(highest, Math::max(lowest, z)));
     p = 1.f / (1.f + e), q = e * p;
     w_ = Math::min_positive(p, q), ratio_ = Math::log1p_ratio(w_);
     log1p_e = w_ * ratio_;
   }
-  FOCAL_EXT_INLINE float softplus(float z) const { return Math::fma(w_, ratio_, Math::max(0.f, z)); }
+  // of NaN the other factors of a term are NaN
+  FOCAL_EXT_INLINE float softplus(float z) const { return Math::fma(w_, ratio_, Math::positive_part(z)); }
   FOCAL_EXT_INLINE float negative_part(float z) const { return Math::select_positive(z, 0.f, z); }
 
  private:

@@ -18,7 +18,7 @@ FOCAL_EXT_INLINE ValueAndGradient<T> sigmoid_focal_hard(T z, const Modulator& mo
   const T power = modulator.template of_probability<Math>(z, s.p, s.negative_part(z), s.log1p_e);
   // q is 0 beyond the limit: the clamp only keeps 0 * inf from an infinite logit's gradient.
   const T bounded = Math::bounded(softplus);
-  return {power * softplus, power * Math::fma(modulator.template slope<Math>() * s.q, bounded, s.p)};
+  return {power * softplus, power * with_slope<Math>(modulator, s.p, bounded, s.q)};
 }
 
 // Soft target t (torchvision's definition): u = p (1-t) + q t = 1 - p_t, ce the cross entropy with the target
@@ -89,6 +89,7 @@ struct SigmoidFocal {
   FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
     return sigmoid_focal_hard<Math>(x, modulator);
   }
+  FOCAL_EXT_INLINE SigmoidFocal<Constant<Modulator>> as_constant() const { return {Constant(modulator)}; }
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> positive(T x, T t) const {
     return hard_or_scored<Math>(t, mirrored(sigmoid_focal_hard<Math>(-x, modulator)), dense<Math>(x, t));
