@@ -86,7 +86,7 @@ struct WholeModulator {
   }
 };
 
-// gamma 1.5, the matchability-aware loss's: a square root costs a third of an exponential.
+// gamma 1.5, the matchability-aware loss's and YOLOv5's: a square root costs a third of an exponential.
 struct ThreeHalvesModulator {
   static constexpr bool is_one = false;
   static constexpr Tail tail = Tail::vanishing;

@@ -144,6 +144,7 @@ auto with_sigmoid_focal(const double* numbers, F&& f) {
   if constexpr (fast) {
     if (gamma == 0) return f(SigmoidFocal<WholeModulator<0>>{WholeModulator<0>(exponent)});
     if (gamma == 1) return f(SigmoidFocal<WholeModulator<1>>{WholeModulator<1>(exponent, live)});
+    if (gamma == 1.5) return f(SigmoidFocal<ThreeHalvesModulator>{ThreeHalvesModulator(exponent, live)});
     if (gamma == 2) return f(SigmoidFocal<WholeModulator<2>>{WholeModulator<2>(exponent, live)});
   }
   return f(SigmoidFocal<AnyModulator>{AnyModulator(exponent, live)});
