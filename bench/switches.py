@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ import torch
 from focal_ext import compat
 from torch import Tensor
 
+from . import library_steps as steps_of
 from .compare import keep_memory, provenance, write
 from .measure import Step, hush, interleaved, peak_bytes
 
@@ -30,13 +33,17 @@ COCO, QUERIES = 80, 300
 
 
 class Case(NamedTuple):
-    """make() gives the loss and the shape of its logits; the switch is that of focal_ext.compat, or of a pair of losses
-    that it gives."""
+    """make() gives the loss and the shape of its logits; the switch is that of focal_ext.compat, or `instead` gives
+    what is imported in its place. `step` makes a model's training step, with losses of `per_step` times these
+    logits."""
 
     switch: str
     what: str
     make: Callable[[], tuple[Loss, tuple[int, ...]]]
     needs: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    instead: Callable[[], tuple[Loss, tuple[int, ...]]] | None = None
+    step: Callable[[], steps_of.Step] | None = None
+    per_step: float = 1.0
 
 
 def module(name: str) -> Any:
@@ -191,9 +198,23 @@ def effdet() -> tuple[Loss, tuple[int, ...]]:
     ], (images, 9 * 90, side, side)
 
 
+def fvcore(name: str) -> Callable[[], tuple[Loss, tuple[int, ...]]]:
+    def labels() -> Tensor:
+        return torch.nn.functional.one_hot(ids(67_200, classes=COCO, background=COCO), COCO + 1)[:, :-1].float()
+
+    return library_loss(
+        name, lambda m: lambda x, t: m.sigmoid_focal_loss(x, t, 0.25, 2.0, "sum"), labels, (67_200, COCO)
+    )
+
+
 CASES = [
-    Case("torchvision", "RetinaNet head, 1 image", torchvision("RetinaNet")),
-    Case("torchvision", "FCOS head, 2 images", torchvision("FCOS")),
+    Case(
+        "torchvision",
+        "RetinaNet head, 1 image",
+        torchvision("RetinaNet"),
+        step=steps_of.torchvision("retinanet_resnet50_fpn", 1),
+    ),
+    Case("torchvision", "FCOS head, 2 images", torchvision("FCOS"), step=steps_of.torchvision("fcos_resnet50_fpn", 2)),
     Case(
         "transformers",
         "Deformable DETR",
@@ -203,6 +224,8 @@ CASES = [
         "transformers",
         "RT-DETR, D-FINE",
         detr("loss_rt_detr", "RTDetrLoss", "loss_labels_vfl", {"alpha": 0.75, "gamma": 2.0}),
+        step=steps_of.rt_detr,
+        per_step=7 + 6 * 196 / 300,  # encoder and decoder layers, and those of the denoising queries
     ),
     Case(
         "transformers",
@@ -226,7 +249,7 @@ CASES = [
         masks("transformers.models.mask2former.modeling_mask2former", "sigmoid_cross_entropy_loss", 12_544),
     ),
     Case("rfdetr", "RF-DETR, 13 groups", rfdetr, **RFDETR),
-    Case("ultralytics", "YOLOv8, assigner and boxes included", yolo, **YOLO),
+    Case("ultralytics", "YOLOv8, assigner and boxes included", yolo, step=steps_of.yolo, **YOLO),
     Case(
         "segmentation_models_pytorch",
         "multiclass",
@@ -236,6 +259,7 @@ CASES = [
             lambda: torch.randint(0, 21, (4, 512, 512)),
             TILES,
         ),
+        step=steps_of.unet,
     ),
     Case(
         "segmentation_models_pytorch",
@@ -276,6 +300,7 @@ CASES = [
             lambda: torch.randint(0, 5, (2, 1, 96, 96, 96)),
             (2, 5, 96, 96, 96),
         ),
+        step=steps_of.unet_3d,
     ),
     Case(
         "monai",
@@ -311,6 +336,7 @@ CASES = [
         **MMDET,
     ),
     Case("effdet", "D0, level of 64 x 64", effdet),
+    Case("fvcore", "dense labels", fvcore("fvcore.nn.focal_loss"), instead=fvcore("focal_ext.compat.fvcore")),
     Case(
         "sam3",
         "3 masks an object",
@@ -323,6 +349,16 @@ CASES = [
         **SAM3,
     ),
 ]
+
+
+def step_seconds(make: Callable[[], steps_of.Step], times: int = 3) -> float:
+    """Forward and backward of a model with its library's own loss; the first is not counted."""
+    step, taken = make(), []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        step().backward()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
 
 
 def measured(case: Case, seconds: float) -> dict[str, object]:
@@ -338,14 +374,17 @@ def measured(case: Case, seconds: float) -> dict[str, object]:
             )
             switch.convert_(torch.nn.ModuleList([head]))
             steps = {"before": Step(loss, logits), "after": Step(converted, logits)}
+        elif case.instead:
+            steps = {"before": Step(loss, logits), "after": Step(case.instead()[0], logits)}
         else:
             steps = {"before": Step(loss, logits, switch.restore), "after": Step(loss, logits, switch.apply)}
         timings, peaks = (
             interleaved(steps, seconds, in_a_row=20 if logits.numel() < 10**6 else 1),
             {name: peak_bytes(step) / 1e6 for name, step in steps.items()},
         )
-        if case.switch != "torchvision":
+        if case.switch != "torchvision" and not case.instead:
             switch.restore()
+        step = step_seconds(case.step) * 1e3 / case.per_step if case.step else ""
     row: dict[str, object] = {"library": case.switch, "loss": case.what, "shape": " x ".join(f"{n:,}" for n in shape)}
     for name, timing in timings.items():
         row |= {
@@ -354,7 +393,8 @@ def measured(case: Case, seconds: float) -> dict[str, object]:
             f"{name}_ms_p80": timing.p80 * 1e3,
             f"{name}_peak_MB": peaks[name],
         }
-    return {**row, "rounds": timings["after"].rounds, "times": timings["before"].median / timings["after"].median}
+    times = timings["before"].median / timings["after"].median
+    return {**row, "rounds": timings["after"].rounds, "times": times, "step_ms_for_each": step}
 
 
 def main() -> None:

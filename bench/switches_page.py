@@ -6,11 +6,20 @@ from __future__ import annotations
 from .performance_page import ratio, read, spread
 
 
+def shares(row: dict[str, str]) -> tuple[str, str]:
+    """Of the loss in a training step, where a step was run."""
+    if not row["step_ms_for_each"]:
+        return "", ""
+    step, before, after = (float(row[name]) for name in ("step_ms_for_each", "before_ms", "after_ms"))
+    return f"{before / step:.1%}", f"{after / (step - before + after):.1%}"
+
+
 def section() -> str:
     rows = read("switches")
     lines = [
-        "| library | loss | logits | before, ms (p20 - p80) | after | times as fast | peak memory before, MB | after |",
-        "|---|---|---|---|---|---|---|---|",
+        "| library | loss | logits | before, ms (p20 - p80) | after | times as fast | peak memory before, MB | after "
+        "| share of a step, before | after |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         gain = (
@@ -28,6 +37,7 @@ def section() -> str:
                     spread(row, "after_ms"),
                     gain,
                     *peaks,
+                    *shares(row),
                 ]
             )
             + " |"
