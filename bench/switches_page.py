@@ -11,7 +11,8 @@ def shares(row: dict[str, str]) -> tuple[str, str]:
     if not row["step_ms_for_each"]:
         return "", ""
     step, before, after = (float(row[name]) for name in ("step_ms_for_each", "before_ms", "after_ms"))
-    return f"{before / step:.1%}", f"{after / (step - before + after):.1%}"
+    share, left = before / step, after / (step - before + after)
+    return f"{share:.1%}", f"{left:.1%}" if share - left >= 0.005 else f"{left:.1%}: do not bother for the time"
 
 
 def section() -> str:
