@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kBlock = 512;  // a few buffers of it stay in the first-level cache
 constexpr int64_t kAhead = 12;   // blocks between a prefetch and its use
+constexpr int64_t kDenseAhead = 4;  // the same with dense targets
 // partial sums per block, the same at every vector width; fewer would wait for each other
 constexpr int64_t kLanes = 64;
 // formulas run over whole steps of padded blocks: no loop has a remainder, which halves the library
@@ -114,11 +115,22 @@ inline bool pays_to_prefetch() {
 #endif
 }
 
-// Asks for a block before it is needed. Past the end it does nothing.
-inline void prefetch_block(const void* tensor, Scalar scalar, int64_t begin) {
-  const int64_t size = scalar == Scalar::f64 ? 8 : scalar == Scalar::f32 ? 4 : 2;
+// Dense targets are a second stream, which AMD's prefetching keeps up with less well than with one.
+inline bool pays_to_prefetch_dense() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
+// Asks for a block before it is needed, for the nearest cache or the next. Past the end it does nothing.
+enum class Cache { first = 3, second = 2 };
+template <Cache cache = Cache::first>
+inline void prefetch_block(const void* tensor, int64_t size, int64_t begin) {
   const uintptr_t first = reinterpret_cast<uintptr_t>(tensor) + begin * size;
-  for (int64_t i = 0; i < kBlock * size; i += 64) __builtin_prefetch(reinterpret_cast<const void*>(first + i));
+  for (int64_t i = 0; i < kBlock * size; i += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(first + i), 0, int(cache));
 }
 
 template <class acc_t>

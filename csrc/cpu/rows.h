@@ -121,14 +121,19 @@ class Rows {
       : p_(problem), table_(common.table), elements_(problem, loss, common), blocks_(problem, common) {}
 
   double run(int64_t begin, int64_t end) const {
-    const bool prefetches = pays_to_prefetch();
+    const bool prefetches = pays_to_prefetch(),
+               prefetches_dense = pays_to_prefetch_dense() && is_dense(p_.target) && p_.scalar == Scalar::f32;
+    const int64_t size = size_of(p_.scalar);
     double total = 0;
     for (int64_t at = begin; at < end; at += kBlock) {
-      if (prefetches) prefetch_block(p_.inputs, p_.scalar, at + kAhead * kBlock);
+      if (prefetches) prefetch_block(p_.inputs, size, at + kAhead * kBlock);
       // Whole lines of floats are written without being read first; halves wait for theirs: bf16 is 13 % faster so,
       // fp32 15 % slower.
-      if (prefetches && size_of(p_.scalar) == 2 && p_.gradient)
-        prefetch_block(p_.gradient, p_.scalar, at + kAhead * kBlock);
+      if (prefetches && size == 2 && p_.gradient) prefetch_block(p_.gradient, size, at + kAhead * kBlock);
+      if (prefetches_dense) {
+        prefetch_block<Cache::second>(p_.inputs, size, at + kDenseAhead * kBlock);
+        prefetch_block<Cache::second>(p_.targets, size_of_dense(p_.target, p_.scalar), at + kDenseAhead * kBlock);
+      }
       total += block(at, end - at < kBlock ? end - at : kBlock);
     }
     return total;
