@@ -1,4 +1,5 @@
-# Owns: results to the bit: any number of threads, any repetition, any route and layout, AVX2 against AVX-512.
+# Owns: results to the bit: any number of threads, any repetition, any route and layout; of every loss, rows and tables
+# alike, AVX2 against AVX-512; the tolerances on every instruction set.
 # Must not know: what the right results are (test_values.py).
 from __future__ import annotations
 
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import focal_ext
 import pytest
+import softmax_table
+import test_table
 import torch
 from cases import CASES, GAMMAS, PUBLIC, Case, build
-from torch import Tensor
+from test_table import bits
 
 pytestmark = pytest.mark.native
 TESTS = Path(__file__).resolve().parent
-LARGE = [case for case in CASES if torch.Size(case.shape).numel() > 16384]
+LARGE = [case for case in (*CASES, *softmax_table.ROWS) if torch.Size(case.shape).numel() > 16384]
 LEVELS = {
     "baseline": (),
     "x86-64-v3": ("avx2", "fma", "bmi2"),
@@ -25,25 +28,29 @@ LEVELS = {
 }
 
 
-def bits(result: Tensor) -> bytes:
-    return result.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+def results(case: Case | softmax_table.Row) -> bytes:
+    is_softmax = isinstance(case, softmax_table.Row)
+    call, loss = (softmax_table.build(case), softmax_table.LOSS) if is_softmax else (build(case), case.loss)
+    return b"".join(map(bits, call.run(PUBLIC, loss)))
 
 
-def results(case: Case) -> bytes:
-    return b"".join(map(bits, build(case).run(PUBLIC, case.loss)))
-
-
-def group(case: Case) -> str:
-    whole = all(exponent == int(exponent) for exponent in case.exponents)
-    return f"{case.loss}, {'whole' if whole else 'other'} exponents"
+def group(case: Case | softmax_table.Row) -> str:
+    return softmax_table.LOSS if isinstance(case, softmax_table.Row) else case.loss
 
 
 def digests() -> dict[str, str]:
-    """Fingerprints of all large cases of each group; run in a subprocess for each instruction set."""
-    return {
-        name: hashlib.sha256(b"".join(results(case) for case in LARGE if group(case) == name)).hexdigest()
-        for name in sorted(set(map(group, LARGE)))
-    }
+    """A fingerprint of each loss's rows that need no power but of whole numbers, and of the tables."""
+    cases = [case for case in LARGE if isinstance(case, Case) and all(e == int(e) for e in case.exponents)]
+    parts: dict[str, list[bytes]] = {"tables": test_table.digested()}
+    for case in (*cases, *softmax_table.ROWS):
+        parts.setdefault(group(case), []).append(results(case))
+    return {name: hashlib.sha256(b"".join(each)).hexdigest() for name, each in parts.items()}
+
+
+def test_rows_of_every_loss_cross_chunks() -> None:
+    assert {group(case) for case in LARGE} == {*focal_ext.reference.__all__}
+    softmax = [row for row in LARGE if isinstance(row, softmax_table.Row)]
+    assert len(softmax) > 20 and {row.targets.split()[0] for row in softmax} == {"ids", "dense"}
 
 
 @pytest.mark.parametrize("case", LARGE, ids=str)
@@ -100,36 +107,31 @@ def python_at(level: str, *arguments: str, **changes: str) -> str:
     return done.stdout
 
 
-def test_avx2_and_avx512_give_the_same_bits_and_the_environment_lowers_the_level() -> None:
-    program = (
-        "import json, test_determinism as t; level = t.focal_ext.build_info()['cpu_level']; "
-        "print(json.dumps([level, level != 'baseline' and t.digests()]))"
-    )
-    levels, found = levels_of_this_machine(), {}
-    for level in levels:
-        used, found[level] = json.loads(python_at(level, "-c", program))
-        assert used == level
-    for name in (name for name in found[levels[-1]] if "whole" in name):
-        assert len({found[level][name] for level in levels if level != "baseline"}) <= 1, name
-    assert focal_ext.build_info()["cpu_level"] == (
-        os.environ.get("FOCAL_EXT_CPU_LEVEL") or [*LEVELS, *levels][-1 if levels else 0]
-    )
+def test_avx2_and_avx512_give_the_same_bits() -> None:
+    program = "import json, test_determinism; print(json.dumps(test_determinism.digests()))"
+    used = focal_ext.build_info()["cpu_level"]
+    found = [
+        digests() if level == used else json.loads(python_at(level, "-c", program))
+        for level in levels_of_this_machine()
+        if level != "baseline"
+    ]
+    assert all(each == found[0] for each in found)
+
+
+def test_the_highest_instruction_set_is_used_unless_the_environment_lowers_it() -> None:
+    level = os.environ.get("FOCAL_EXT_CPU_LEVEL") or [*LEVELS, *levels_of_this_machine()][-1]
+    assert focal_ext.build_info()["cpu_level"] == level
 
 
 @pytest.mark.parametrize("level", levels_of_this_machine()[:-1])
 def test_lower_instruction_sets_meet_the_same_tolerances_and_claims(level: str) -> None:
     """The highest one is what the rest of the suite runs on. What a level has of its own is arithmetic and reading of
     logits and ids: every third row asks for it."""
-    modules = [str(TESTS / name) for name in ("test_values.py", "test_numerics.py", "test_extremes.py")]
-    python_at(
-        level,
-        "-m",
-        "pytest",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        *modules,
-        "-k",
-        "not focal_ext.reference",
-        FOCAL_EXT_TEST_EVERY="3",
+    names = ("values", "numerics", "extremes", "softmax_values", "softmax_extremes")
+    program = (
+        "import sys, focal_ext, pytest; assert focal_ext.build_info()['cpu_level'] == sys.argv[1]; "
+        "sys.exit(pytest.main(sys.argv[2:]))"
     )
+    options = ("-x", "-p", "no:cacheprovider", "-k", "not focal_ext.reference")
+    modules = (str(TESTS / f"test_{name}.py") for name in names)
+    python_at(level, "-c", program, level, *options, *modules, FOCAL_EXT_TEST_EVERY="3")

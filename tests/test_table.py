@@ -3,7 +3,7 @@
 # Must not know: what the right results are (test_values.py, test_numerics.py ask small calls).
 from __future__ import annotations
 
-import hashlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +11,6 @@ import focal_ext
 import pytest
 import torch
 from family import MEMBERS, SCORED, Member, every_member, scores_of
-from test_determinism import bits, levels_of_this_machine, python_at
 from torch import Tensor
 
 pytestmark = pytest.mark.native
@@ -21,6 +20,10 @@ ABOVE = 2**19  # logits of a call with class ids that looks up (csrc/cpu/run.cpp
 CLASSES = 9
 ROWS = 65536
 assert ROWS * CLASSES > ABOVE
+
+
+def bits(result: Tensor) -> bytes:
+    return result.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def every_logit(dtype: torch.dtype, finite: bool = False) -> Tensor:
@@ -163,16 +166,12 @@ def test_a_pyramid_looks_up_as_rows_do(layout: torch.memory_format, share: float
         assert bits(got.contiguous()) == bits(exact.contiguous())
 
 
-def digest() -> str:
-    """A fingerprint of gradient and sum, run in a subprocess for each instruction set."""
-    found = [
-        results(MEMBERS[name], every_logit(dtype, finite=True), class_ids(ROWS), reduction="sum")
-        for name in ("sigmoid focal", "quality focal")
-        for dtype in HALVES
+def digested() -> list[bytes]:
+    """Gradients and sums, for comparisons of instruction sets (test_determinism.py)."""
+    calls = itertools.product((MEMBERS["sigmoid focal"], MEMBERS["quality focal"]), HALVES)
+    ids = class_ids(ROWS)
+    return [
+        bits(part)
+        for loss_of, dtype in calls
+        for part in results(loss_of, every_logit(dtype, finite=True), ids, reduction="sum")
     ]
-    return hashlib.sha256(b"".join(bits(part) for pair in found for part in pair)).hexdigest()
-
-
-def test_avx2_and_avx512_give_the_same_bits() -> None:
-    levels = [level for level in levels_of_this_machine() if level != "baseline"]
-    assert len({python_at(level, "-c", "import test_table; print(test_table.digest())") for level in levels}) <= 1
