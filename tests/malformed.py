@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import random
 import sys
@@ -232,22 +233,22 @@ def replaced(base: dict[str, Any], changes: dict[str, str]) -> dict[str, Any]:
     return {**fresh, **{parameter: VALUES[value]() for parameter, value in changes.items()}}
 
 
+# Losses of one logit share their rules, the softmax has its own.
+THOROUGH = ("sigmoid_focal_loss", "softmax_focal_loss")
+
+
 def rows() -> Iterator[tuple[str, str, dict[str, Any], dict[str, str]]]:
-    """Every parameter times every value for every ordinary call, then pairs of both drawn at random, the same at every
-    run."""
-    draw = random.Random(0)
+    """Every parameter times every value, for every ordinary call of the thorough losses and of others by turns; then
+    pairs of both drawn at random, the same at every run."""
+    draw, names = random.Random(0), list(VALUES)
     for loss in LOSSES:
-        parameters = list(inspect.signature(getattr(focal_ext, loss)).parameters)
-        for name, base in ordinary_calls():
-            for parameter in parameters:
-                yield from ((loss, name, base, {parameter: value}) for value in VALUES)
-            for _ in range(1000):
-                yield (
-                    loss,
-                    name,
-                    base,
-                    {parameter: draw.choice(list(VALUES)) for parameter in draw.sample(parameters, 2)},
-                )
+        parameters, calls = list(inspect.signature(getattr(focal_ext, loss)).parameters), list(ordinary_calls())
+        for (i, parameter), (j, value) in itertools.product(enumerate(parameters), enumerate(VALUES)):
+            turn = (i + j) % len(calls)
+            for name, base in calls if loss in THOROUGH else calls[turn : turn + 1]:
+                yield loss, name, base, {parameter: value}
+        for name, base in calls * 250:
+            yield loss, name, base, {parameter: draw.choice(names) for parameter in draw.sample(parameters, 2)}
 
 
 if __name__ == "__main__":
