@@ -43,6 +43,18 @@ def pairwise(is_possible: Callable[[Row], bool] = lambda row: True, **axes: Sequ
     return pytest.mark.parametrize(", ".join(axes), rows, ids=["-".join(map(str, row)) for row in rows])
 
 
+def taking_turns(turning: Mapping[str, Sequence[Any]], **axes: Sequence[Any]) -> Any:
+    """pytest.mark.parametrize over the product of the axes. The values of each turning axis take turns along every
+    other, so that all pairs of its values and theirs are there: the sum of the places in the axes says whose turn it
+    is."""
+    axes, rows = {axis: tuple(values) for axis, values in axes.items()}, []
+    turns = {axis: tuple(values) for axis, values in turning.items()}
+    for places in itertools.product(*(range(len(values)) for values in axes.values())):
+        own = [values[i] for i, values in zip(places, axes.values())]
+        rows.append((*own, *(values[sum(places) % len(values)] for values in turns.values())))
+    return pytest.mark.parametrize(", ".join((*axes, *turns)), rows, ids=["-".join(map(str, row)) for row in rows])
+
+
 def every_value_once(dtypes: Sequence[Any], rows: Iterable[str], whole: Sequence[str]) -> list[Any]:
     """Each row with one of the dtypes, which take turns, and the rows of `whole` with all: for checks that see a row
     and a dtype apart."""

@@ -14,6 +14,7 @@ import torch
 from cuda_host import build
 from cuda_host.ops import HostOps
 from focal_ext import _autograd, reference
+from pairwise import pairwise, taking_turns
 from torch import Tensor
 
 LOSSES = reference.__all__
@@ -36,7 +37,7 @@ losses = pytest.mark.parametrize("loss", LOSSES)
 def with_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     if build.why_impossible():
         pytest.skip(f"the kernels cannot be compiled here: {build.why_impossible()}")
-    monkeypatch.setattr(_autograd, "ops", HostOps(build.load("plain")))
+    monkeypatch.setattr(_autograd, "ops", HostOps(build.load("plain"), max_blocks=3))
     return focal_ext
 
 
@@ -87,12 +88,11 @@ def without(loss: str, x: Tensor, t: Tensor, there: Tensor) -> tuple[Tensor, Ten
     return x.where(~there, 0.0), t.to(torch.float64).where(~there, 0.0).to(x.dtype)
 
 
-@losses
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@taking_turns({"reduction": ("none", "sum", "mean")}, loss=LOSSES, dtype=DTYPES, route=ROUTES)
 def test_an_ignored_element_counts_0_whatever_its_logit(
-    loss: str, dtype: torch.dtype, reduction: str, module: ModuleType
+    loss: str, dtype: torch.dtype, route: str, reduction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    module = ROUTES[route](monkeypatch)
     x, t, there = problem(dtype, torch.uint8 if reduction == "mean" else dtype)
     kept = kept_of(loss, there)
     value, gradient = run(module, loss, x, t, reduction=reduction, ignore_index=255)
@@ -107,9 +107,11 @@ def test_an_ignored_element_counts_0_whatever_its_logit(
     assert (gradient[~kept_logits] == 0).all()
 
 
-@losses
-@pytest.mark.parametrize("targets", DENSE, ids=str)
-def test_every_dtype_of_targets_holds_the_ignored(loss: str, targets: torch.dtype, module: ModuleType) -> None:
+@pairwise(loss=LOSSES, targets=DENSE, route=ROUTES)
+def test_every_dtype_of_targets_holds_the_ignored(
+    loss: str, targets: torch.dtype, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ROUTES[route](monkeypatch)
     x, t, there = problem(targets=targets)
     got = run(module, loss, x, t, reduction="mean", ignore_index=ignored_index(targets))
     want = run(
@@ -118,9 +120,9 @@ def test_every_dtype_of_targets_holds_the_ignored(loss: str, targets: torch.dtyp
     assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
-@losses
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_mean_of_nothing_is_0(loss: str, dtype: torch.dtype, module: ModuleType) -> None:
+@taking_turns({"dtype": (torch.float32, torch.bfloat16)}, loss=LOSSES, route=ROUTES)
+def test_the_mean_of_nothing_is_0(loss: str, route: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ROUTES[route](monkeypatch)
     x = torch.full((40, 3), torch.nan, dtype=dtype)
     for targets in (dtype, torch.uint8, torch.int64):
         value, gradient = run(module, loss, x, torch.full(x.shape, 7, dtype=targets), reduction="mean", ignore_index=7)
@@ -208,13 +210,11 @@ BAD = (
 )
 
 
-@losses
-@pytest.mark.parametrize("targets, value", BAD)
-@pytest.mark.parametrize("module", [focal_ext, reference], ids=["fused", "reference"])
-@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pairwise(loss=LOSSES, bad=BAD, route=("fused", "reference"), reduction=("none", "sum"))
 def test_an_integer_that_is_no_label_is_named(
-    loss: str, targets: torch.dtype, value: int, module: ModuleType, reduction: str
+    loss: str, bad: tuple[torch.dtype, int], route: str, reduction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    module, (targets, value) = ROUTES[route](monkeypatch), bad
     t = torch.zeros(5, 4, dtype=torch.int64)
     t[3, 1] = t[4, 0] = value
     with pytest.raises(
