@@ -65,10 +65,10 @@ class Case(NamedTuple):
     axes: tuple[tuple[str, Any], ...]
 
     def __getattr__(self, axis: str) -> Any:
-        values = dict(self.axes)
-        if axis not in values:
-            raise AttributeError(axis)
-        return values[axis]
+        for name, value in self.axes:
+            if name == axis:
+                return value
+        raise AttributeError(axis)
 
     def __str__(self) -> str:
         """The loss, and the axes that differ from its everyday call."""

@@ -16,22 +16,32 @@ def rows_of_every_pair(
     axes: Mapping[str, Sequence[Any]], is_possible: Callable[[Row], bool] = lambda row: True, seed: int = 0
 ) -> list[Row]:
     """Greedy: the best of 40 random rows that hold a pair still missing. Values are hashable; the rows are the same at
-    every run."""
-    rng = random.Random(seed)
-
-    def pairs(row: Row) -> set[Any]:
-        return set(itertools.combinations(row.items(), 2))
-
-    missing = {((a, x), (b, y)) for a, b in itertools.combinations(axes, 2) for x in axes[a] for y in axes[b]}
-    rows, tries = [], 0
+    every run. Values are numbers here, and a pair is a number too: the tables are made wherever a test is imported."""
+    numbers: dict[tuple[str, Any], int] = {}
+    for axis, values in axes.items():
+        for value in values:
+            numbers.setdefault((axis, value), len(numbers))
+    count, of_number = len(numbers), list(numbers)
+    places = {axis: [numbers[axis, value] for value in values] for axis, values in axes.items()}
+    pairs = {x * count + y for a, b in itertools.combinations(places.values(), 2) for x in a for y in b}
+    in_order = sorted(pairs, key=lambda pair: repr((of_number[pair // count], of_number[pair % count])))
+    missing, rows, tries, rng = set(in_order), [], 0, random.Random(seed)
     while missing and tries < 400:
-        wanted = dict(rng.choice(sorted(missing, key=repr)))
-        rolled = ({axis: wanted.get(axis, rng.choice(values)) for axis, values in axes.items()} for _ in range(40))
-        best = max((row for row in rolled if is_possible(row)), key=lambda row: len(pairs(row) & missing), default=None)
-        if best is None or not pairs(best) & missing:
+        in_order = [pair for pair in in_order if pair in missing]
+        wanted = dict(of_number[number] for number in divmod(rng.choice(in_order), count))
+        best, found = None, set()
+        for _ in range(40):
+            rolled = {axis: rng.choice(values) for axis, values in axes.items()} | wanted
+            if not is_possible(rolled):
+                continue
+            each = [numbers[item] for item in rolled.items()]
+            new = {pair for x, y in itertools.combinations(each, 2) if (pair := x * count + y) in missing}
+            if len(new) > len(found):
+                best, found = rolled, new
+        if best is None:
             tries += 1  # most likely an impossible pair
             continue
-        missing -= pairs(best)
+        missing -= found
         rows.append(best)
     return rows
 

@@ -56,10 +56,10 @@ class Row(NamedTuple):
     axes: tuple[tuple[str, Any], ...]
 
     def __getattr__(self, axis: str) -> Any:
-        values = dict(self.axes)
-        if axis not in values:
-            raise AttributeError(axis)
-        return values[axis]
+        for name, value in self.axes:
+            if name == axis:
+                return value
+        raise AttributeError(axis)
 
     def __str__(self) -> str:
         return ", ".join(f"{axis} {value}" for axis, value in self.axes if value != AXES[axis][0]) or "everyday call"

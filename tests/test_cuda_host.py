@@ -55,6 +55,11 @@ module = cache(build.load)
 EVERY = {"plain": (1, 1), "address": (3, 4), "thread": (3, 12)}[FLAVOUR.removeprefix("packed_")]
 
 
+# Without a sanitizer half of the table of cases: tests/kernels/test_whole_table.py has all of it on another grid. What
+# only these kernels have, the rows of their streams, is here as a whole.
+CHOSEN = {*table.STREAMS, *table.CASES[:: 2 if FLAVOUR == "plain" else 1]}
+
+
 def small(rows: Iterable[Any]) -> list[Any]:
     """Rows that the flavour has time for; of those of the focal loss at least one of each kernel."""
     chosen = [case for case in rows if torch.Size(case.shape).numel() <= LARGEST]
@@ -105,13 +110,13 @@ def call(
     ).call
 
 
-@pytest.mark.parametrize("case", small(table.ROWS), ids=str)
+@pytest.mark.parametrize("case", [case for case in small(table.ROWS) if case in CHOSEN], ids=str)
 def test_loss_and_gradient_are_those_of_the_float64_reference(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, FLAVOUR, table.GRID_OF[case])
     table.check(case, table.GRID_OF[case])
 
 
-@pytest.mark.parametrize("case", small(table.rows_that_stream()), ids=str)
+@pytest.mark.parametrize("case", [case for case in small(table.rows_that_stream()) if case in CHOSEN], ids=str)
 def test_two_numbers_per_instruction_are_as_good(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, PACKED, table.GRID_OF[case])
     table.check(case, table.GRID_OF[case])

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, Implementation
-from family import SCORED, Member, every_member
+from family import MEMBERS, SCORED
 from formulas import closed, complete, factor_of, soft
 from losses import DECLARED
+from pairwise import taking_turns
 from tolerances import SIGMOID
 from torch import Tensor
 
@@ -124,13 +125,11 @@ def test_nan_logits_and_targets_show_in_their_own_results_and_nowhere_else(
 
 
 @implementations
-@dtypes
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@pytest.mark.parametrize("ignore_index", [-2, -1, 3, 255])
-@every_member
+@taking_turns({"reduction": ("none", "sum", "mean")}, ignore_index=(-2, -1, 3, 255), dtype=DTYPES, member=MEMBERS)
 def test_ignored_rows_give_exactly_nothing_whatever_their_logits_and_weights(
-    loss_of: Member, ignore_index: int, reduction: str, dtype: torch.dtype, implementation: Implementation
+    member: str, ignore_index: int, reduction: str, dtype: torch.dtype, implementation: Implementation
 ) -> None:
+    loss_of = MEMBERS[member]
     x, ids = torch.randn(12, 5).to(dtype), torch.tensor([0, 5, 4, 1] * 3)
     ids[2:9] = ignore_index
     weight, scores = torch.rand(12, 5), torch.rand(12)

@@ -38,14 +38,14 @@ NAMES = {
     "Info": "",
 }
 # Run once for all names, so that torch is imported once: a child for each has it hidden from the one file that looks it
-# up.
+# up. Where nothing is hidden all calls are made, elsewhere the first and one of the others by turns.
 SCRIPT = """
-import functools, importlib.util, os, sys, traceback, warnings
+import functools, importlib.util, itertools, os, sys, traceback, warnings
 import torch
 
 OF_CHANGING_NUMBERS = "nothing", "has_static_value", "guard_or_true", "guard_or_false", "guard_scalar", "_schema"
 
-def core_table(hidden):
+def core_table(hidden, place):
     import focal_ext
     from focal_ext import reference
     from torch.func import grad, vmap
@@ -69,40 +69,41 @@ def core_table(hidden):
     def same(a, b):
         for u, v in zip(a, b):
             torch.testing.assert_close(u, v, rtol=2e-6, atol=1e-7)
-    for name, loss in losses.items():
-        for reduction in ("sum", "none"):
-            ours, plain = (functools.partial(loss, home, reduction=reduction) for home in (focal_ext, reference))
-            want = loss_and_gradient(plain, x)
-            same(loss_and_gradient(ours, x), want)
-            same(loss_and_gradient(ours, x, keep=True), want)
-            same(loss_and_gradient(functools.partial(ours, overwrite_inputs=True), x), want)
-            with torch.no_grad():
-                same([ours(x)], want[:1])
-            if (name, reduction) == ("ids", "sum"):
-                same(loss_and_gradient(torch.compile(ours, backend="aot_eager", fullgraph=True), x), want)
-                step = lambda x, n, home=focal_ext: loss(home, x, gamma=n, alpha=n / 4, reduction="sum", normalizer=n)
-                compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-                for n in (1.5, 2.5, 3.5) if hidden in OF_CHANGING_NUMBERS else ():
-                    by_reference = loss_and_gradient(lambda x: step(x, n, reference), x)
-                    same(loss_and_gradient(lambda x: compiled(x, n), x), by_reference)
-            same([grad(lambda x: 3 * ours(x).sum())(x)], want[1:])
-            rows = lambda x, ids: focal_ext.sigmoid_focal_loss(x, ids, reduction=reduction)
-            same([vmap(rows)(x, ids).sum()], [rows(x, ids).sum()])
-            primal, tangent = torch.func.jvp(ours, (x,), (along,))
+    calls = [*itertools.product(losses, ("sum", "none"))]
+    for name, reduction in calls if hidden == "nothing" else (calls[0], calls[1 + place % 5]):
+        loss = losses[name]
+        ours, plain = (functools.partial(loss, home, reduction=reduction) for home in (focal_ext, reference))
+        want = loss_and_gradient(plain, x)
+        same(loss_and_gradient(ours, x), want)
+        same(loss_and_gradient(ours, x, keep=True), want)
+        same(loss_and_gradient(functools.partial(ours, overwrite_inputs=True), x), want)
+        with torch.no_grad():
+            same([ours(x)], want[:1])
+        if (name, reduction) == ("ids", "sum"):
+            same(loss_and_gradient(torch.compile(ours, backend="aot_eager", fullgraph=True), x), want)
+            step = lambda x, n, home=focal_ext: loss(home, x, gamma=n, alpha=n / 4, reduction="sum", normalizer=n)
+            compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+            for n in (1.5, 2.5, 3.5) if hidden in OF_CHANGING_NUMBERS else ():
+                by_reference = loss_and_gradient(lambda x: step(x, n, reference), x)
+                same(loss_and_gradient(lambda x: compiled(x, n), x), by_reference)
+        same([grad(lambda x: 3 * ours(x).sum())(x)], want[1:])
+        rows = lambda x, ids: focal_ext.sigmoid_focal_loss(x, ids, reduction=reduction)
+        same([vmap(rows)(x, ids).sum()], [rows(x, ids).sum()])
+        primal, tangent = torch.func.jvp(ours, (x,), (along,))
+        same([(tangent.sum() * 3).float()], [(want[1] * along).sum()])
+        with torch.autograd.forward_ad.dual_level():
+            dual = ours(torch.autograd.forward_ad.make_dual(x, along))
+            tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
             same([(tangent.sum() * 3).float()], [(want[1] * along).sum()])
-            with torch.autograd.forward_ad.dual_level():
-                dual = ours(torch.autograd.forward_ad.make_dual(x, along))
-                tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
-                same([(tangent.sum() * 3).float()], [(want[1] * along).sum()])
-            leaf = x.clone().requires_grad_()
-            first = torch.autograd.grad(ours(leaf).sum(), leaf, create_graph=True)[0]
-            leaf_of_plain = x.clone().requires_grad_()
-            plain_first = torch.autograd.grad(plain(leaf_of_plain).sum(), leaf_of_plain, create_graph=True)[0]
-            same(torch.autograd.grad(first.sum(), leaf), torch.autograd.grad(plain_first.sum(), leaf_of_plain))
-            batched = torch.stack([torch.ones_like(want[0]), 2 * torch.ones_like(want[0])])
-            leaf = x.clone().requires_grad_()
-            (many,) = torch.autograd.grad(ours(leaf), leaf, batched, is_grads_batched=True)
-            same([many[0] * 3, many[1]], [want[1], want[1] / 1.5])
+        leaf = x.clone().requires_grad_()
+        first = torch.autograd.grad(ours(leaf).sum(), leaf, create_graph=True)[0]
+        leaf_of_plain = x.clone().requires_grad_()
+        plain_first = torch.autograd.grad(plain(leaf_of_plain).sum(), leaf_of_plain, create_graph=True)[0]
+        same(torch.autograd.grad(first.sum(), leaf), torch.autograd.grad(plain_first.sum(), leaf_of_plain))
+        batched = torch.stack([torch.ones_like(want[0]), 2 * torch.ones_like(want[0])])
+        leaf = x.clone().requires_grad_()
+        (many,) = torch.autograd.grad(ours(leaf), leaf, batched, is_grads_batched=True)
+        same([many[0] * 3, many[1]], [want[1], want[1] / 1.5])
     pyramid = lambda x: focal_ext.pyramid.sigmoid_focal_loss(levels(x), ids[None], 5)
     rows = lambda x: reference.sigmoid_focal_loss(x.reshape(1, 5, 12).transpose(1, 2), ids[None], reduction="sum")
     want = loss_and_gradient(rows, x)
@@ -119,7 +120,7 @@ def core_table(hidden):
     grad(lambda y: (wrapped.append(y), y.sum())[1])(x)  # a transform that is over leaves a dead wrapper
     same([focal_ext.sigmoid_focal_loss(wrapped[0], ids)], [focal_ext.sigmoid_focal_loss(x, ids)])
 
-def without(name):
+def without(name, place):
     spec = importlib.util.spec_from_file_location("focal_ext._torch_private", sys.argv[1])
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     module.getattr = lambda home, asked, *default: default[0] if asked == name else getattr(home, asked, *default)
@@ -129,16 +130,21 @@ def without(name):
         spec.loader.exec_module(module)
         import focal_ext
     assert focal_ext._autograd.keeps_graph is module.keeps_graph
-    core_table(name)
+    core_table(name, place)
     return "; ".join(str(w.message) for w in said)
 
-torch.compile(lambda x: x + 1, backend="aot_eager")(torch.ones(1))  # what it imports
-for name in sys.argv[2:]:
+def import_what_the_children_need():
+    x = torch.ones(2, requires_grad=True)
+    torch.compile(lambda x, n: (x.sin() * n).sum(), backend="aot_eager", fullgraph=True)(x, 1.5).backward()
+    torch.func.jvp(torch.func.vmap(torch.sin), (x.detach(),), (x.detach(),))
+
+import_what_the_children_need()
+for place, name in enumerate(sys.argv[2:]):
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
         try:
-            print(name, "ok", without(name), sep="|", flush=True)
+            print(name, "ok", without(name, place), sep="|", flush=True)
         except BaseException:
             print(name, "failed", traceback.format_exc()[-700:].replace("\\n", "; "), sep="|", flush=True)
         os._exit(0)
