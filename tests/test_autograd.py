@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, PUBLIC, Implementation
-from family import MEMBERS, SCORED, Member, every_loss, every_member, scores_of
+from family import EVERYDAY, MEMBERS, SCORED, Member, every_loss, every_member, scores_of
 from oracle import hard
-from pairwise import rows_of_every_pair
+from pairwise import rows_of_every_pair, taking_turns
 from rounding import rounded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,7 +36,6 @@ TARGETS = {
     "dense uint8": torch.tensor([0, 1, 0], dtype=torch.uint8).expand(2, 3, 3),
 }
 every_call = [(r, t) for r in REDUCTIONS for t in TARGETS if not (r == "positives" and t.startswith("dense"))]
-calls = pytest.mark.parametrize("reduction, targets", every_call)
 
 
 def logits(requires_grad: bool = True) -> Tensor:
@@ -123,12 +122,13 @@ def test_targets_weight_alpha_and_normalizer_get_their_gradients(
     )
 
 
-@every_loss
-@calls
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@taking_turns(
+    {"dtype": (torch.float64, torch.float32, torch.bfloat16, torch.float16)}, call=every_call, member=EVERYDAY
+)
 def test_a_kept_graph_gives_the_same_gradient_every_time_and_losses_share_logits(
-    reduction: str, targets: str, dtype: torch.dtype, loss_of: Member
+    call: tuple[str, str], member: str, dtype: torch.dtype
 ) -> None:
+    (reduction, targets), loss_of = call, EVERYDAY[member]
     x = logits(False).to(dtype).requires_grad_()
     loss = loss_of(x, TARGETS[targets], **REDUCTIONS[reduction]).sum()
     once = [

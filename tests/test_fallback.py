@@ -11,8 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import conftest
 import focal_ext
 import pytest
 import torch
@@ -124,16 +125,46 @@ def python(*arguments: str, folder: Path = TESTS.parent, **environment: str) -> 
     )
 
 
+# Torch is imported once: a child for each installation has it.
+CHILDREN = f"""
+import json, os, sys, traceback, torch
+for name, folder, environment in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        os.environ.update(environment)
+        sys.path.insert(0, folder)
+        print(name, end="\t")
+        try:
+            exec({PROGRAM!r})
+        except BaseException:
+            print(json.dumps(traceback.format_exc()))
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def said_by(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each installation printed, by its folder's name."""
+    calls = []
+    for name, install in INSTALLS.items():
+        folder = tmp_path_factory.mktemp("install")
+        shutil.copytree(PACKAGE, folder / "focal_ext", ignore=shutil.ignore_patterns("__pycache__"))
+        install.damage(folder / "focal_ext")
+        calls.append((name, str(folder), install.environment))
+    done = python("-c", CHILDREN, json.dumps(calls), folder=tmp_path_factory.getbasetemp())
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split("\t") for line in done.stdout.splitlines())
+    return {name: (Path(folder), json.loads(printed.get(name, "null"))) for name, folder, _ in calls}
+
+
 @pytest.mark.native
 @pytest.mark.parametrize("name", INSTALLS)
-def test_a_damaged_installation_says_why_once_and_computes_the_same(name: str, tmp_path: Path) -> None:
-    install = INSTALLS[name]
-    shutil.copytree(PACKAGE, tmp_path / "focal_ext", ignore=shutil.ignore_patterns("__pycache__"))
-    install.damage(tmp_path / "focal_ext")
-    done = python("-c", PROGRAM, folder=tmp_path, PYTHONPATH=str(tmp_path), **install.environment)
-    assert done.returncode == 0, done.stderr
-    place, info, said, loss, gradient = json.loads(done.stdout)
-    assert Path(place).parent == tmp_path / "focal_ext"
+def test_a_damaged_installation_says_why_once_and_computes_the_same(name: str, said_by: dict[str, Any]) -> None:
+    install, (folder, printed) = INSTALLS[name], said_by[name]
+    assert isinstance(printed, list), printed or "the process ended"
+    place, info, said, loss, gradient = printed
+    assert Path(place).parent == folder / "focal_ext"
     assert info["backend"] == install.backend and (info["reason"] is None) == (install.backend == "native")
     assert all(part in info["reason"] for part in install.reason)
     assert [category for category, _ in said] == ["RuntimeWarning"] * install.warnings
@@ -162,20 +193,17 @@ def test_build_info_tells_all_that_is_in_use() -> None:
     assert (info["reason"] is None) == (info["backend"] == "native") == (info["cpu_level"] is not None)
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"FOCAL_EXT_NATIVE": "0"},
-        {"FOCAL_EXT_TEST_BACKEND": "nativ"},
-        pytest.param({"FOCAL_EXT_TEST_BACKEND": "reference"}, marks=pytest.mark.native),
-    ],
-    ids=str,
-)
-def test_the_suite_fails_when_it_would_run_over_another_backend(environment: dict[str, str]) -> None:
-    done = python(
-        "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(TESTS / "test_empty.py"), **environment
-    )
+def test_the_suite_fails_when_it_would_run_over_another_backend() -> None:
+    arguments = ("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(TESTS / "test_empty.py"))
+    done = python(*arguments, FOCAL_EXT_TEST_BACKEND="native", FOCAL_EXT_NATIVE="0")
     assert done.returncode == 1 and "focal_ext is not under test" in done.stdout + done.stderr
+
+
+def test_the_suite_knows_which_backend_it_runs_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert conftest.why_not_under_test() is None
+    for wanted in ("nativ", {"native": "reference", "reference": "native"}[conftest.WANTED]):
+        monkeypatch.setattr(conftest, "WANTED", wanted)
+        assert wanted in conftest.why_not_under_test()
 
 
 @pytest.mark.native
@@ -196,5 +224,6 @@ def test_an_installation_without_native_code_passes_the_suites_rules_too() -> No
         *modules,
         FOCAL_EXT_NATIVE="0",
         FOCAL_EXT_TEST_BACKEND="reference",
+        FOCAL_EXT_TEST_EVERY="4",
     )
     assert done.returncode == 0, done.stdout[-3000:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import GAMMAS, IMPLEMENTATIONS, PUBLIC, Implementation
+from cases import EVERY, GAMMAS, IMPLEMENTATIONS, PUBLIC, Implementation
 from oracle import Closed, hard, soft
 from rounding import FORMATS, error_in_ulp, rounded
 from tolerances import CLAIMS, SIGMOID
@@ -27,8 +27,10 @@ def stratified(strata: int, seed: int = 1) -> Tensor:
     return torch.cat([magnitude, -magnitude])
 
 
-PATTERNS = stratified(2**19)  # 2^20 logits: a mean over them estimates the mean over all patterns
-LINEAR = (torch.rand(2**18, generator=torch.Generator().manual_seed(2)) - 0.5) * 240  # where a detector's logits are
+PATTERNS = stratified(2**19 // EVERY)  # 2^20 logits: a mean over them estimates the mean over all patterns
+LINEAR = (
+    torch.rand(2**18 // EVERY, generator=torch.Generator().manual_seed(2)) - 0.5
+) * 240  # where a detector's logits are
 
 
 def loss_and_gradient(

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import IMPLEMENTATIONS, LAYOUTS, PUBLIC, Implementation
-from family import Member, every_loss
+from family import EVERYDAY, Member, every_loss
+from pairwise import pairwise
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -23,13 +24,14 @@ def layer(dtype: torch.dtype = torch.float32, layout: str = "contiguous") -> tup
 
 
 @pytest.mark.native
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "expanded" not in name])
-@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-@every_loss
-def test_the_gradient_is_written_over_the_logits(
-    loss_of: Member, reduction: str, layout: str, dtype: torch.dtype
-) -> None:
+@pairwise(
+    member=EVERYDAY,
+    reduction=("none", "sum", "mean"),
+    layout=[name for name in LAYOUTS if "expanded" not in name],
+    dtype=DTYPES,
+)
+def test_the_gradient_is_written_over_the_logits(member: str, reduction: str, layout: str, dtype: torch.dtype) -> None:
+    loss_of = EVERYDAY[member]
     leaf, inner = layer(dtype, layout)
     values = inner.detach().clone()
     want = torch.autograd.grad(loss_of(inner, IDS, reduction=reduction).sum(), leaf)[0]
