@@ -17,7 +17,7 @@ struct ClippedFocal {
   FOCAL_EXT_INLINE ValueAndGradient<T> negative(T x) const {
     const Sigmoid<Math> s(x);
     const T shift = Math::constant(clip), rest = s.q + shift;
-    const T u = Math::max(Math::constant(0), s.p - shift);  // NaN stays
+    const T u = positive_part<Math>(s.p - shift);  // NaN stays
     T log, ratio, inverse;
     if constexpr (requires { Math::minus_log(u, rest); })
       log = Math::minus_log(u, rest), ratio = log / u, inverse = Math::constant(1) / rest;

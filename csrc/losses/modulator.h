@@ -47,6 +47,12 @@ FOCAL_EXT_INLINE T with_slope(const Modulator& modulator, T c, T b, Factor... a)
   else return Math::fma((modulator.template slope<Math>() * ... * a), b, c);
 }
 
+template <class Math, class T>
+FOCAL_EXT_INLINE T positive_part(T a) {
+  if constexpr (requires { Math::positive_part(a); }) return Math::positive_part(a);
+  else return Math::max(Math::constant(0), a);
+}
+
 // p^gamma. Whole gammas that detectors use are products; every other gamma is one exponential of a logarithm that is at
 // hand.
 template <int gamma_>

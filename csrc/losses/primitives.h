@@ -139,8 +139,9 @@ struct Host {
   static FOCAL_EXT_INLINE float min_positive(float a, float b) {
     return float_of(bits_of(a) < bits_of(b) ? bits_of(a) : bits_of(b));
   }
-  // max(0, a), of NaN a NaN or 0: on the bits, where every negative float is a negative integer.
+  // max(0, a). Where no NaN comes on the bits: every negative float is a negative integer.
   static FOCAL_EXT_INLINE float positive_part(float a) {
+    if constexpr (tail != Tail::absent) return max(0.f, a);
     const int32_t bits = int32_t(bits_of(a));
     return float_of(uint32_t(bits > 0 ? bits : 0));
   }
@@ -209,7 +210,7 @@ struct Host {
   // -log(1 - u) of any 0 <= u <= 1, by one polynomial: where rest = 2^k (1 + m) has k = 0, m is -u, which has digits
   // that rest has lost. The bits are mixed by hand: of a choice the compiler makes two polynomials.
   static FOCAL_EXT_INLINE float minus_log(float u, float rest) {
-    const uint32_t bits = bits_of(max(1.17549435e-38f, rest));
+    const uint32_t least = 0x00800000u, bits = bits_of(rest) > least ? bits_of(rest) : least;  // a normal number
     const int32_t k = int32_t(bits - 0x3f3504f3u) >> 23;
     const uint32_t far = bits_of(float_of(bits - (uint32_t(k) << 23)) - 1.f), near = uint32_t(k == 0) * 0xffffffffu;
     const float m = float_of(((bits_of(u) | 0x80000000u) & near) | (far & ~near));
@@ -312,7 +313,6 @@ struct Sigmoid<Host<precision, tail>> {
     w_ = Math::min_positive(p, q), ratio_ = Math::log1p_ratio(w_);
     log1p_e = w_ * ratio_;
   }
-  // of NaN the other factors of a term are NaN
   FOCAL_EXT_INLINE float softplus(float z) const { return Math::fma(w_, ratio_, Math::positive_part(z)); }
   FOCAL_EXT_INLINE float negative_part(float z) const { return Math::select_positive(z, 0.f, z); }
 
