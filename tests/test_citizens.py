@@ -12,7 +12,8 @@ import focal_ext
 import pytest
 import torch
 from cases import PUBLIC
-from family import MEMBERS, Member, every_loss
+from family import EVERYDAY, MEMBERS, Member, every_loss
+from pairwise import taking_turns
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._pytree import tree_map
@@ -31,11 +32,10 @@ def gradient(loss_of: Member, reduction: str, factor: float = 1.0) -> Tensor:
     return torch.autograd.grad(factor * loss_of(x, IDS, reduction=reduction).sum(), x)[0]
 
 
-@every_loss
-@reductions
-@pytest.mark.parametrize("overwrite", [False, True], ids=["", "overwriting"])
-def test_compiled_autograd_gives_the_eager_gradient(overwrite: bool, reduction: str, loss_of: Member) -> None:
+@taking_turns({"overwrite": (False, True)}, reduction=("none", "sum"), member=EVERYDAY)
+def test_compiled_autograd_gives_the_eager_gradient(reduction: str, member: str, overwrite: bool) -> None:
     torch._dynamo.reset()
+    loss_of = EVERYDAY[member]
     x, weight = logits(), torch.ones(5, requires_grad=True)
     loss = 3 * loss_of(x * weight, IDS, reduction=reduction, overwrite_inputs=overwrite).sum()
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=not overwrite)):

@@ -9,7 +9,8 @@ import torch
 from cases import LAYOUTS, PUBLIC
 from focal_ext._torch_private import outside_old_graphs
 from tolerances import units
-from family import EVERYDAY, MEMBERS, Member, every_member
+from family import EVERYDAY, MEMBERS
+from pairwise import every_value_once, taking_turns
 from torch import Tensor
 
 loss_of = PUBLIC.module.sigmoid_focal_loss
@@ -45,8 +46,13 @@ def both(function: object, compiled: object, x: Tensor, targets: Tensor) -> None
     assert torch.allclose(loss, compiled_loss, **near) and torch.allclose(gradient, compiled_gradient, **near)
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+# of the dtypes only float16 is another graph
+@pytest.mark.parametrize(
+    "dtype, name",
+    every_value_once(
+        (torch.float32, torch.float16, torch.bfloat16, torch.float64), CALLS, whole=("sum", "overwriting", "none")
+    ),
+)
 def test_one_graph_gives_the_eager_numbers(dtype: torch.dtype, name: str) -> None:
     torch._dynamo.reset()
 
@@ -72,12 +78,10 @@ def test_layouts_and_dense_targets_compile_too(layout: str) -> None:
     both(function, compiled, torch.randn(3, 12, 5), torch.rand(3, 12, 5))
 
 
-@every_member
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("reduction", ["none", "sum"])
-def test_every_loss_is_one_graph_with_ids_and_with_dense_targets(
-    reduction: str, dynamic: bool, loss_of: Member
-) -> None:
+@taking_turns({"dynamic": (False, True)}, reduction=("none", "sum"), member=MEMBERS)
+def test_every_loss_is_one_graph_with_ids_and_with_dense_targets(reduction: str, member: str, dynamic: bool) -> None:
+    loss_of = MEMBERS[member]
+
     def function(x: Tensor, targets: Tensor) -> Tensor:
         return loss_of(x * 1, targets, reduction=reduction)
 

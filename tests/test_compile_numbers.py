@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import REFERENCE_ONLY
 from focal_ext import reference
+from pairwise import taking_turns
 from focal_ext.compat import apex, detr, effdet, fvcore, mmcv, mmdet, monai, torchvision
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -167,18 +168,19 @@ def test_nothing_below_the_front_makes_the_number_a_constant(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
+    "name, read",
     [
-        "sigmoid normalizer",
-        "softmax alpha, gamma, smoothing",
-        "pyramid normalizer",
-        "fused head normalizer",
-        "mmdet avg_factor",
-        "DETR",
+        ("sigmoid normalizer", False),
+        ("sigmoid normalizer", True),
+        ("softmax alpha, gamma, smoothing", True),
+        ("pyramid normalizer", False),
+        ("fused head normalizer", True),
+        ("mmdet avg_factor", False),
+        ("DETR", True),
     ],
+    ids=lambda value: value if isinstance(value, str) else "read from a tensor" if value else "",
 )
-@pytest.mark.parametrize("read", [False, True], ids=["", "read from a tensor"])
-def test_so_it_is_with_dynamic_shapes_and_numbers_read_from_tensors(read: bool, name: str) -> None:
+def test_so_it_is_with_dynamic_shapes_and_numbers_read_from_tensors(name: str, read: bool) -> None:
     with torch._dynamo.config.patch(capture_scalar_outputs=read):
         assert compilations(NUMBERS[name], "aot_eager", dynamic=True, read=read) <= 2
 
@@ -212,8 +214,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("message", BAD)
-@pytest.mark.parametrize("known", [(), (0.3, 0.4)], ids=["first", "after good ones"])
+@taking_turns({"known": ((), (0.3, 0.4))}, message=BAD)
 def test_a_bad_number_is_the_eager_error(known: tuple[float, ...], message: str) -> None:
     """fullgraph=True quotes it in torch.compile's own error."""
     for fullgraph in (False, True):
