@@ -29,7 +29,7 @@ def losses(names: Iterable[str]) -> set[str]:
 
 
 def test_the_losses_are_all_there() -> None:
-    assert losses(LOOPS) == {"SigmoidFocal", "SmoothedSigmoidFocal", "Asymmetric"}
+    assert losses(LOOPS) == {"SigmoidFocal", "SmoothedSigmoidFocal", "ClippedFocal"}
     assert losses(name for name in functions() if re.search(r"Elements<.*Host<.*::dense\(", name)) == {
         "SigmoidFocal",
         "SmoothedSigmoidFocal",
