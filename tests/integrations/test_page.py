@@ -8,9 +8,9 @@ from typing import Any
 import focal_ext
 import peers
 import pytest
-import test_deformable_detr
 import test_effdet
 import test_torchvision_detectors
+import test_transformers_training as training
 import torch
 from recipes import imports, run, snippets
 from torch import Tensor
@@ -95,17 +95,15 @@ def test_timms_asymmetric_loss_of_its_defaults(assert_close: Callable[..., None]
 
 
 def test_transformers_model_takes_the_fused_loss(calls: list[int], assert_close: Callable[..., None]) -> None:
-    found = run(
-        snippets("transformers and DETR")[1],
-        focal_ext=focal_ext,
-        model=test_deformable_detr.model(),
-        **test_deformable_detr.batch(0),
-    )
-    theirs: Tensor = test_deformable_detr.model()(**test_deformable_detr.batch(0)).loss
+    row = training.ROWS[0]
+    with training.default(row.dtype):
+        model, batch = training.model(row), training.batch(row, 0)
+        found = run(snippets("transformers and DETR")[1], focal_ext=focal_ext, model=model, **batch)
+        theirs: Tensor = training.model(row)(**batch).loss
     assert len(calls) == 2
     run(snippets("transformers and DETR")[0])
     assert (
         "transformers.loss.loss_deformable_detr.DeformableDetrImageLoss.loss_labels"
         in focal_ext.compat.transformers.restore()
     )
-    assert_close("page, transformers", found["output"].loss, theirs, test_deformable_detr.TOLERANCE)
+    assert_close("page, transformers", found["output"].loss, theirs, training.TOLERANCE[row.dtype])

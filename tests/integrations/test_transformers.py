@@ -1,6 +1,6 @@
 # Owns: every detection loss of transformers' LOSS_MAPPING on random outputs, before the switch and inside it; the
 # page's table of them.
-# Must not know: models, formulas. test_deformable_detr.py trains a model.
+# Must not know: models, formulas. test_transformers_training.py trains them.
 from __future__ import annotations
 
 import inspect
