@@ -59,6 +59,11 @@ LW_DETR = {
 }
 
 
+HEADS_OF_MASKS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
+# [CLS], three words of one token with a full stop each, [SEP], as BERT numbers them
+TOKENS = [[101, 1500, 1012, 1600, 1012, 1700, 1012, 102]] * 2
+
+
 def resnet(stages: int) -> Any:
     out = [f"stage{stage}" for stage in range(1, 5)][-stages:]
     return transformers.ResNetConfig(**CONVOLUTIONS, out_features=out)
@@ -70,6 +75,20 @@ def rt_detr_resnet() -> Any:
     )
 
 
+def grounding() -> dict[str, Any]:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return {
+        **{name: value for name, value in DETR.items() if name != "num_labels"},
+        **ALONE,
+        "backbone": None,
+        "backbone_config": resnet(3),
+        "text_config": transformers.BertConfig(**sizes, vocab_size=2000),
+        "max_text_len": 16,
+        "fusion_dropout": 0.0,
+        "fusion_droppath": 0.0,
+    }
+
+
 class Row(NamedTuple):
     """`detector` is the name of its classes; `config` makes what differs from their defaults."""
 
@@ -78,6 +97,7 @@ class Row(NamedTuple):
     config: Callable[[], dict[str, Any]]
     dtype: torch.dtype = torch.float64
     kind: str = "ObjectDetection"
+    labels: str = "boxes"  # or "text", "boxes and masks", "masks"
 
 
 ROWS = [
@@ -136,10 +156,54 @@ ROWS = [
             "num_labels": CLASSES,
         },
         kind="InstanceSegmentation",
+        labels="masks",
+    ),
+    Row(
+        "Mask2Former",
+        "sigmoid_focal_loss",
+        lambda: {
+            "backbone_config": resnet(4),
+            "feature_size": 32,
+            "mask_feature_size": 32,
+            "hidden_dim": 32,
+            "encoder_feedforward_dim": 16,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "num_attention_heads": 2,
+            "dim_feedforward": 16,
+            "num_queries": QUERIES,
+            "num_labels": CLASSES,
+            "train_num_points": 64,
+        },
+        kind="UniversalSegmentation",
+        labels="masks",
+    ),
+    *(
+        Row(
+            detector,
+            "sigmoid_focal_loss",
+            lambda: {**DETR, **HEADS_OF_MASKS, **ALONE, "backbone": None, "backbone_config": resnet(4)},
+            kind="Segmentation",
+            labels="boxes and masks",
+        )
+        for detector in ("Detr", "ConditionalDetr")
+    ),
+    Row(
+        "RfDetr",
+        "sigmoid_focal_loss",
+        lambda: {**LW_DETR, "backbone_config": {"model_type": "rf_detr_dinov2", "num_windows": 1, **TRANSFORMER}},
+        torch.float32,  # which its loss of masks insists on
+        kind="InstanceSegmentation",
+        labels="boxes and masks",
+    ),
+    *(
+        Row(detector, "sigmoid_focal_loss", grounding, labels="text")
+        for detector in ("GroundingDino", "MMGroundingDino")
     ),
 ]
 # In float32 transformers' own gradients move by 2e-5 to 8e-5 where the pixels move by one unit in the last place.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4}
+OF_TEXT = 1e-5  # their losses have tensors of float32 within; measured 9e-8
 # Of SGD. In float32 larger steps would show how an optimizer multiplies roundings.
 RATE = {torch.float64: 1e-3, torch.float32: 1e-7}
 
@@ -151,15 +215,21 @@ def model(row: Row) -> nn.Module:
 
 
 def batch(row: Row, step: int) -> dict[str, Any]:
-    """Two images: two boxes, and none; two masks, and one."""
+    """Two images: two objects, and none; where every image must have one, two and one."""
     rng = torch.Generator().manual_seed(step)
-    pixels = {"pixel_values": torch.rand(2, 3, SIDE, SIDE, generator=rng)}
-    classes = torch.tensor([1, 3 + step % 2])
-    if row.kind == "InstanceSegmentation":
-        masks = [torch.rand(n, SIDE, SIDE, generator=rng).round() for n in (2, 1)]
-        return {**pixels, "mask_labels": masks, "class_labels": [classes, classes[:1]]}
-    boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.3, 0.3]])
-    return {**pixels, "labels": [{"class_labels": classes[:n], "boxes": boxes[:n]} for n in (2, 0)]}
+    given: dict[str, Any] = {"pixel_values": torch.rand(2, 3, SIDE, SIDE, generator=rng, dtype=row.dtype)}
+    counts = (2, 0) if row.labels == "boxes" else (2, 1)
+    classes, boxes = torch.tensor([1, 2]), torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.6, 0.6, 0.3, 0.3]], dtype=row.dtype)
+    masks = [torch.rand(n, SIDE, SIDE, generator=rng).round().to(row.dtype) for n in counts]
+    if row.labels == "masks":
+        return {**given, "mask_labels": masks, "class_labels": [classes[:n] for n in counts]}
+    given["labels"] = [{"class_labels": classes[:n], "boxes": boxes[:n]} for n in counts]
+    if row.labels == "boxes and masks":
+        given["labels"] = [{**label, "masks": mask} for label, mask in zip(given["labels"], masks)]
+    if row.labels == "text":
+        tokens = torch.tensor(TOKENS)
+        given |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "token_type_ids": 0 * tokens}
+    return given
 
 
 @contextmanager
@@ -177,6 +247,7 @@ def train(row: Row, context: Callable[[], AbstractContextManager[Any]] = nullcon
     found, net = [], model(row)
     optimizer = torch.optim.SGD(net.parameters(), lr=RATE[row.dtype])
     for step in range(STEPS):
+        torch.manual_seed(step)  # points of masks are drawn
         with context():
             output = net(**batch(row, step))
         optimizer.zero_grad()
@@ -188,7 +259,7 @@ def train(row: Row, context: Callable[[], AbstractContextManager[Any]] = nullcon
     return found
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.detector)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.detector} {row.kind}")
 def test_losses_and_gradients_of_every_step_are_transformers(
     row: Row, assert_close: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,8 +269,9 @@ def test_losses_and_gradients_of_every_step_are_transformers(
         theirs, before = train(row), len(calls)
         ours = train(row, compat.transformers.patched)
     assert not before and len(calls) >= STEPS  # one for each layer, of those that have a loss
+    tolerance = OF_TEXT if row.labels == "text" else TOLERANCE[row.dtype]
     for own, other in zip(ours, theirs, strict=True):
         assert own.keys() == other.keys()
         # the losses of boxes that are nearly 0 in float32 are roundings alone
         for name in (name for name in other if row.dtype == torch.float64 or "ddf" not in name):
-            assert_close(f"transformers {row.detector}, training", own[name], other[name], TOLERANCE[row.dtype])
+            assert_close(f"transformers {row.detector} {row.kind}, training", own[name], other[name], tolerance)
