@@ -77,7 +77,10 @@ def losses() -> str:
         rows.append(f"| [`{name}`](api.md#focal_ext{name}) | {what} | {source} | [{header}](../csrc/losses/{header}) |")
     table = ["<!-- losses -->", "| function | what it is | paper | formula |", "|---|---|---|---|", *rows]
     text = (DOCS / "losses.md").read_text()
-    return re.sub(r"<!-- losses -->\n.*?(?=<!-- /losses -->)", lambda _: "\n".join(table) + "\n", text, flags=re.DOTALL)
+    between = re.compile(r"<!-- losses -->\n.*?(?=<!-- /losses -->)", re.DOTALL)
+    text, places = between.subn(lambda _: "\n".join(table) + "\n", text)
+    assert places == 1, "docs/losses.md has no place for the list of losses"
+    return text
 
 
 def api() -> str:

@@ -55,8 +55,8 @@ def pairwise(is_possible: Callable[[Row], bool] = lambda row: True, **axes: Sequ
 
 def taking_turns(turning: Mapping[str, Sequence[Any]], **axes: Sequence[Any]) -> Any:
     """pytest.mark.parametrize over the product of the axes. The values of each turning axis take turns along every
-    other, so that all pairs of its values and theirs are there: the sum of the places in the axes says whose turn it
-    is."""
+    other: the sum of the places in the axes says whose turn it is. Beside two axes or more of as many values all pairs
+    of its values and theirs are there."""
     axes, rows = {axis: tuple(values) for axis, values in axes.items()}, []
     turns = {axis: tuple(values) for axis, values in turning.items()}
     for places in itertools.product(*(range(len(values)) for values in axes.values())):
