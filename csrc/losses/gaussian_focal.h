@@ -32,7 +32,7 @@ struct GaussianFocal {
     const ValueAndGradient<T> low = sigmoid_focal_hard<Math>(peak ? zero - x : x, modulator);
     const T weight = peak ? one : power_of_score<Math>(one - t, falloff);
     // At +inf the loss is infinite even where the power underflows.
-    return {(low.value == infinity) & (weight == zero) ? low.value : weight * low.value,
+    return {((low.value == infinity) & (weight == zero)) ? low.value : weight * low.value,
         peak ? zero - low.gradient : weight * low.gradient};
   }
 };
