@@ -179,7 +179,7 @@ class Rows {
       if (rows.count) blocks_.tell_specials(block, specials, rows, begin, n);
       return elements_.finish(block, specials, n);
     }
-    return 0;
+    return 0;  // not reached: only halves have a table
   }
 
   const Problem& p_;

@@ -32,7 +32,7 @@ FOCAL_EXT_ONE_COPY const acc_t* load_targets(const Problem& p, int64_t begin, in
   return buffer;
 }
 
-// Returns whether the others of the block have nothing but negatives and are many.
+// Finds the steps of a block with a target other than 0. Returns whether they are few, and all else is negatives.
 FOCAL_EXT_ONE_COPY bool find_steps(NonzeroSteps& found, const Problem& p, int64_t begin, int64_t n) {
   if (ignored_target(p) == 0) return false;
   return with_dense(p, [&](const auto* targets) {

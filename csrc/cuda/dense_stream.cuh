@@ -2,8 +2,8 @@
 // Must not know: rows, classes, weights of logits, how a tile was cut.
 //
 // In a loss that mirrors, a target of 1 is a negative with the logit's sign changed: the loop takes targets of 0 and 1
-// and stops before any other. In other losses it takes all targets: a logit whose target is not 0 is read as -inf, which
-// counts exactly 0 as a negative, and the logit's own term is computed behind its vector.
+// and stops before any other. In other losses it takes all targets: a logit whose target is not 0 is read as -inf,
+// which counts exactly 0 as a negative, and the logit's own term is computed behind its vector.
 #pragma once
 #include "coefficients.cuh"
 #include "marks.cuh"

@@ -49,7 +49,8 @@ inline __device__ int label_at(const Ids& a, int64_t row) {
   }
 }
 
-// The ids of background by their bits, where ids have 64 of them: what nearly all rows have is told without interpreting it.
+// The ids of background by their bits, where ids have 64 of them: what nearly all rows have is told without
+// interpreting it.
 struct CommonIds {
   bool are_given;
   int64_t one, other;

@@ -76,8 +76,8 @@ inline int64_t choose_plane_elements(int64_t numel, bool streams) {
   return once < kMaxTileElements ? once : twice < kMaxTileElements ? kMaxTileElements : twice > kMost ? kMost : twice;
 }
 
-// `vector`: logits of 16 bytes. `numel`: of all levels. A line takes the fewest classes, of powers of 2, whose positions
-// are whole vectors, if they divide all classes.
+// `vector`: logits of 16 bytes. `numel`: of all levels. A line takes the fewest classes, of powers of 2, whose
+// positions are whole vectors, if they divide all classes.
 inline PlaneCut cut_planes(int64_t numel, int64_t classes, int64_t positions, int64_t vector, bool may_stream) {
   PlaneCut c = {};
   while ((positions << c.in_line_log2) % vector != 0) ++c.in_line_log2;

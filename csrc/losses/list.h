@@ -1,5 +1,5 @@
-// Owns: the list of losses: their formulas, numbers of their own, and names.
-// Must not know: formulas, kernels.
+// Owns: the list of losses: the header of each, its name, how many numbers a call has.
+// Must not know: what a formula says, kernels.
 #pragma once
 #include "asymmetric.h"
 #include "gaussian_focal.h"

@@ -238,8 +238,8 @@ struct Host {
 #endif
   }
 
-  // 2^n p. With a full or falling tail without a second rounding before the last product: n + 64 or n + 40 is built as an
-  // exponent, so the scale is a normal number and subnormal results round once. With an absent tail p and the result
+  // 2^n p. With a full or falling tail without a second rounding before the last product: n + 64 or n + 40 is built as
+  // an exponent, so the scale is a normal number and subnormal results round once. With an absent tail p and the result
   // are normal: a sum of integers is the product, on ports that have less to do.
   static FOCAL_EXT_INLINE float scale(float p, float shifted) {
     if constexpr (adds_exponents) return float_of(bits_of(p) + (bits_of(shifted) << 23));

@@ -15,6 +15,8 @@ import pytest
 faster_coco_eval = pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 128
+# An example is read as a whole.
+LINES = 120
 # Float32 networks that differ by roundings of their losses, after three steps of a small learning rate.
 TOLERANCE = 1e-4
 
@@ -117,3 +119,7 @@ def test_it_goes_on_where_it_stopped_in_bfloat16_and_in_two_processes(nuclei: Pa
     )
     assert done.returncode == 0, done.stderr
     assert "{'epoch': 2, 'loss': " in done.stdout and "'epoch': 1," not in done.stdout
+
+
+def test_the_example_is_short() -> None:
+    assert len((ROOT / "examples/torchvision_coco.py").read_text().splitlines()) <= LINES
