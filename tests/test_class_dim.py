@@ -187,6 +187,37 @@ def test_softmax_rows_that_are_ignored_are_zero_whatever_their_logits_are_and_th
     assert ((gradients[0] - gradients[2]).abs() <= room).all() and torch.allclose(values[0], values[2])
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes, smoothing", [(2, 0.0), (5, 0.1)])
+@pytest.mark.parametrize("special", [True, False])
+def test_softmax_strips_of_several_blocks_have_the_bits_of_small_calls(
+    special: bool, classes: int, smoothing: float, dtype: torch.dtype
+) -> None:
+    """Many positions are cut into strips of blocks, whose stages overlap, few into strips of one block."""
+    rng = torch.Generator().manual_seed(0)
+    block = 512
+    positions = 131 * block + 77  # strips of two blocks, and a last one that is not whole
+    x = (torch.randn(1, classes, positions, generator=rng) * 20).to(dtype)
+    ids = torch.randint(classes, (1, positions), generator=rng)
+    ids[0, ::97] = -100
+    if special:
+        for number in (torch.inf, -torch.inf, torch.nan):
+            x.masked_fill_(torch.rand(x.shape, generator=rng) < 2e-3, number)
+
+    def run(x: Tensor, ids: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        inner = x.clone().requires_grad_() * 1
+        options |= {"class_dim": 1, "reduction": "sum", "label_smoothing": smoothing}
+        loss = focal_ext.softmax_focal_loss(inner, ids, **options)
+        return loss.detach(), torch.autograd.grad(loss, inner)[0]
+
+    loss, gradient = run(x, ids)
+    parts = [run(*part) for part in zip(x.split(block, 2), ids.split(block, 1))]
+    for each in (gradient, run(x, ids, overwrite_inputs=True)[1]):
+        assert torch.allclose(each, torch.cat([part for _, part in parts], 2), rtol=0, atol=0, equal_nan=True)
+    assert torch.allclose(loss, torch.stack([part for part, _ in parts]).double().sum().float(), equal_nan=True)
+
+
 @pytest.mark.parametrize("row", ["ids", "softmax, weight", "softmax, dense"])
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_compiled_it_is_the_same(reduction: str, row: str) -> None:

@@ -12,11 +12,21 @@ namespace focal_ext::cpu {
 constexpr int64_t kChunk = 16384;
 constexpr int64_t kMaxStrip = 512;
 
-// Logits of a strip of a softmax loss whose exponentials are kept, or of dense targets three numbers for each: they fit
-// the second-level cache.
-constexpr int64_t kStripLogits = 65536, kDenseStripLogits = 16384;
+// Logits of a strip of a softmax loss with dense targets whose three numbers are kept: they fit the second-level cache.
+constexpr int64_t kDenseStripLogits = 16384;
 
-// Neighbouring positions of one anchor's planes, at most kMaxStrip of them.
+// With class ids a strip is computed in blocks of positions. The numbers of three fit the second-level cache, and a
+// plane is read by lines that follow each other. A block keeps at most so many, of float; beyond them it computes
+// exponentials twice.
+constexpr int64_t kBlockLogits = 10240, kBlockMost = 65536, kStripBlocks = 8;
+static inline int64_t softmax_block(int64_t classes) {
+  constexpr int64_t kEnough = 128;  // positions
+  const int64_t few = kBlockLogits / classes, many = kBlockMost / classes < kEnough ? kBlockMost / classes : kEnough,
+                width = (few > many ? few : many) / 32 * 32;
+  return width < 32 ? 32 : width < kMaxStrip ? width : kMaxStrip;
+}
+
+// Neighbouring positions of one anchor's planes, at most kMaxStrip of them but for blocks.
 struct Strip {
   int64_t anchors, positions;  // of the level
   int64_t anchor, first, count;

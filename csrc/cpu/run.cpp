@@ -259,13 +259,14 @@ struct Unit {
   int64_t chunk;
 };
 
-// In whole blocks of 32: narrow enough to share many classes out, and of a softmax loss to keep what it computes of
-// each logit.
+// In whole steps of 32: narrow enough to share many classes out, and of a softmax loss to keep what it computes of each
+// logit. With class ids it has blocks, more than one where that leaves strips for many threads.
 int64_t width_of_strips(const Problem& p) {
   const int64_t classes = std::max<int64_t>(p.classes, 1);
   if (!has_row_losses(p)) return std::clamp<int64_t>(4 * kChunk / classes / 32 * 32, 64, kMaxStrip);
-  return std::clamp<int64_t>(
-      (is_dense(p.target) ? kDenseStripLogits : kStripLogits) / classes / 32 * 32, 64, kMaxStrip);
+  if (is_dense(p.target)) return std::clamp<int64_t>(kDenseStripLogits / classes / 32 * 32, 64, kMaxStrip);
+  const int64_t block = softmax_block(classes);
+  return block * std::clamp<int64_t>(p.rows / block / 64, 1, kStripBlocks);
 }
 
 // Group by group.

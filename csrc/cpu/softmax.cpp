@@ -2,7 +2,8 @@
 // Compiled once per instruction set.
 // Must not know: threads, tensors, and the standard library (see storage.h).
 #include "softmax_dense.h"
-#include "softmax_planes.h"
+#include "softmax_dense_planes.h"
+#include "softmax_id_planes.h"
 
 namespace focal_ext::cpu::FOCAL_EXT_LEVEL {
 namespace {
@@ -132,7 +133,7 @@ double run_scalar(const Problem& problem, int64_t first, int64_t last, const Com
 template <class acc_t>
 double run_planes(const Problem& problem, const Strip& strip, const Common& common) {
   if (is_dense(problem.target)) return DensePlanes<acc_t>(problem, strip, common).run();
-  return IdPlanes<acc_t>(problem, strip, common).run();
+  return run_id_planes<acc_t>(problem, strip, common);
 }
 
 }  // namespace

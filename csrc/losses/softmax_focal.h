@@ -26,6 +26,17 @@ FOCAL_EXT_INLINE T exp_below(T x, T m) {
   return Math::fma(e, equal || !(difference < limit) ? zero : zero - rest, e);
 }
 
+// The same bits for a finite m, without a look at x = m.
+template <class Math, class T = typename Math::value_t>
+FOCAL_EXT_INLINE T exp_below_finite(T x, T m) {
+  const T zero = Math::constant(0), limit = Math::constant(Math::limit()), difference = m - x;
+  const T minus_x = difference - m;
+  const T rest = (m - (difference - minus_x)) - (x + minus_x);
+  const bool beyond = limit < difference;
+  const T e = Math::exp_neg(beyond ? limit : difference);
+  return Math::fma(e, beyond ? zero : zero - rest, e);
+}
+
 // log S for S = 1 + tail.
 template <class Math, class T = typename Math::value_t>
 FOCAL_EXT_INLINE T log_of_sum(T sum, T tail) {
