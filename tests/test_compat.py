@@ -12,6 +12,7 @@ from typing import Any
 import focal_ext
 import pytest
 import torch
+from bench import peers
 from focal_ext import compat
 from focal_ext.compat import apex, detr, effdet, fvcore, mmcv, mmdet, monai, torchvision
 from test_constants import PEERS
@@ -107,15 +108,10 @@ PER_CLASS = torch.tensor([0.5, 2.0, 1.0, 0.0, 3.0], dtype=torch.float64)
 EACH = torch.rand(12, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 SCORES = torch.linspace(0.1, 0.9, 12, dtype=torch.float64)
 IGNORED_LABELS = LABELLED.masked_fill(KEPT == 0, 9)
-FOCAL = textbook
 
 
-def softmax_textbook(x: Tensor, ids: Tensor, gamma: float, alpha: float) -> Tensor:
-    log_p = x.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
-    return -alpha * (1 - log_p.exp()) ** gamma * log_p
-
-
-SOFTMAX = softmax_textbook
+def softmax(x: Tensor, ids: Tensor, gamma: float, alpha: float) -> Tensor:
+    return alpha * peers.softmax_gather(x, ids, gamma)
 
 
 def with_ignored(background: int, ignored: int) -> Tensor:
@@ -125,78 +121,84 @@ def with_ignored(background: int, ignored: int) -> Tensor:
 
 # Ours, and the library's definition from its documentation or source.
 DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "mmcv mean over rows": (lambda x: mmcv.sigmoid_focal_loss(x, IDS), lambda x: FOCAL(x, T, 2, 0.25).sum() / 12),
+    "mmcv mean over rows": (lambda x: mmcv.sigmoid_focal_loss(x, IDS), lambda x: textbook(x, T, 2, 0.25).sum() / 12),
     "mmcv positional": (
         lambda x: mmcv.sigmoid_focal_loss(x, IDS, 1.5, 0.4, None, "sum"),
-        lambda x: FOCAL(x, T, 1.5, 0.4).sum(),
+        lambda x: textbook(x, T, 1.5, 0.4).sum(),
     ),
-    "mmcv map": (lambda x: mmcv.SigmoidFocalLoss(2.0, 0.25, reduction="none")(x, IDS), lambda x: FOCAL(x, T, 2, 0.25)),
+    "mmcv map": (
+        lambda x: mmcv.SigmoidFocalLoss(2.0, 0.25, reduction="none")(x, IDS),
+        lambda x: textbook(x, T, 2, 0.25),
+    ),
     "mmcv weight of the row's label": (
         lambda x: mmcv.SigmoidFocalLoss(2.0, 0.25, PER_CLASS)(x, LABELLED),
-        lambda x: (FOCAL(x, one_hot(LABELLED, 5), 2, 0.25) * PER_CLASS[LABELLED][:, None]).sum() / 12,
+        lambda x: (textbook(x, one_hot(LABELLED, 5), 2, 0.25) * PER_CLASS[LABELLED][:, None]).sum() / 12,
     ),
     "mmcv of one class": (
         lambda x: mmcv.sigmoid_focal_loss(x[:, :1], IDS.clamp(max=1)),
-        lambda x: FOCAL(x[:, :1], one_hot(IDS, 1), 2, 0.25).sum() / 12,
+        lambda x: textbook(x[:, :1], one_hot(IDS, 1), 2, 0.25).sum() / 12,
     ),
     "mmdet of one class": (
         lambda x: mmdet.sigmoid_focal_loss(x[:, :1], IDS.clamp(max=1)),
-        lambda x: FOCAL(x[:, :1], one_hot(IDS, 1), 2, 0.25).mean(),
+        lambda x: textbook(x[:, :1], one_hot(IDS, 1), 2, 0.25).mean(),
     ),
     "mmcv softmax mean over rows": (
         lambda x: mmcv.softmax_focal_loss(x, LABELLED),
-        lambda x: SOFTMAX(x, LABELLED, 2, 0.25).sum() / 12,
+        lambda x: softmax(x, LABELLED, 2, 0.25).sum() / 12,
     ),
     "mmcv softmax positional": (
         lambda x: mmcv.softmax_focal_loss(x, LABELLED, 1.5, 2.0, None, "sum"),
-        lambda x: SOFTMAX(x, LABELLED, 1.5, 2.0).sum(),
+        lambda x: softmax(x, LABELLED, 1.5, 2.0).sum(),
     ),
     "mmcv softmax of rows": (
         lambda x: mmcv.SoftmaxFocalLoss(2.0, 0.25, reduction="none")(x, LABELLED),
-        lambda x: SOFTMAX(x, LABELLED, 2, 0.25),
+        lambda x: softmax(x, LABELLED, 2, 0.25),
     ),
     "mmcv softmax weight of the row's label": (
         lambda x: mmcv.SoftmaxFocalLoss(2.0, 0.25, PER_CLASS)(x, LABELLED),
-        lambda x: (SOFTMAX(x, LABELLED, 2, 0.25) * PER_CLASS[LABELLED]).sum() / 12,
+        lambda x: (softmax(x, LABELLED, 2, 0.25) * PER_CLASS[LABELLED]).sum() / 12,
     ),
     "apex": (
         lambda x: apex.focal_loss(x, with_ignored(-1, -2), torch.tensor(3.0), 5, 0.24, 2.0),
-        lambda x: (FOCAL(x, T, 2, 0.24) * KEPT[:, None]).sum() / 3,
+        lambda x: (textbook(x, T, 2, 0.24) * KEPT[:, None]).sum() / 3,
     ),
     "apex by apply, one-element normaliser": (
         lambda x: apex.FocalLoss.apply(x, with_ignored(-1, -2), torch.tensor([3.0]), 5, 0.24, 2.0, 0.0),
-        lambda x: (FOCAL(x, T, 2, 0.24) * KEPT[:, None]).sum() / 3,
+        lambda x: (textbook(x, T, 2, 0.24) * KEPT[:, None]).sum() / 3,
     ),
     "apex smoothing in the cross entropy only": (
         lambda x: apex.focal_loss(x, with_ignored(-1, -1), torch.tensor(2.0), 5, 0.24, 2.0, 0.1),
         lambda x: smoothed(x, T * KEPT[:, None], 0.1).sum() / 2,
     ),
-    "mmdet mean over logits": (lambda x: mmdet.FocalLoss()(x, IDS), lambda x: FOCAL(x, T, 2, 0.25).mean()),
+    "mmdet mean over logits": (lambda x: mmdet.FocalLoss()(x, IDS), lambda x: textbook(x, T, 2, 0.25).mean()),
     "mmdet avg_factor": (
         lambda x: mmdet.FocalLoss(loss_weight=2.0)(x, IDS, KEPT, avg_factor=3),
-        lambda x: 2 * (FOCAL(x, T, 2, 0.25) * KEPT[:, None]).sum() / (3 + torch.finfo(torch.float32).eps),
+        lambda x: 2 * (textbook(x, T, 2, 0.25) * KEPT[:, None]).sum() / (3 + torch.finfo(torch.float32).eps),
     ),
     "detr": (
         lambda x: detr.sigmoid_focal_loss(x.view(2, 6, 5), T.view(2, 6, 5), 3.0),
-        lambda x: FOCAL(x, T, 2, 0.25).sum() / 6 / 3,
+        lambda x: textbook(x, T, 2, 0.25).sum() / 6 / 3,
     ),
-    "fvcore alpha off": (lambda x: fvcore.sigmoid_focal_loss(x, T), lambda x: FOCAL(x, T, 2, None)),
+    "fvcore alpha off": (lambda x: fvcore.sigmoid_focal_loss(x, T), lambda x: textbook(x, T, 2, None)),
     "torchvision alpha off": (
         lambda x: torchvision.sigmoid_focal_loss(x, T, -1, 2, "mean"),
-        lambda x: FOCAL(x, T, 2, None).mean(),
+        lambda x: textbook(x, T, 2, None).mean(),
     ),
     "effdet": (
         lambda x: effdet.new_focal_loss(x, T, 0.25, 1.5, torch.tensor(4.0), 0.0),
-        lambda x: FOCAL(x, T, 1.5, 0.25) / 4,
+        lambda x: textbook(x, T, 1.5, 0.25) / 4,
     ),
-    "effdet legacy": (lambda x: effdet.focal_loss_legacy(x, T, 0.25, 1.5, 4.0), lambda x: FOCAL(x, T, 1.5, 0.25) / 4),
+    "effdet legacy": (
+        lambda x: effdet.focal_loss_legacy(x, T, 0.25, 1.5, 4.0),
+        lambda x: textbook(x, T, 1.5, 0.25) / 4,
+    ),
     "mmdet weights in one dimension": (
         lambda x: mmdet.FocalLoss(reduction="sum")(x, IDS, EACH.flatten()),
-        lambda x: (FOCAL(x, T, 2, 0.25) * EACH).sum(),
+        lambda x: (textbook(x, T, 2, 0.25) * EACH).sum(),
     ),
     "mmdet probabilities": (
         lambda x: mmdet.FocalLoss(activated=True)(torch.sigmoid(x), IDS),
-        lambda x: FOCAL(x, T, 2, 0.25).mean(),
+        lambda x: textbook(x, T, 2, 0.25).mean(),
     ),
     "mmdet quality, of rows": (
         lambda x: mmdet.QualityFocalLoss(reduction="none")(x, (IDS, SCORES)),
@@ -216,44 +218,44 @@ DEFINITIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     ),
     "monai sum of volumes": (
         lambda x: monai.FocalLoss(reduction="sum")(volume(x), volume(one_hot(LABELLED, 5))),
-        lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, None).sum() / 6,
+        lambda x: textbook(x, one_hot(LABELLED, 5), 2, None).sum() / 6,
     ),
     "monai sum of volumes, ignored voxels": (
         lambda x: monai.FocalLoss(to_onehot_y=True, reduction="sum", ignore_index=9)(
             volume(x), volume(IGNORED_LABELS[:, None])
         ),
         lambda x: sum(
-            (FOCAL(x, one_hot(LABELLED, 5), 2, None) * KEPT[:, None])[i : i + 6].sum() / KEPT[i : i + 6].sum()
+            (textbook(x, one_hot(LABELLED, 5), 2, None) * KEPT[:, None])[i : i + 6].sum() / KEPT[i : i + 6].sum()
             for i in (0, 6)
         ),
     ),
     "monai ignored class of dense targets": (
         lambda x: monai.FocalLoss(ignore_index=4)(x, one_hot(LABELLED, 5)),
-        lambda x: (FOCAL(x, one_hot(LABELLED, 5), 2, None) * (LABELLED != 4)[:, None]).sum() / (LABELLED != 4).sum(),
+        lambda x: (textbook(x, one_hot(LABELLED, 5), 2, None) * (LABELLED != 4)[:, None]).sum() / (LABELLED != 4).sum(),
     ),
     "monai dense rows without a class are ignored": (
         lambda x: monai.FocalLoss(ignore_index=255)(x, T),
-        lambda x: (FOCAL(x, T, 2, None) * T.sum(1, keepdim=True)).sum() / T.sum(),
+        lambda x: (textbook(x, T, 2, None) * T.sum(1, keepdim=True)).sum() / T.sum(),
     ),
     "monai alpha of each class, weight of each class": (
         lambda x: monai.FocalLoss(alpha=[0.1, 0.2, 0.3, 0.4, 0.5], weight=PER_CLASS)(x, T),
         lambda x: (
-            FOCAL(x, T, 2, None)
+            textbook(x, T, 2, None)
             * PER_CLASS
             * torch.where(T == 1, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]).double(), 1.0)
         ).mean(),
     ),
     "monai ids": (
         lambda x: monai.FocalLoss(to_onehot_y=True)(x, LABELLED[:, None]),
-        lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, None).mean(),
+        lambda x: textbook(x, one_hot(LABELLED, 5), 2, None).mean(),
     ),
     "monai without background": (
         lambda x: monai.FocalLoss(False, True, alpha=0.3)(x, LABELLED[:, None]),
-        lambda x: FOCAL(x, one_hot(LABELLED, 5), 2, 0.3)[:, 1:].mean(),
+        lambda x: textbook(x, one_hot(LABELLED, 5), 2, 0.3)[:, 1:].mean(),
     ),
     "monai softmax, the class 0 by 1 - alpha": (
         lambda x: monai.FocalLoss(to_onehot_y=True, use_softmax=True, alpha=0.3)(x, LABELLED[:, None]),
-        lambda x: (SOFTMAX(x, LABELLED, 2, 1.0) * (0.3 + 0.4 * (LABELLED == 0).double())).sum() / x.numel(),
+        lambda x: (softmax(x, LABELLED, 2, 1.0) * (0.3 + 0.4 * (LABELLED == 0).double())).sum() / x.numel(),
     ),
 }
 
@@ -356,4 +358,4 @@ def test_half_logits_give_the_unreduced_loss_in_float32_where_the_library_does()
 def test_detectron2s_line_takes_its_labels() -> None:
     ids = with_ignored(5, -1)
     ours = lambda x: focal_ext.sigmoid_focal_loss(x, ids, 0.25, 2.0, "sum", ignore_index=-1)  # noqa: E731
-    assert_same(ours, lambda x: (FOCAL(x, T, 2, 0.25) * KEPT[:, None]).sum(), X)
+    assert_same(ours, lambda x: (textbook(x, T, 2, 0.25) * KEPT[:, None]).sum(), X)

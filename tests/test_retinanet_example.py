@@ -9,13 +9,13 @@ import numpy
 import pytest
 import torch
 
-from examples.retinanet import data
+from examples.retinanet import augment, data
 from examples.retinanet.anchors import anchor_shapes, grid_anchors
 from examples.retinanet.boxes import area, decode, encode, pairwise_iou, suppress
 from examples.retinanet.detection import Detections, detect
 from examples.retinanet.matcher import BACKGROUND, IGNORED, match
 from examples.retinanet.model import build
-from examples.retinanet.scenes import Scene, random_crop, split_columns, turned, window
+from examples.retinanet.scenes import Scene, split_columns, turned, window
 from examples.retinanet.verdicts import FALSE_ALARM, HIT, NOT_COUNTED, judge
 
 NONE = torch.zeros(0, 4)
@@ -199,7 +199,7 @@ def test_boxes_turn_with_their_image(turn):
 
 def test_the_same_seed_gives_the_same_crops_and_the_global_random_state_is_not_touched():
     scene, state = random_scene(), torch.get_rng_state()
-    crops = [random_crop(scene, 64, torch.Generator().manual_seed(3)) for _ in range(2)]
+    crops = [augment.draw([scene], 64, ("crop", "flip"), torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(crops[0].image, crops[1].image) and torch.equal(crops[0].boxes, crops[1].boxes)
     build(1)
     assert torch.equal(torch.get_rng_state(), state)

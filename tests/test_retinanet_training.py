@@ -9,13 +9,15 @@ import torch
 
 import focal_ext
 from examples.retinanet import agreement
-from examples.retinanet.anchors import grid_anchors
+from examples.retinanet.criteria import box_loss, criterion
+from examples.retinanet.datasets import Dataset
 from examples.retinanet.heads import HEADS, over_rows
-from examples.retinanet.losses import box_loss, classification_loss
 from examples.retinanet.matcher import BACKGROUND, IGNORED
 from examples.retinanet.model import build, rows
 from examples.retinanet.scenes import Scene
-from examples.retinanet.training import sample, train
+from examples.retinanet.session import Session
+from examples.retinanet.settings import Settings
+from examples.retinanet.twin import TwinSession
 from test_retinanet_example import NONE, boxes_of, random_scene
 
 
@@ -47,31 +49,24 @@ def test_the_untrained_network_starts_at_the_prior():
 REFERENCE = focal_ext.reference.sigmoid_focal_loss
 
 
-def short_training(head, **arguments):
-    return train(
-        build(0, widths=(8, 8, 8, 8, 8), channels=8),
-        random_scene(),
-        head,
-        steps=4,
-        batch_size=2,
-        crop_size=64,
-        learning_rate=2e-3,
-        weight_decay=1e-4,
-        alpha=0.25,
-        gamma=2.0,
-        seed=0,
-        **arguments,
-    )
+SHORT = Settings(epochs=2, epoch_steps=2, batch_size=2, crop_size=64, depth=1, evaluate_every=1)
+
+
+def short_training(head, twin=None):
+    session = TwinSession(SHORT, Dataset("random", [random_scene()], [random_scene(1)]), head, twin)
+    session.train()
+    last = session.last_batch()
+    assert last["logits"].shape == (*last["targets"].shape, 1) and not last["logits"].requires_grad
+    return session.history
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_same_seed_trains_the_same_network_and_every_head_follows_the_reference(name):
-    first, again = short_training(HEADS[name], twin=REFERENCE), short_training(HEADS[name])
-    assert first.loss == again.loss and torch.equal(first.logits, again.logits)
+    first, again = short_training(HEADS[name], REFERENCE), short_training(HEADS[name])
+    assert first.loss == again.loss and first.ap50 == again.ap50
+    assert [step for step, _ in first.ap50] == [0, 2, 4]
     figures = agreement.agreement(first, short_training(over_rows(REFERENCE)))
     assert agreement.complaints(figures) == [] and figures["same_logits"] < 1e-6
-    assert first.logits.shape == (2, len(grid_anchors(64, 64)), 1) and not first.logits.requires_grad
-    assert first.targets.shape == first.logits.shape[:2] and first.targets.dtype == torch.int64
 
 
 def test_the_network_gives_the_convolution_of_its_towers():
@@ -85,9 +80,8 @@ def test_a_focal_loss_with_a_wrong_gradient_is_noticed_though_its_value_is_right
         value = REFERENCE(inputs, *arguments, **options)
         return 3 * value - 2 * value.detach()
 
-    figures = agreement.agreement(
-        short_training(over_rows(doubled), twin=REFERENCE), short_training(over_rows(REFERENCE))
-    )
+    runs = short_training(over_rows(doubled), REFERENCE), short_training(over_rows(REFERENCE))
+    figures = agreement.agreement(*runs)
     assert figures["same_logits"] < 1e-6 and figures["same_gradients"] == pytest.approx(2, rel=1e-5)
     assert any("same_gradients" in sentence for sentence in agreement.complaints(figures))
 
@@ -101,15 +95,10 @@ def test_a_difference_that_is_not_a_number_is_a_complaint():
     ]
 
 
-def test_evaluations_happen_at_the_steps_asked_for():
-    history = short_training(over_rows(REFERENCE), evaluate=lambda model: 0.5, evaluate_at=(0, 3))
-    assert history.ap50 == [(0, 0.5), (3, 0.5)]
-
-
 def test_a_batch_without_objects_trains_with_a_finite_loss():
-    scene = Scene(torch.rand(1, 64, 64), NONE, torch.zeros(0, dtype=torch.int64), NONE)
-    batch = sample(scene, grid_anchors(64, 64), 2, 64, torch.Generator().manual_seed(0))
+    empty = Scene(torch.rand(1, 64, 64), NONE, torch.zeros(0, dtype=torch.int64), NONE)
+    batch = Session(SHORT, Dataset("empty", [empty], [empty])).batch()
     logits = torch.zeros(*batch.targets.shape, 1, requires_grad=True)
-    loss = classification_loss(focal_ext.sigmoid_focal_loss, logits, batch.targets, 0.25, 2.0)
+    loss = criterion(SHORT)(logits, batch.targets)
     loss.backward()
     assert (batch.targets == BACKGROUND).all() and loss.isfinite() and logits.grad.isfinite().all()

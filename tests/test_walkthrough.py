@@ -15,7 +15,7 @@ from drawn import NONE, scene
 
 import focal_ext
 from examples.retinanet import __main__ as command
-from examples.retinanet import augment, criteria, data, datasets, digits, logbook, schedules, trees
+from examples.retinanet import augment, criteria, data, datasets, logbook, schedules, trees
 from examples.retinanet.matcher import BACKGROUND, IGNORED
 from examples.retinanet.scenes import Scene
 from examples.retinanet.session import Session
@@ -263,21 +263,3 @@ def test_the_hold_out_alone_does_not_set_the_grey_values_and_tiles_lose_no_objec
         50,
         10,
     ]
-
-
-def test_composed_digits_lie_where_their_boxes_say_and_come_as_often_as_asked():
-    ink = torch.zeros(10, digits.SIDE, digits.SIDE)
-    for label in range(10):
-        ink[label, 5 : 20 + label, 8:30] = 0.9
-    frequency = torch.tensor([4.0, 1, 0, 0, 0, 0, 0, 0, 0, 0])
-    result = digits.compose(torch.zeros(600, 600), ink, torch.arange(10), frequency, torch.Generator().manual_seed(0))
-    for box, label in zip(result.boxes.int().tolist(), result.labels.tolist()):
-        left, top, right, bottom = box
-        assert (right - left, bottom - top) == (22, 15 + label)
-        assert (result.image[0, top:bottom, left:right] == 0.9).all()
-    total, rare = len(result.labels), int((result.labels == 1).sum())
-    assert result.labels.max() == 1 and float(result.image.sum()) == pytest.approx(
-        0.9 * 22 * (15 * total + rare), rel=1e-5
-    )
-    # of 121 cells .7 are filled, a fifth by the rare class; limits at 4 deviations
-    assert 60 < total < 110 and 6 < rare < 34

@@ -12,10 +12,9 @@ import torch
 from drawn import scene
 from examples.retinanet import __main__ as command
 from examples.retinanet import datasets, processes
-from examples.retinanet.losses import box_loss
-from examples.retinanet.session import Session
+from examples.retinanet.criteria import box_loss
+from examples.retinanet.session import Batch, Session
 from examples.retinanet.settings import Settings
-from examples.retinanet.training import Batch
 from torch import Tensor
 
 TINY = Settings(epochs=2, epoch_steps=2, batch_size=2, crop_size=64, evaluate_every=1, depth=1, pos_iou=0.7)

@@ -87,7 +87,7 @@ def train(settings, dataset, folder, checkpoint=None, silent=False, picture=None
                 end_of_epoch = session.done % settings.epoch_steps == 0
                 due = end_of_epoch and session.done // settings.epoch_steps % settings.evaluate_every == 0
                 if speaks and (due or session.done == settings.steps):
-                    result = precision(session.detector, dataset)
+                    result = precision(session.model, dataset)
                     row.update(result)
                 if speaks:
                     logbook.write(row)
@@ -102,7 +102,7 @@ def train(settings, dataset, folder, checkpoint=None, silent=False, picture=None
                 logbook.close()
     if speaks and picture:
         scene = dataset.hold_out[0]
-        draw_detections(folder / picture, scene, {"detector": detect(session.detector, scene.image)})
+        draw_detections(folder / picture, scene, {"detector": detect(session.model, scene.image)})
     return result if speaks else None
 
 

@@ -1,51 +1,38 @@
-# Owns the classification losses by name, each as one call of focal_ext.
-# Must not know the network, how anchors were labelled, or the loss of boxes.
+# Owns the losses of a batch: of classification by name, each as one call of focal_ext, and of the boxes.
+# Must not know the network or how anchors were labelled.
 
 import torch
+from torch.nn import functional as F
 
 import focal_ext
 
-from . import softmax
+from .boxes import encode
 from .matcher import BACKGROUND, IGNORED
 
 MINED = 3  # negatives kept per positive by "ohem"; Liu et al. 2016 (SSD)
 
 
-def criterion(settings, class_weights=()):
-    """(logits [B, N, C], targets [B, N]) -> the sum over anchors, divided by max(positives, 1); class_weights: for
-    "softmax"."""
-    if settings.loss == "softmax":
-        return softmax.loss(settings.alpha, settings.gamma, settings.label_smoothing, class_weights)
-    if settings.class_alpha != "same":
-        raise ValueError(
-            f"--class-alpha {settings.class_alpha} weighs the classes of --loss softmax, got --loss {settings.loss}"
-        )
-    return LOSSES[settings.loss](settings)
+def criterion(settings):
+    """(logits [B, N, C], targets [B, N]) -> the sum over anchors, divided by max(positives, 1)."""
+    alpha = settings.alpha if settings.loss in ("balanced", "focal") else None
+    gamma = settings.gamma if settings.loss == "focal" else 0.0
 
-
-def sigmoid(alpha, gamma, label_smoothing):
     def loss(logits, targets):
+        kept = hardest(logits, targets, MINED) if settings.loss == "ohem" else targets
+        smoothing = settings.label_smoothing
         return focal_ext.sigmoid_focal_loss(
-            logits, targets, alpha, gamma, "sum", normalizer="positives", label_smoothing=label_smoothing
+            logits, kept, alpha, gamma, "sum", normalizer="positives", label_smoothing=smoothing
         )
 
     return loss
 
 
-def mined(base):
-    """`base` on the positives and, in each image, on the MINED times as many negatives that cross entropy finds
-    hardest."""
-
-    def loss(logits, targets):
-        return base(logits, hardest(logits, targets, MINED))
-
-    return loss
+LOSSES = ("ce", "balanced", "focal", "ohem")
 
 
 @torch.no_grad()
 def hardest(logits, targets, ratio):
-    """`targets` in which every negative is IGNORED but, in each image, the `ratio` times as many as positives with the
-    largest loss.
+    """Targets that ignore the easy negatives: each image keeps its positives and `ratio` times as many negatives.
 
     An image without positives keeps `ratio` negatives, or nothing would be learned from it.
     """
@@ -56,9 +43,15 @@ def hardest(logits, targets, ratio):
     return targets.masked_fill((targets == BACKGROUND) & ~kept, IGNORED)
 
 
-LOSSES = {
-    "ce": lambda settings: sigmoid(None, 0.0, settings.label_smoothing),
-    "balanced": lambda settings: sigmoid(settings.alpha, 0.0, settings.label_smoothing),
-    "focal": lambda settings: sigmoid(settings.alpha, settings.gamma, settings.label_smoothing),
-    "ohem": lambda settings: mined(sigmoid(None, 0.0, settings.label_smoothing)),
-}
+def box_loss(regression, anchors, truth, targets, beta=1 / 9):
+    """Smooth L1 on positives only, divided by their number.
+
+    regression, truth [B, N, 4]; anchors [N, 4]; targets [B, N]; beta: where L2 turns to L1.
+    """
+    positive = targets >= 0
+    count = int(positive.sum())
+    if count == 0:
+        # Every parameter needs a gradient, be it 0: optimisers and DistributedDataParallel count on it.
+        return 0 * regression.sum()
+    code = encode(truth[positive], anchors.expand_as(truth)[positive])
+    return F.smooth_l1_loss(regression[positive], code, beta=beta, reduction="sum") / count

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from .data import load_nuclei
-from .digits import CLASSES
-from .digits import scenes as digit_scenes
 from .scenes import Scene, scene_of, split_columns, window
 from .trees import load_trees
 
@@ -15,7 +13,7 @@ NUCLEI_COLUMN = 320
 TREES_ROW, TREES_COLUMN = 1900, 800  # hold out what lies below in the large photograph, to the right in the small one
 # The evaluator looks at 100 detections per image, so a hold-out with more objects than some 50 is cut into tiles of
 # this side.
-TILE, DIGITS_TILE = 640, 286
+TILE = 640
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,7 @@ def trees(cache):
     return Dataset("trees", train, [tile for scene in hold_out for tile in tiles(scene, TILE)])
 
 
-def digits(cache):
-    train, hold_out = normalised(*digit_scenes(cache, TREES_ROW))
-    return Dataset("digits", train, [tile for scene in hold_out for tile in tiles(scene, DIGITS_TILE)], CLASSES)
-
-
-LOADERS = {"nuclei": nuclei, "trees": trees, "digits": digits}
+LOADERS = {"nuclei": nuclei, "trees": trees}
 
 
 def coloured_scene(photograph):

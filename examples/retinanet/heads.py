@@ -9,7 +9,6 @@ features: [B, channels, H, W] of each level; convolution: the last layer, to A *
 
 import focal_ext
 
-from .losses import classification_loss
 from .model import rows
 
 
@@ -17,7 +16,8 @@ def over_rows(focal):
     """The convolution, permute, cat, then `focal`: focal_ext.sigmoid_focal_loss or anything with its arguments."""
 
     def loss(features, convolution, num_classes, targets, alpha, gamma):
-        return classification_loss(focal, rows([convolution(x) for x in features], num_classes), targets, alpha, gamma)
+        logits = rows([convolution(x) for x in features], num_classes)
+        return focal(logits, targets, alpha, gamma, "sum", normalizer="positives")
 
     return loss
 

@@ -1,4 +1,4 @@
-# Owns what is seen through a window of a photograph: the split into train and hold-out, random crops, flips, batches.
+# Owns what is seen through a window of a photograph: the split into train and hold-out, flips.
 # Must not know where the pixels come from, anchors or the model.
 """One rule for every window, be it the hold-out or a crop: an object belongs to the window that holds the centre of its
 box.
@@ -50,16 +50,6 @@ def split_columns(scene, column):
     return [
         Scene((part.image.sqrt() - mean) / std, part.boxes, part.labels, part.ignored) for part in (train, hold_out)
     ]
-
-
-def random_crop(scene, size, generator):
-    """A window of size x size at a random place, flipped and transposed at random: the eight views of a square."""
-    height, width = scene.image.shape[-2:]
-    top = int(torch.randint(height - size + 1, (), generator=generator))
-    left = int(torch.randint(width - size + 1, (), generator=generator))
-    crop = window(scene, left, top, left + size, top + size)
-    mirror, upside_down, transpose = torch.randint(2, (3,), generator=generator).bool().tolist()
-    return turned(crop, mirror, upside_down, transpose)
 
 
 def turned(scene, mirror, upside_down, transpose):

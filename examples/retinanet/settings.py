@@ -13,7 +13,6 @@ class Settings:
     loss: str = "focal"
     gamma: float = 2.0
     alpha: float = 0.25
-    class_alpha: str = "same"
     label_smoothing: float = 0.0
     prior: float = 0.01
     epochs: int = 8
@@ -44,7 +43,6 @@ HELP = {
     "loss": "classification loss",
     "gamma": "focusing exponent; 0 is (balanced) cross entropy",
     "alpha": "weight of positives, 1 - alpha that of negatives; none: both 1",
-    "class_alpha": "alpha of the classes of --loss softmax: the same, or by inverse frequency",
     "label_smoothing": "0 to 1, in the cross entropy only",
     "prior": "score of every anchor before the first step",
     "epochs": "of --epoch-steps steps: random crops know no pass over the data",
@@ -67,8 +65,7 @@ HELP = {
 }
 CHOICES = {
     "data": tuple(datasets.LOADERS),
-    "loss": (*criteria.LOSSES, "softmax"),
-    "class_alpha": ("same", "inverse"),
+    "loss": tuple(criteria.LOSSES),
     "schedule": tuple(schedules.FACTORS),
     "augment": augment.CHOICES,
     "norm": tuple(model.NORMS),

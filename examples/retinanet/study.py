@@ -30,7 +30,6 @@ BASE = {
     "nuclei": "--data nuclei --epochs 6 --evaluate-every 6",
     # Crowns differ from grass by their contrast and by the side their shadow falls to: neither is taken away.
     "trees": "--data trees --epochs 20 --evaluate-every 20 --crop-size 192 --batch-size 4 --norm batch --augment crop",
-    "digits": "--data digits --epochs 15 --evaluate-every 5 --augment crop",  # a mirrored digit is none
 }
 SEEDS = {("nuclei", "losses"): (0, 1, 2), ("nuclei", "grid"): (0, 1, 2)}  # of each row of a table; else the first
 # gamma 0 is written as the loss of that name.
@@ -76,13 +75,6 @@ ROWS = {
         ("views", "--loss ce --augment crop flip --norm group"),
         ("losses", "--loss ce --epochs 60"),
         ("losses", "--loss focal --epochs 60"),
-    ],
-    "digits": [
-        ("classes", "--loss focal"),
-        ("classes", "--loss ce"),
-        ("classes", "--loss softmax --alpha 0.5"),
-        ("classes", "--loss softmax --alpha 0.5 --class-alpha inverse"),
-        ("classes", "--loss softmax --alpha 0.5 --gamma 0"),
     ],
 }
 

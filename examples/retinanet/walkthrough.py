@@ -65,10 +65,7 @@ MEASURED = {
 FROM_RESULTS = {
     "bases": tables.bases,
     "grid": tables.grid,
-    **{
-        name: lambda name=name: tables.rows_of(name)
-        for name in ("losses", "views", "rates", "schedules", "classes", "trouble")
-    },
+    **{name: lambda name=name: tables.rows_of(name) for name in ("losses", "views", "rates", "schedules", "trouble")},
 }
 
 
