@@ -3,10 +3,12 @@
 # that interpreter lacks. lint, wheel, test-wheels, test-headers and test-integrations make environments of their own,
 # whatever PYTHON is.
 .DELETE_ON_ERROR:
-.PHONY: demo train walkthrough study test test-kernels test-sanitizers test-headers test-aarch64 aarch64-tools test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
+.PHONY: demo train walkthrough study test test-kernels test-sanitizers test-headers test-aarch64 aarch64-tools \
+  test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
-SOURCES := setup.py pyproject.toml CMakeLists.txt focal_ext/_version.py $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* include/*/*.*)
+SOURCES := setup.py pyproject.toml CMakeLists.txt focal_ext/_version.py \
+  $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* include/*/*.*)
 # The build of torch that is fetched when .venv has none. A CUDA build: make demo TORCH=torch==2.14.1
 TORCH ?= torch==2.13.0
 ifneq ($(origin PYTHON),command line)
@@ -22,7 +24,8 @@ else
 # What a target needs are the files of requirements among its prerequisites; the library is built beside its sources.
 EXAMPLES := examples/retinanet/requirements.txt bench/requirements.txt
 TESTS := tests/requirements.txt
-READY = @$(PYTHON) .ci/missing.py "torch>=2.10" "setuptools>=64" "cmake>=3.25" ninja $(filter %.txt,$^) && $(MAKE) --no-print-directory focal_ext/libfocal_ext.so
+READY = @$(PYTHON) .ci/missing.py "torch>=2.10" "setuptools>=64" "cmake>=3.25" ninja $(filter %.txt,$^) && \
+  $(MAKE) --no-print-directory focal_ext/libfocal_ext.so
 endif
 # Both cores; more than eight processes would want more memory than they save time.
 PYTEST := OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
@@ -73,11 +76,13 @@ test-headers: .venv-headers/.fetched $(NATIVE) $(TESTS)
 # planes, which the emulation cannot be given.
 test-aarch64: $(NATIVE) $(TESTS)
 	$(READY)
-	$(PYTEST) -p tests.aarch64.on_aarch64 tests/aarch64 $(patsubst %,tests/test_%.py,values softmax_values pyramid extremes softmax_extremes empty class_ids table numerics) -k "not (planes_are_as_exact and dense)"
+	$(PYTEST) -p tests.aarch64.on_aarch64 tests/aarch64 $(patsubst %,tests/test_%.py,values softmax_values pyramid \
+	  extremes softmax_extremes empty class_ids table numerics) -k "not (planes_are_as_exact and dense)"
 
 # As root on Debian: what test-aarch64 needs.
 aarch64-tools:
-	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { apt-get -q update && apt-get -qy install --no-install-recommends g++-aarch64-linux-gnu qemu-user; }
+	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { apt-get -q update && \
+	  apt-get -qy install --no-install-recommends g++-aarch64-linux-gnu qemu-user; }
 
 # On a machine with a GPU: the suite on device cuda, then the benchmark. Without one it says so.
 gpu: $(NATIVE) $(TESTS) $(OPTIONAL)
@@ -120,7 +125,8 @@ exhaustive: $(NATIVE) $(TESTS) $(EXAMPLES)
 wheel: $(TOOLS) .venv-wheels/.tools
 	rm -rf build/wheel dist
 	$(PYTHON) -m pip wheel -q --no-build-isolation --no-deps -w build/wheel .
-	PATH="$(CURDIR)/.venv-wheels/bin:$$PATH" auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
+	PATH="$(CURDIR)/.venv-wheels/bin:$$PATH" auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+	  -w dist build/wheel/*.whl
 	FOCAL_EXT_NATIVE=0 .venv-wheels/bin/python -m build -q --no-isolation --skip-dependency-check --sdist -o dist .
 	@cd dist && sha256sum *
 
@@ -147,9 +153,13 @@ lint: $(TOOLS) .venv-lint/.tools
 	.venv-lint/bin/ruff check -q .
 	.venv-lint/bin/ruff format -q --check .
 	.venv-lint/bin/mypy --python-executable $(PYTHON)
-	find csrc include tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu*' | xargs .venv-lint/bin/clang-format --dry-run -Werror
+	find csrc include tests -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu*' | \
+	  xargs .venv-lint/bin/clang-format --dry-run -Werror
 	$(PYTHON) -m cmake -G Ninja -S . -B build/lint -DFOCAL_EXT_CUDA=OFF -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
-	  -DCMAKE_MAKE_PROGRAM=$$(PATH="$(CURDIR)/.venv/bin:$$PATH" command -v ninja) -DFOCAL_EXT_TORCH_ROOT=$$($(PYTHON) -c "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])") > build/lint.log || { cat build/lint.log; exit 1; }
+	  -DCMAKE_MAKE_PROGRAM=$$(PATH="$(CURDIR)/.venv/bin:$$PATH" command -v ninja) \
+	  -DFOCAL_EXT_TORCH_ROOT=$$($(PYTHON) -c \
+	    "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])") > build/lint.log || \
+	  { cat build/lint.log; exit 1; }
 	$(PYTHON) -m cmake --build build/lint > build/lint.log || { cat build/lint.log; exit 1; }
 
 # Lines of focal_ext that the suite runs, in this process; fails below 95 %.
@@ -201,9 +211,11 @@ clean:
 .venv-integrations/.tools: .venv-wheels/.tools $(wildcard tests/integrations/requirements*.txt)
 	$(BASE_PYTHON) -m venv .venv-integrations
 	.venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python -r tests/integrations/requirements.txt
-	.venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python --no-deps -r tests/integrations/requirements-alone.txt
+	.venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python --no-deps \
+	  -r tests/integrations/requirements-alone.txt
 	for package in $$(grep -v '^#' tests/integrations/requirements-more.txt); do \
-	  .venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python --no-deps $$package || echo "not installed, its tests are skipped: $$package"; done
+	  .venv-wheels/bin/uv pip install -q --python .venv-integrations/bin/python --no-deps $$package || \
+	  echo "not installed, its tests are skipped: $$package"; done
 	touch $@
 
 .venv-lint/.tools: tests/lint.txt
@@ -213,8 +225,10 @@ clean:
 
 define SAY_WHAT_WAS_BUILT
 @$(PYTHON) -c "import focal_ext as f; i = f.build_info(); \
-  cuda = f\"CUDA {i['cuda']} kernels for {' '.join(i['archs'])}\" if i['cuda'] else f\"no CUDA kernels ({i['reason_no_cuda']})\"; \
-  print('built: focal_ext', i['version'], '|', i['reason'] or f\"native, CPU {i['cpu_level']}\", '|', cuda, '| torch', i['torch'])"
+  cuda = f\"CUDA {i['cuda']} kernels for {' '.join(i['archs'])}\" if i['cuda'] else \
+    f\"no CUDA kernels ({i['reason_no_cuda']})\"; \
+  print('built: focal_ext', i['version'], '|', i['reason'] or f\"native, CPU {i['cpu_level']}\", '|', cuda, \
+    '| torch', i['torch'])"
 endef
 
 .venv/.native: .venv/.tools $(SOURCES)

@@ -17,7 +17,8 @@ from pathlib import Path
 # negatives.
 NAME = re.compile(
     r"(focal|pyramid)_kernelI(f|d|13__nv_bfloat16|6__half)(?:\w*?(Id|Dense|Either)TargetsI)?\w*?"
-    r"\d(SigmoidFocal|SmoothedSigmoidFocal|FocalNegatives|Asymmetric)I\w*?(?:WholeModulatorILi(\d)E|(ZeroOrOne|Any)Modulator)"
+    r"\d(SigmoidFocal|SmoothedSigmoidFocal|FocalNegatives|Asymmetric)I\w*?"
+    r"(?:WholeModulatorILi(\d)E|(ZeroOrOne|Any)Modulator)"
 )
 FACTORS = re.compile(r"7FactorsE([12])E")  # at its end, where they are not one for a tile
 OF_A_LOSS = re.compile(r"(focal|pyramid)_kernelI")

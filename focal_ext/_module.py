@@ -38,7 +38,8 @@ class LossModule(nn.Module):
     def _ask_for_nothing(self, plain: dict[str, Any]) -> None:
         """A call without logits, which raises for an option that breaks its rule."""
         none = (0,) * _dimensions(plain)
-        type(self).function.__wrapped__(torch.empty(none), self._no_targets(none[1:]), **plain)  # type: ignore[attr-defined]
+        loss: Any = type(self).function
+        loss.__wrapped__(torch.empty(none), self._no_targets(none[1:]), **plain)
 
     def _no_targets(self, shape: tuple[int, ...]) -> Any:
         ids = torch.empty(shape, dtype=torch.int64)

@@ -87,7 +87,8 @@ def compute(logits: Sequence[Tensor], call: Call, reduction: str) -> Tensor:
     if arguments.is_distributed(inputs):
         from torch.distributed.tensor.experimental import implicit_replication
 
-        if spec_of(call).is_per_row and any(placement.is_shard(inputs.dim() - 1) for placement in inputs.placements):  # type: ignore[attr-defined]
+        placements = inputs.placements  # type: ignore[attr-defined]
+        if spec_of(call).is_per_row and any(placement.is_shard(inputs.dim() - 1) for placement in placements):
             raise ValueError(
                 "inputs: the softmax of a row needs all its classes, got a DTensor sharded by classes; use "
                 "inputs.redistribute() to shard it by rows"

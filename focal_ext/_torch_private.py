@@ -156,7 +156,8 @@ def register_fake(name: str, fake: Callable[..., Any], registrations: torch.libr
     place alone."""
     place = f"{fake.__code__.co_filename}:{fake.__code__.co_firstlineno}"
     try:
-        _library.simple_registry.singleton.find(name).fake_impl.register(fake, place, registrations)  # type: ignore[union-attr]
+        entry: Any = _library.simple_registry.singleton.find(name)  # type: ignore[union-attr]
+        entry.fake_impl.register(fake, place, registrations)
     except (AttributeError, TypeError):
         torch.library.register_fake(name, fake, lib=registrations)
 

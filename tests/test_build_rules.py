@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,10 +160,8 @@ def test_source_files_open_with_what_they_own() -> None:
     sources = [
         path
         for folder, names in (
-            ("csrc", C_PLUS_PLUS),
-            ("cmake", ("*.cmake", "*.cu")),
-            ("focal_ext", ("*.py",)),
-            ("tests", ("*.py",)),
+            ("csrc", (*C_PLUS_PLUS, "*.cmake")),
+            *((folder, ("*.py",)) for folder in ("bench", "examples", "focal_ext", "tests")),
         )
         for name in names
         for path in (ROOT / folder).rglob(name)
@@ -173,6 +172,25 @@ def test_source_files_open_with_what_they_own() -> None:
         if path.read_text().strip() and not re.search(r"^(//|#) Owns", path.read_text(), re.MULTILINE)
     ]
     assert sources and not [place for place in silent if not place.endswith("__init__.py")]
+
+
+LONG_LINES = ("*.md", "*.csv", "*.png", "LICENSE", "py.typed")  # paragraphs, tables, texts of others
+
+
+def test_no_line_is_longer_than_120_columns() -> None:
+    """Of what ruff and clang-format do not lay out, and of what they leave: strings and comments."""
+    known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if known.returncode:
+        pytest.skip("no git here, which tells the sources from what was built")
+    paths = [path for path in map(ROOT.joinpath, known.stdout.split()) if path.is_file()]
+    long = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in paths
+        if not any(path.match(pattern) for pattern in LONG_LINES)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > 120 and not line.startswith("| ") and "https://" not in line
+    ]
+    assert len(paths) > 100 and long == []
 
 
 def test_kernels_are_compiled_without_implicit_contraction_for_three_instruction_sets() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from focal_ext import compat
-from test_compat import FOCAL, IDS, KEPT, T, X, assert_same, one_hot
+from test_compat import IDS, KEPT, T, X, assert_same, one_hot, textbook
 from torch import Tensor, nn
 
 MASKS = torch.randint(0, 2, (2, 3, 4, 5), generator=torch.Generator().manual_seed(1)).double()
@@ -28,7 +28,7 @@ class SigmoidFocalClassificationLoss(nn.Module):
     gamma, alpha = 2.0, 0.25
 
     def forward(self, input: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-        return FOCAL(input, target, self.gamma, self.alpha) * weights[..., None]
+        return textbook(input, target, self.gamma, self.alpha) * weights[..., None]
 
 
 def sam_focal(
@@ -39,7 +39,7 @@ def sam_focal(
     gamma: float = 2,
     loss_on_multimask: bool = False,
 ) -> Tensor:
-    loss = FOCAL(inputs, targets, gamma, None if alpha < 0 else alpha)
+    loss = textbook(inputs, targets, gamma, None if alpha < 0 else alpha)
     return loss.mean((2, 3)) / num_objects if loss_on_multimask else loss.mean(1).sum() / num_objects
 
 
@@ -53,12 +53,12 @@ class FastRCNNOutputLayers:
 
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
         classes = pred_class_logits.shape[1] - 1
-        loss = FOCAL(pred_class_logits[:, :-1], one_hot(gt_classes, classes), 0, None)
+        loss = textbook(pred_class_logits[:, :-1], one_hot(gt_classes, classes), 0, None)
         return (loss[:, CHOSEN] if self.use_fed_loss else loss).sum() / len(gt_classes)
 
 
 def focal_jit(inputs: Tensor, targets: Tensor, alpha: float = -1, gamma: float = 2, reduction: str = "none") -> Tensor:
-    return FOCAL(inputs, targets, gamma, None if alpha < 0 else alpha).sum()
+    return textbook(inputs, targets, gamma, None if alpha < 0 else alpha).sum()
 
 
 class FocalLoss:
@@ -72,7 +72,7 @@ class FocalLoss:
         classes = pred.shape[1]
         hot = (target[:, None] == (torch.arange(classes).view(-1, 1, 1) if classes > 1 else 1)).double()
         loss = (
-            FOCAL(pred, hot, self.gamma, self.alpha)
+            textbook(pred, hot, self.gamma, self.alpha)
             * (target != ignore_index)[:, None]
             * torch.tensor(self.class_weight)[:classes].view(-1, 1, 1)
         )

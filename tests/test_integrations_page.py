@@ -12,7 +12,7 @@ import pytest
 import torch
 from focal_ext import compat
 from recipes import imports, run, sections, snippets
-from test_compat import FOCAL, IDS, T, X, with_ignored
+from test_compat import IDS, T, X, textbook, with_ignored
 
 SECTIONS = {  # the page's headings, and the modules of compat that each is about
     "torchvision: RetinaNet and FCOS": ["torchvision"],
@@ -84,7 +84,7 @@ def mask_and_one_hot(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """What the libraries compute from labels in which the number of classes is background and negative numbers are
     ignored."""
     kept = labels >= 0
-    return FOCAL(x[kept], (labels[kept][:, None] == torch.arange(x.shape[-1])).double(), 2, 0.25).sum()
+    return textbook(x[kept], (labels[kept][:, None] == torch.arange(x.shape[-1])).double(), 2, 0.25).sum()
 
 
 def test_detectron2s_one_call_replaces_mask_and_one_hot() -> None:

@@ -4,8 +4,8 @@
 
 # Images run on devices of the same major version with an equal or higher minor one, and no Tegra chip shares them with
 # others; code of "+PTX" is compiled by the driver for every later device. So 80 serves 8.6 and 8.9, 100 serves 10.3,
-# its PTX
-# 11.0 and what comes, 120 serves 12.1. Orin, 8.7, is a Tegra chip: an image of its own, where the processor can be an Orin's.
+# its PTX serves 11.0 and what comes, 120 serves 12.1. Orin, 8.7, is a Tegra chip: it gets an image of its own where the
+# processor can be an Orin's.
 function(default_architectures out processor)
   set(orin)
   if(processor MATCHES "aarch64|arm64")
@@ -39,8 +39,9 @@ function(parse_architectures out)
       list(APPEND found ${CMAKE_MATCH_1}${CMAKE_MATCH_2}${CMAKE_MATCH_3})
     else()
       message(FATAL_ERROR
-        "CUDA architecture '${word}': must be a number such as 9.0, 90, 9.0a or 9.0+PTX, a generation of Kepler, Maxwell, "
-        "Pascal, Volta, Turing, Ampere, Ada, Hopper and Blackwell (Ampere+Tegra and the like for Tegra chips), or, alone, native")
+        "CUDA architecture '${word}': must be a number such as 9.0, 90, 9.0a or 9.0+PTX, a generation of Kepler, "
+        "Maxwell, Pascal, Volta, Turing, Ampere, Ada, Hopper and Blackwell "
+        "(Ampere+Tegra and the like for Tegra chips), or, alone, native")
     endif()
   endforeach()
   list(REMOVE_DUPLICATES found)

@@ -96,7 +96,8 @@ FOCAL_EXT_INLINE SoftmaxRow<T> softmax_focal_row(T own, T others, T distance, co
 
 // Label smoothing s: the cross entropy's target becomes t = (1-s) [c = y] + s / C, the modulator keeps the hard label.
 // With H = sum_c t_c (-log p_c) and q_j = e_j / (sum of the others), the shares of the others:
-//   f = u^gamma H,   df/dx_j = u^gamma (p_j - s / C + gamma p H q_j),   df/dx_y = u^gamma (p (1 - t_y) - u t_y - gamma p H)
+//   f = u^gamma H,   df/dx_j = u^gamma (p_j - s / C + gamma p H q_j),
+//   df/dx_y = u^gamma (p (1 - t_y) - u t_y - gamma p H)
 // mean_distance: the mean of m - x_c over the row. kept: 1 - s, from s in double precision: of a rounded s near 1 it
 // has few digits.
 template <class Math, class Modulator, class T = typename Math::value_t>

@@ -6,8 +6,8 @@
 // (examples/aoti/export.py):
 //
 //   T=$(python -c "import torch; print(torch.__path__[0])")
-//   g++ -std=c++20 examples/aoti/forward.cpp -I$T/include -I$T/include/torch/csrc/api/include -L$T/lib -Wl,-rpath,$T/lib \
-//       -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10 -ldl -o forward
+//   g++ -std=c++20 examples/aoti/forward.cpp -I$T/include -I$T/include/torch/csrc/api/include \
+//       -L$T/lib -Wl,-rpath,$T/lib -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10 -ldl -o forward
 //   ./forward focal_ext/libfocal_ext.so loss.pt2 8 80
 #include <ATen/ATen.h>
 #include <dlfcn.h>

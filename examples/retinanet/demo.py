@@ -33,7 +33,8 @@ from .settings import Settings
 from .twin import TwinSession
 
 NEEDED_AP50 = 0.85
-SETTINGS = Settings(epochs=16, evaluate_every=1)  # after 12 epochs AP50 was .90 to .94 over six seeds
+# At the end AP50 was .88, .93 and .94 with the seeds 0, 1 and 2.
+SETTINGS = Settings(epochs=16, evaluate_every=1, seed=1)
 
 
 def run(name, head, dataset, settings, twin=None):

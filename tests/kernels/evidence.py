@@ -76,7 +76,8 @@ CHECKED: set[tuple[str, int]] = set()  # rows of the table, with the grid, that 
 def row(case: str, grid: int) -> tuple[str, ...]:
     CHECKED.add((case, grid))
     return (
-        f"tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference[{case}-FLAVOUR-{grid}]",
+        "tests/kernels/test_whole_table.py::test_loss_and_gradient_are_those_of_the_float64_reference"
+        f"[{case}-FLAVOUR-{grid}]",
     )
 
 
