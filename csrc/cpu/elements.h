@@ -39,9 +39,21 @@ struct math_of<Host<precision, Tail::full>, Negatives> {
   using type = Host<precision, Negatives::tail>;
 };
 
+// Whether a loop computes two vectors side by side. One vector's instructions wait for each other, and the processor looks
+// only as far ahead as the next vector's. Arithmetic with a full tail needs all registers for one.
+template <class Math>
+constexpr bool kSideBySide = false;
+#ifdef __AVX512F__
+template <Precision precision, Tail tail>
+constexpr bool kSideBySide<Host<precision, tail>> = tail != Tail::full;
+#endif
+
 // The terms of n elements. Gradients are computed when they are stored, and only then.
-template <class acc_t, class Term>
+template <bool side_by_side, class acc_t, class Term>
 FOCAL_EXT_INLINE void compute(int64_t n, Term term, acc_t* values, acc_t* gradient) {
+  // GCC makes a step of a loop as wide as a vector of its narrowest numbers. These are nobody's, which it must not know.
+  uint16_t numbers[kStep], *narrow = numbers;
+  asm("" : "+r"(narrow));
   for (int64_t at = 0; at < n; at += kStep) {
     if (gradient) {
 #pragma omp simd
@@ -49,12 +61,17 @@ FOCAL_EXT_INLINE void compute(int64_t n, Term term, acc_t* values, acc_t* gradie
         const auto both = term(i);
         values[i] = both.value;
         gradient[i] = both.gradient;
+        if constexpr (side_by_side) narrow[i - at] = 0x0102;
       }
     } else {
 #pragma omp simd
-      for (int64_t i = at; i < at + kStep; ++i) values[i] = term(i).value;
+      for (int64_t i = at; i < at + kStep; ++i) {
+        values[i] = term(i).value;
+        if constexpr (side_by_side) narrow[i - at] = 0x0102;
+      }
     }
   }
+  if constexpr (side_by_side) asm volatile("" : : "r"(narrow) : "memory");
 }
 
 // Negatives with one factor for all; the losses without it. `within`: no logit is beyond Math::limit().
@@ -63,7 +80,7 @@ FOCAL_EXT_ONE_COPY void compute_alike(
     const Negatives& negatives, acc_t factor, const acc_t* x, int64_t n, bool within, acc_t* values, acc_t* gradient) {
   const auto with = [&]<class AnyMath>(AnyMath, const auto& any) {
     // By value: behind a pointer the compiler would have to reload them after every store.
-    compute(n, [factor, x, negatives = any](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+    compute<kSideBySide<AnyMath>>(n, [factor, x, negatives = any](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
       const ValueAndGradient<acc_t> term = negatives.template negative<AnyMath>(x[i]);
       return ValueAndGradient<acc_t>{term.value, factor * term.gradient};
     }, values, gradient);
@@ -79,7 +96,7 @@ FOCAL_EXT_ONE_COPY void compute_alike(
 template <class Math, class Negatives, class acc_t>
 FOCAL_EXT_ONE_COPY void compute_varied(
     const Negatives& negatives, const Block<acc_t>& b, int64_t n, acc_t* values, acc_t* gradient) {
-  compute(n, [&b, negatives](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+  compute<kSideBySide<Math>>(n, [&b, negatives](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
     const ValueAndGradient<acc_t> term = negatives.template negative<Math>(b.x[i]);
     return ValueAndGradient<acc_t>{b.value[i] * term.value, b.gradient[i] * term.gradient};
   }, values, gradient);
@@ -172,7 +189,7 @@ class Elements {
   }
 
   FOCAL_EXT_ONE_COPY void compute_dense(const Block<acc_t>& b, int64_t n, acc_t* values, acc_t* gradient) const {
-    compute(n, [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
+    compute<false>(n, [&b, loss = loss_](int64_t i) FOCAL_EXT_INLINE_LAMBDA {
       const Both term = loss.template dense<Math>(b.x[i], b.t[i]);
       return Both{b.value[i] * term.value, b.gradient[i] * term.gradient};
     }, values, gradient);
