@@ -81,6 +81,14 @@ def _other_copy() -> str | None:
     return min(loaded, default="a library of unknown path")
 
 
+def _hidden_installation() -> Path | None:
+    """The installed package that these sources stand before: Python looks into the folder it is started in first."""
+    if not (LIBRARY.parent.parent / "CMakeLists.txt").exists():
+        return None
+    installed = (Path(folder, LIBRARY.parent.name, LIBRARY.name) for folder in sys.path)
+    return next((library.parent for library in installed if library.exists()), None)
+
+
 def _load() -> str | None:
     """Loads the library; returns why not, with the way out, or None."""
     _check_environment()
@@ -93,6 +101,13 @@ def _load() -> str | None:
             f"{'update torch' if LIBRARY.exists() else REINSTALL}"
         )
     if not LIBRARY.exists():
+        hidden = _hidden_installation()
+        if hidden is not None:
+            return (
+                f"Python found the sources in {LIBRARY.parent}, which have no {LIBRARY.name}, before the package "
+                f"that is installed in {hidden}; start Python in another folder, or install the "
+                "sources with: pip install -e ."
+            )
         return (
             f"this installation has no {LIBRARY.name}: it was built without a C++ compiler, not on Linux, or with "
             f"FOCAL_EXT_NATIVE=0; {REINSTALL}"

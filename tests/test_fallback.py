@@ -178,6 +178,21 @@ def test_a_damaged_installation_says_why_once_and_computes_the_same(name: str, s
     assert gradient == pytest.approx(torch.autograd.grad(want, x)[0].flatten().tolist(), rel=1e-5)
 
 
+@pytest.mark.native
+def test_sources_that_hide_the_installed_package_say_so(tmp_path: Path) -> None:
+    """As python -m focal_ext finds them in a clone, after pip install . there."""
+    clone, site = tmp_path / "clone", tmp_path / "site"
+    for folder in (clone, site):
+        shutil.copytree(PACKAGE, folder / "focal_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / "focal_ext" / "libfocal_ext.so").unlink()
+    (clone / "CMakeLists.txt").touch()
+    said = "import focal_ext; print(focal_ext.build_info()['reason'])"
+    hidden = python("-c", said, folder=clone, PYTHONPATH=str(site)).stdout
+    assert f"sources in {clone / 'focal_ext'}" in hidden and f"installed in {site / 'focal_ext'}" in hidden
+    assert "another folder" in hidden and "C++ compiler" not in hidden
+    assert python("-c", said, folder=tmp_path, PYTHONPATH=str(site)).stdout == "None\n"
+
+
 def test_the_package_needs_no_numpy() -> None:
     blocked = "import sys; sys.modules['numpy'] = None\n"
     wrong = "try: focal_ext.sigmoid_focal_loss(x, torch.tensor([0, -1, 9, 3]))\nexcept ValueError as e: print(e)"
