@@ -18,6 +18,7 @@ from .stages import Body, bodies
 from .workloads import SIZE, Case, Tile
 
 COPY = Path(__file__).with_name("copy.cu")
+CLASSES_AT_ONCE = 8  # csrc/cuda/softmax_planes.cuh: of a position, whose loads are in flight
 LAUNCH = 2.0  # microseconds of a launch behind another: the gap, the first blocks' start, the last ones' end
 TYPES = {"fp32": "f", "bf16": "13__nv_bfloat16"}
 NAMES = {
@@ -25,6 +26,7 @@ NAMES = {
     "weighted": r"focal_kernelI{}\w*?(Either|Id)Targets\w*12SigmoidFocalINS_14WholeModulatorILi2E\w*7FactorsE1E",
     "asymmetric": r"focal_kernelI{}\w*?(Either|Dense)Targets\w*10AsymmetricINS_14WholeModulatorILi4E\w*7FactorsE0E",
     "pyramid": r"pyramid_kernelI{}NS_14FocalNegativesINS_14WholeModulatorILi2E",
+    "softmax planes": r"softmax_planes_kernel(?#{})",
     "scale": r"scale_kernelI{}E",
 }
 BLOCK = WARPS * WARP
@@ -78,6 +80,8 @@ class Programs:
         return self.code.cost(self.kind, self.dtype, part, self.chip, trace)
 
     def of(self, tile: Tile, case: Case) -> Program:
+        if self.kind == "softmax planes":
+            return self.softmax(tile)
         begin, size = self.beginning(tile, case), SIZE[self.dtype]
         if tile.streams and case.dense:
             return begin + self.dense(tile, case)
@@ -113,6 +117,21 @@ class Programs:
         trace = filled[-1] if filled else self.body.scans[0]
         times = ceil(count / moved(trace)[0])
         return steps(self.cost(f"scan {len(trace)}", trace), count / times, 0, times)
+
+    def softmax(self, tile: Tile) -> Program:
+        """Of planes: a label and its logit, one after the other, then two readings of the classes."""
+        parts = self.body.softmax_readings(self.dtype)
+        made: list[Step] = []
+        for part, trace in zip(("label", "first", "between", "second", "after"), parts):
+            cost, is_reading = self.cost(f"softmax {part}", trace), part in ("first", "second")
+            if not is_reading:
+                made += steps(cost, WARP * (8 + SIZE[self.dtype]) if part == "label" else 0, 0)
+                continue
+            bytes_of_all = tile.logits * SIZE[self.dtype]
+            times = ceil(tile.lines / CLASSES_AT_ONCE)
+            stored = bytes_of_all / times if part == "second" else 0
+            made += steps(cost, bytes_of_all / times, stored, times)
+        return made
 
     def beginning(self, tile: Tile, case: Case) -> list[Step]:
         around = self.cost("around", self.body.around_stream) if self.body.around_stream else Stage(0, 1, 1)
@@ -215,4 +234,4 @@ def rest_of_call(code: Code, chip: Chip, dtype: str, case: Case) -> tuple[float,
     scan = 0 if case.dense else bytes_us(chip, 8 * case.rows) + LAUNCH
     body = code.bodies.get(("scale", dtype))
     scaled = streaming(body, chip, case.numel * SIZE[dtype] // 16, workloads.MOST_BLOCKS) if body else float("nan")
-    return scan + 3 * LAUNCH, scaled
+    return scan + (3 + (case.groups > 1)) * LAUNCH, scaled

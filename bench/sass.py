@@ -220,7 +220,8 @@ def blocks(lines: list[str]) -> tuple[list[list[Instruction]], list[list[int]]]:
             if opcode.startswith(("BRA", "BRX", "EXIT", "RET", "JMP", "CALL.REL.NOINC")):
                 # BRA.DIV leaves for where a warp's lanes, if they have parted, meet.
                 jumps[-1] = [] if opcode == "BRA.DIV" else re.findall(r"\.L_x_\d+", rest)
-                falls[-1] = "@" in line or opcode == "BRA.DIV" or bool(opcode == "BRA" and re.search(r"\bU?P\d", rest))
+                # BRA's predicate is an operand too, of BRA.U a uniform one.
+                falls[-1] = "@" in line or opcode == "BRA.DIV" or bool(re.search(r"\bU?P\d", rest))
                 opcodes.append([]), jumps.append([]), falls.append(True)
         elif word := CONTROL.match(line):
             latest.control = int(word[1], 16) >> 41
@@ -247,6 +248,10 @@ def loops(lines: list[str]) -> list[Loop]:
             working = [loop for loop in passes if loop.count("LDG", "LD.E") and loop.count("MUFU.EX2")]
             if working:
                 found.append(min(working, key=incompleteness))
+            # through dense targets, which votes whether it may go on: with the gradient
+            voting = [loop for loop in working if loop.count("VOTE") and loop.vector_stores]
+            if voting:
+                found.append(min(voting, key=lambda loop: (-loop.count("MUFU.EX2") // 8, loop.issued)))
     return found
 
 

@@ -30,6 +30,37 @@ class Body:
             (header, latch) for latch, targets in enumerate(self.successors) for header in targets if header <= latch
         )
 
+    def softmax_readings(self, dtype: str) -> list[Trace]:
+        """Of softmax over planes, whose kernel tells the type of the logits at run time: up to the first loop through
+        the classes, a pass of it, between the two, a pass of the second, behind it."""
+        others = ("LDG.E.U16", "STG.E.U16") if dtype == "fp32" else ("LDG.E", "STG.E")
+        loops = [loop for loop in self.loops if self.has(loop, "LDG") >= 8 and self.has(loop, "MUFU.EX2") >= 8]
+        around, (first, end), (second, last) = loops
+        own = Body(
+            self.opcodes,
+            [[to for to in following if self.moves_no(to, others)] for following in self.successors],
+            self.kernel,
+        )
+        whole = [max(own.passes(loop), key=lambda t: Loop(Counter(t)).count("MUFU.EX2")) for loop in loops[1:]]
+        for op in (op for trace in whole for op in trace if op.startswith(MEMORY)):
+            op.predicated = False  # of a class that is there
+        label = next(b for b in range(around[0], first) if self.has((b, b), "LDG.E.64"))
+        formula = next(b for b in range(end, second) if self.has((b, b), "MUFU.LG2", "MUFU.RCP"))
+        before, between, after = (
+            [op for start, to in parts for op in own.way(start, to) or []]
+            for parts in (
+                [(around[0], label), (label, first)],
+                [(end + 1, formula), (formula, second)],
+                [(last + 1, around[1])],
+            )
+        )
+        return [before, whole[0], between, whole[1], after]
+
+    def moves_no(self, block: int, opcodes: tuple[str, ...]) -> bool:
+        """Whether it is no block of a type of logits that these load and store: a single load may be of a label."""
+        moving = [op for op in self.opcodes[block] if op in ("LDG.E", "LDG.E.U16", "STG.E", "STG.E.U16")]
+        return not (len(moving) > 1 or moving[:1] in (["STG.E"], ["STG.E.U16"])) or not set(moving) & set(opcodes)
+
     def has(self, loop: tuple[int, int], *prefixes: str) -> int:
         return sum(op.startswith(prefixes) for block in self.opcodes[loop[0] : loop[1] + 1] for op in block)
 

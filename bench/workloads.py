@@ -12,6 +12,7 @@ VECTOR = {"fp32": 4, "bf16": 8}  # logits of 16 bytes
 SIZE = {"fp32": 4, "bf16": 2}
 SHORT_DENSE_TILE = 512  # csrc/cuda/dense_stream.cuh: of at most so many logits targets are not looked through first
 ANCHORS = 201_600  # of RetinaNet on 800 x 1344 pixels
+PIXELS = 4 * 512 * 512  # of four images of a segmenter
 LEVELS = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))
 
 
@@ -44,6 +45,15 @@ AT_RANDOM = Special({rows: 1 - 0.98**rows for rows in (8, 16, 32, 64, 128, 256)}
 SEVERAL_A_ROW = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.15), 1, runs=1, cluster=1)
 MASKED = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 1.0), 0, runs=0)
 NONE = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.0), 0, runs=0)
+# Every pixel has a class. Of 256 neighbours in a row four differ, of 128 three: as many of the tile's vectors go one by
+# one, of 19 lines.
+SEGMENTED = Special(NONE.share, 0, runs=0, planes={256: (1, 4 / 19), 128: (1, 3 / 19)})
+# Targets of one 1 a pixel: of 8 rows of pixels five of 19 classes' planes have any. Masks of objects with a tenth of
+# the pixels, so a third of the rows.
+ONE_HOT = Special(dict.fromkeys(NONE.share, 0.26), 0, runs=0)
+OBJECTS = Special(dict.fromkeys(NONE.share, 0.35), 0, runs=0, cluster=8)
+# Of 300 queries an image seven are matched; tiles of 512 logits touch 7.4 rows.
+MATCHED = Special(dict.fromkeys((8, 16, 32, 64, 128, 256), 0.16), 1.1, runs=1.1, cluster=1, positive=1)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,9 @@ class Case:
     special: Special = ANCHORS_AND_BOXES
     loss: str = "focal"
     pyramid_images: int = 0
+    levels: tuple[tuple[int, int], ...] = LEVELS  # heights and widths
+    anchors: int = 9  # of a position
+    groups: int = 1  # that have a loss each
     dense: bool = False
     weight: bool = False  # one number a row, equal in a tile
     target_bytes: int = 0  # of a logit
@@ -65,8 +78,9 @@ class Case:
         return self.rows * self.classes
 
     def bytes(self, dtype: str) -> int:
-        """That the main kernel must move: logits in, gradient out, targets."""
-        return self.numel * (2 * SIZE[dtype] + self.target_bytes) + (
+        """That the main kernel must move: logits in, of softmax over planes twice, gradient out, targets."""
+        times = 3 if self.loss == "softmax planes" else 2
+        return self.numel * (times * SIZE[dtype] + self.target_bytes) + (
             0 if self.dense else (8 + 4 * self.weight) * self.rows
         )
 
@@ -110,6 +124,50 @@ CASES = (
         target_bytes=1,
         limit_us=True,
     ),
+    Case(
+        "class axis 1, ids, 4 x 19 x 512 x 512",
+        PIXELS,
+        19,
+        SEGMENTED,
+        pyramid_images=4,
+        levels=((512, 512),),
+        anchors=1,
+        limits=limits(1.4, 1.6, 1.9),
+    ),
+    Case(
+        "class axis 1, dense 0/1 (uint8), 4 x 19 x 512 x 512",
+        1,
+        PIXELS * 19,
+        ONE_HOT,
+        dense=True,
+        target_bytes=1,
+        limits=limits(1.17, 1.37, 1.7),
+    ),
+    Case(
+        "softmax over planes, ids, 4 x 19 x 512 x 512",
+        PIXELS,
+        19,
+        loss="softmax planes",
+        limits=limits(1.4, 1.6, 1.9),
+    ),
+    Case(
+        "a sum for each mask (uint8), 32 x 3 x 1024 x 1024",
+        96,
+        1 << 20,
+        OBJECTS,
+        groups=96,
+        dense=True,
+        target_bytes=1,
+        limits=limits(1.1, 1.2, 1.4),
+    ),
+    Case(
+        "a sum for each decoder layer, ids, 6 x 16 x 300 x 80",
+        6 * 16 * 300,
+        80,
+        MATCHED,
+        groups=6,
+        limit_us=True,
+    ),
 )
 
 
@@ -141,6 +199,8 @@ def in_clusters(count: int, share: float, cluster: int) -> np.ndarray:
 
 
 def tiles(case: Case, dtype: str) -> list[Tile]:
+    if case.loss == "softmax planes":  # a lane has a position
+        return [Tile(case.classes, WARP, WARP, True)] * (case.rows // WARP)
     return pyramid_tiles(case, dtype) if case.pyramid_images else row_tiles(case)
 
 
@@ -159,9 +219,11 @@ def cut(rows: int, classes: int, reads_rows: bool, least_tiles: int = 4096) -> t
 
 
 def row_tiles(case: Case) -> list[Tile]:
-    least_tiles = 2048 if case.dense and case.loss != "focal" else 4096  # csrc/cuda/run.cu
-    logits, rows, count = cut(case.rows, case.classes, not case.dense, least_tiles)
-    labels = 0 if case.dense else rows
+    """Tiles end with their group (csrc/cuda/run.cu)."""
+    least_tiles = 2048 if case.dense and case.loss != "focal" and case.groups == 1 else ceil(4096 / case.groups)
+    logits, rows, count = cut(case.rows // case.groups, case.classes, not case.dense, least_tiles)
+    count *= case.groups
+    labels = 0 if case.dense else rows or ceil(logits / case.classes)
     kinds = [Tile(1, logits, labels, True, special) for special in (False, True)]
     return [kinds[int(special)] for special in drawn(count, rows or 8, case.special)]
 
@@ -171,11 +233,11 @@ def pyramid_tiles(case: Case, dtype: str) -> list[Tile]:
     vector, made = VECTOR[dtype], []
     cuts = [
         (positions := height * width, *cut_planes(case.numel, case.classes, positions, vector))
-        for height, width in LEVELS
+        for height, width in case.levels
     ]
     for positions, in_line_log2, lines, columns, streams in sorted(cuts, key=lambda cut: cut[-1]):
         line_blocks = ceil((case.classes >> in_line_log2) / lines)
-        count = case.pyramid_images * 9 * ceil((positions << in_line_log2) / columns) * line_blocks
+        count = case.pyramid_images * case.anchors * ceil((positions << in_line_log2) / columns) * line_blocks
         share, vectors = case.special.planes[WARP * vector]
         kinds = [Tile(lines, columns, columns, streams), Tile(lines, columns, columns, streams, True, vectors * lines)]
         # neighbours in space, and the tiles of one column's classes, are special together

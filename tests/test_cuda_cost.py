@@ -40,6 +40,13 @@ def test_the_careful_path_is_told_from_every_other_loop(compiled: list[sass.Kern
         assert row.per_logit() > streams[row.arch, row.dtype, row.targets, row.gamma].per_logit()
 
 
+def test_a_loop_is_told_on_every_architecture_or_on_none(compiled: list[sass.Kernel]) -> None:
+    found: dict[tuple[str, ...], set[str]] = {}
+    for row in kernels.rows(compiled):
+        found.setdefault((row.dtype, row.targets, row.gamma, row.flow), set()).add(row.arch)
+    assert {name: archs for name, archs in found.items() if not archs >= {"sm_80", "sm_90", "sm_100", "sm_120"}} == {}
+
+
 def test_a_careful_path_that_is_not_recognised_would_be_found(compiled: list[sass.Kernel]) -> None:
     kernel = next(k for k in compiled if (k.arch, k.identity) == ("sm_90", ("fp32", "ids", "any")))
     other = replace(kernel, loops=[loop for loop in kernel.loops if not loop.finds_rows])
