@@ -116,6 +116,26 @@ def test_loss_and_gradient_are_those_of_the_float64_reference(case: Case, monkey
     table.check(case, table.GRID_OF[case])
 
 
+# Of a sum over its positives: the scan of the labels, the main kernel, the last step; groups have divisors too. In
+# fp16 backward computes the gradient, by the factor from above, and scans again what it is divided by.
+@pytest.mark.parametrize("overwrite", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("batch_dims", (0, 1))
+@pytest.mark.parametrize("loss", ("sigmoid_focal_loss", "softmax_focal_loss"))
+def test_forward_launches_three_kernels_and_backward_one_and_groups_no_more_by_their_number(
+    loss: str, batch_dims: int, dtype: torch.dtype, overwrite: bool
+) -> None:
+    x = torch.zeros(9, 16, 16, dtype=dtype).requires_grad_()
+    ids = torch.arange(9 * 16).reshape(9, 16) % 16
+    shared = {"reduction": "sum", "normalizer": "positives", "batch_dims": batch_dims, "overwrite_inputs": overwrite}
+    begin = module(FLAVOUR).launches()
+    result = getattr(focal_ext, loss)(x + 0 if overwrite else x, ids, **shared)
+    between = module(FLAVOUR).launches()
+    (3 * result.sum()).backward()
+    recomputed = 2 + batch_dims if dtype is torch.float16 else 1  # else scaled
+    assert between - begin == 3 + batch_dims and module(FLAVOUR).launches() - between == recomputed
+
+
 @pytest.mark.parametrize("case", [case for case in small(table.rows_that_stream()) if case in CHOSEN], ids=str)
 def test_two_numbers_per_instruction_are_as_good(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, PACKED, table.GRID_OF[case])

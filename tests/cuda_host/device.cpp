@@ -152,9 +152,12 @@ void run_block(std::vector<std::unique_ptr<Fiber>>& pool, uint32_t threads) {
 
 }  // namespace
 
+uint64_t launches = 0;
+
 void run_grid(uint32_t grid, uint32_t threads, void (*kernel)(const void*), const void* context) {
   if (grid == 0 || threads == 0 || threads > kMaxThreads || threads % kLanes)
     throw std::runtime_error("invalid configuration of a launch");
+  ++launches;
   body = kernel, body_context = context, grid_size.x = grid;
   host_is_this_thread();
   release(launch_order);

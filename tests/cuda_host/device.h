@@ -17,6 +17,7 @@ extern Index thread_index, block_index, grid_size;
 
 // Runs body(context) once per thread of every block. Throws if threads wait for each other forever, or meet at
 // different places.
+extern uint64_t launches;  // so far
 void run_grid(uint32_t blocks, uint32_t threads, void (*body)(const void*), const void* context);
 
 // Each returns when all threads of the block, or all lanes of the warp, have called it. Only the first two order

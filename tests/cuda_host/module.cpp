@@ -85,6 +85,7 @@ PYBIND11_MODULE(focal_ext_cuda_host, m) {
     const cuda::PlaneCut c = cuda::cut_planes(numel, classes, positions, vector, may_stream);
     return py::make_tuple(c.in_line_log2, c.tile_lines, c.tile_columns, c.streams);
   });
+  m.def("launches", [] { return cuda_host::launches; });
   m.def("set_seed", cuda_host::set_seed);
   m.def("set_only_blocks", cuda_host::set_only_blocks);
   m.def("skip_a_shuffle", skip_a_shuffle);
