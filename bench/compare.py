@@ -122,7 +122,7 @@ def alternatives(case: Case) -> tuple[dict[str, Step], dict[str, str]]:
 
 
 def worst_relative_error(gradient: Tensor, case: Case, rows: int = 10_000) -> float:
-    """Of any gradient of the first rows that is a normal number of its dtype, against the reference in float64."""
+    """The worst error of the first rows' gradients that are normal numbers, against the reference in float64."""
     x = case.logits[:rows].double().requires_grad_()
     normalizer = max(1, int((case.ids >= 0).sum()))
     focal_ext.reference.sigmoid_focal_loss(
@@ -134,7 +134,7 @@ def worst_relative_error(gradient: Tensor, case: Case, rows: int = 10_000) -> fl
 
 
 def error_of(step: Step, case: Case, rows: int = 10_000) -> float | str:
-    """Of the value where it alone is computed, else of the gradient; "" for a floor."""
+    """The error of the value where it alone is computed, else of the gradient; "" for a floor."""
     if isinstance(step, (Copy, Read)):
         return ""
     if not isinstance(step, Forward):

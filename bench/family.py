@@ -54,7 +54,7 @@ def exactly(loss: str, x: Tensor, ids: Tensor, scores: Tensor) -> tuple[Tensor, 
 def errors_against_float64(
     loss: str, case: Case, ids: Tensor, scores: Tensor, rows: int = 2000
 ) -> Callable[[Step], float]:
-    """Of the value where it alone is computed, else of the first rows' gradient against its largest."""
+    """The error of the value where it alone is computed, else of the first rows' gradient against its largest."""
     if case.forward:
         parts = zip(case.logits.split(rows), ids.split(rows), scores.split(rows))
         value = sum(float(exactly(loss, *part)[0]) for part in parts)

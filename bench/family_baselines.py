@@ -26,7 +26,7 @@ def on_pairs(loss: Callable[..., Tensor]) -> Baseline:
 
 
 def on_scores(loss: Callable[..., Tensor]) -> Baseline:
-    """Of a dense tensor of scores, filled in at the positives."""
+    """The loss of a dense tensor of scores, filled in at the positives."""
 
     def baseline(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
         t = torch.zeros_like(x)
@@ -38,7 +38,7 @@ def on_scores(loss: Callable[..., Tensor]) -> Baseline:
 
 
 def on_masks(loss: Callable[..., Tensor]) -> Baseline:
-    """Of scores by comparison, which a compiler needs no memory for."""
+    """The loss of scores by comparison, which a compiler needs no memory for."""
     return lambda x, ids, scores: loss(x, scored(x, ids, scores)).sum()
 
 
@@ -112,7 +112,7 @@ def softmax_one_hot(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
 
 
 class Forms(NamedTuple):
-    """Of a loss with these options: eager forms, and those that are compiled."""
+    """A loss with these options: its eager forms, and those that are compiled."""
 
     loss: str
     options: dict[str, Any]

@@ -22,9 +22,9 @@ LIBRARY, RESULTS = ROOT / "focal_ext/libfocal_ext.so", ROOT / "bench/results/ker
 # Instructions a logit may issue in the hot loop (gamma 2, loss and gradient), and the limits of every hot loop.
 BUDGET: dict[tuple[str, str], float] = {("sm_80", "fp32"): 28.5, ("sm_90", "fp32"): 28.5, ("sm_100", "fp32"): 19}
 BUDGET |= {("sm_80", "bf16"): 23, ("sm_90", "bf16"): 23, ("sm_100", "bf16"): 15.5}
-# Of fp16 the arithmetic is float32's, so that its loss maps round correctly.
+# fp16 computes in float32, so that its loss maps round correctly.
 BUDGET |= {("sm_80", "fp16"): 27, ("sm_90", "fp16"): 27, ("sm_100", "fp16"): 18}
-# Of a pyramid, whose tiles stream with positives and ignored anchors among them.
+# A pyramid, whose tiles stream with positives and ignored anchors among them.
 PYRAMID_BUDGET = {("sm_80", "bf16"): 24, ("sm_90", "bf16"): 24}
 MUFU = {"0 or 1": 2, "2": 2, "4": 2, "any": 3}
 MUFU_OF_CLIP = 2  # one reciprocal and one logarithm more

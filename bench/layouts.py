@@ -38,7 +38,7 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def heat_maps() -> Way:
-    """Of six heads; a peak in every 2,000 cells, a bump of 3 cells about it."""
+    """Six heads; a peak in every 2,000 cells, a bump of 3 cells about it."""
     generator = torch.Generator().manual_seed(1)
     peak = (torch.rand(6, 8, 10, 180, 180, generator=generator) < 1 / 2000).float()
     wide = torch.nn.functional.max_pool2d(peak.flatten(0, 1), 5, 1, 2).view_as(peak)

@@ -83,7 +83,7 @@ def lw_detr(x: Tensor, ids: Tensor, scores: Tensor, alpha: float = 0.25, gamma: 
 
 
 def mmdet_gaussian(x: Tensor, t: Tensor, alpha: float = 2.0, gamma: float = 4.0) -> Tensor:
-    """Of a heat map; CenterPoint's logits are not clamped here."""
+    """The loss of a heat map; CenterPoint's logits are not clamped here."""
     p, eps = x.sigmoid(), 1e-12
     high = -(p + eps).log() * (1 - p).pow(alpha) * t.eq(1)
     return high - (1 - p + eps).log() * p.pow(alpha) * (1 - t).pow(gamma)
@@ -103,7 +103,7 @@ def timm_asymmetric(
 
 
 def ultralytics(x: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
-    """Of the assigner's scores, which are a dense tensor there."""
+    """The loss of the assigner's scores, which are a dense tensor there."""
     t = torch.zeros_like(x)
     row, column = positives(ids)
     t[row, column] = scores[row]

@@ -7,7 +7,7 @@ from .performance_page import ratio, read, spread
 
 
 def shares(row: dict[str, str]) -> tuple[str, str]:
-    """Of the loss in a training step, where a step was run."""
+    """The loss's share of a training step, where a step was run."""
     if not row["step_ms_for_each"]:
         return "", ""
     step, before, after = (float(row[name]) for name in ("step_ms_for_each", "before_ms", "after_ms"))

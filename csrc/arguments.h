@@ -214,7 +214,7 @@ class Levels {
 
   Tensor new_loss() const { return given_.new_loss(like()); }
 
-  // Of losses of rows [images, anchors of all levels]; of losses of logits as the only level, which is in planes.
+  // Losses of rows have [images, anchors of all levels]; losses of logits are like the only level, which is in planes.
   Tensor new_loss_map() {
     const int64_t sizes[2] = {plain.images, plain.images ? plain.problem.rows / plain.images : 0};
     if (!has_row_losses(plain.problem)) check_one_of_planes();

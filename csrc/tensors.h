@@ -71,7 +71,7 @@ inline Target dense_target(const Tensor& inputs, const Tensor& targets) {
   return Target::dense_acc;
 }
 
-// Of two tensors on other devices one would be read with a pointer that is none there.
+// All tensors must be on one device: a kernel would read another's with a pointer that means nothing there.
 inline bool on_device_of(const Tensor& t, const Tensor& like) {
   int32_t device = 0, wanted = 0;
   const bool known = aoti_torch_get_device_type(t.get(), &device) == AOTI_TORCH_SUCCESS &&

@@ -61,7 +61,7 @@ def chunks(images: int, anchors: int, rows: int, row_bytes: int, budget: int) ->
 
 
 def window(rows: slice, height: int, kernel: int, stride: int, padding: int) -> Window:
-    """Of an input of `height` rows."""
+    """What these rows of the result read of an input of `height` rows."""
     first, end = rows.start * stride - padding, (rows.stop - 1) * stride - padding + kernel
     start = min(max(first, 0), height)
     stop = max(min(end, height), start)

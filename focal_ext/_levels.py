@@ -84,9 +84,10 @@ def check_words(spec: LossSpec, reduction: str, batch_dims: Any, class_dim: Any 
 def check_maps(name: str, maps: Any, channels: str) -> None:
     """A list with a map [B, channels, H, W] for each level, alike in all but height and width."""
     if isinstance(maps, Tensor) or not isinstance(maps, Sequence):
+        way_out = f"use [{name}]" if isinstance(maps, Tensor) else f"use list({name})"
         raise TypeError(
             f"{name}: must be a list of tensors, one for each level, or a dict of them, got {type(maps).__name__}; "
-            f"use [{name}]"
+            f"{way_out}"
         )
     if not maps:
         raise ValueError(f"{name}: must hold at least one level, got an empty list")

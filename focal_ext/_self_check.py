@@ -101,7 +101,7 @@ def exact(name: str, x: Tensor, ids: Tensor, scores: Tensor) -> tuple[Tensor, Te
 
 
 def errors(name: str, dtype: torch.dtype, device: torch.device) -> Checked:
-    """Of a loss whose logits lie within [-16, 16], half a unit and more away from where a gradient passes 0."""
+    """The errors of a loss whose logits lie within [-16, 16], half a unit or more from where a gradient passes 0."""
     logits, ids = draw(CELLS[0] * CELLS[1] * ANCHORS, CLASSES, 3.0, -2.0)
     for zero in (math.log(SCORE / (1 - SCORE)), math.log(CLIP / (1 - CLIP))):
         logits = torch.where((logits - zero).abs() < 0.5, logits + 1, logits)

@@ -25,6 +25,7 @@ def with_id(value: int, at: tuple[int, int]) -> Tensor:
 # What changes in the call (LEVELS, IDS, 3), the exception, and what its message says, in this order.
 ROWS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "levels a tensor": ({"levels": LEVELS[0]}, TypeError, r"levels: .*list of tensors.*Tensor; use \[levels\]"),
+    "levels a generator": ({"levels": iter(LEVELS)}, TypeError, r"levels: .*list_iterator; use list\(levels\)"),
     "levels empty": ({"levels": []}, ValueError, r"levels: .*at least one level.*empty list"),
     "a level no tensor": ({"levels": [LEVELS[0], 1.0]}, TypeError, r"levels\[1\]: .*torch\.Tensor.*float"),
     "a level of integers": (

@@ -11,7 +11,7 @@ struct MixedFactor {
   static FOCAL_EXT_INLINE T of(T t, T of_one, T of_zero) {
     return of_one * t + of_zero * (T(1) - t);
   }
-  // Of the class that a class id names.
+  // The factor of the class that a class id names.
   template <class T>
   static FOCAL_EXT_INLINE T of_named(T score, T of_one, T of_zero) {
     return of(score, of_one, of_zero);
@@ -30,7 +30,7 @@ struct ChosenFactor {
   }
 };
 
-// Of losses without alpha, whose factors are equal.
+// For losses without alpha, whose factors are equal.
 struct EqualFactor {
   template <class T>
   static FOCAL_EXT_INLINE T of(T, T of_one, T) {

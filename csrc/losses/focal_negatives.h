@@ -17,7 +17,7 @@ struct FocalNegatives {
   Second second;
   AnyModulator others[2];
 
-  // Of the losses without alpha both factors are equal.
+  // Losses without alpha have two equal factors.
   template <class T>
   FOCAL_EXT_INLINE T factor(T t, bool named, T of_one, T of_zero) const {
     if (loss == Loss::sigmoid_focal) return MixedFactor::of(t, of_one, of_zero);
@@ -104,7 +104,7 @@ constexpr NegativesOf negatives_of(const LossParameters& p) {
   }
 }
 
-// Of the losses whose negatives are the focal loss's, by any exponent or by that of their papers.
+// The losses whose negatives are the focal loss's, by any exponent or by that of their papers.
 template <bool fast, class F>
 auto with_focal_negatives(const LossParameters& p, F&& f) {
   const double exponent = exponent_of_negatives(p);

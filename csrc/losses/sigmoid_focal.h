@@ -68,7 +68,7 @@ FOCAL_EXT_INLINE ValueAndGradient<T> mirrored(ValueAndGradient<T> term) {
   return {term.value, -term.gradient};
 }
 
-// Of the class that a class id names.
+// The term of the class that a class id names.
 template <class Math, class T>
 FOCAL_EXT_INLINE ValueAndGradient<T> hard_or_scored(T score, ValueAndGradient<T> hard, ValueAndGradient<T> scored) {
   const bool is_hard = score == Math::constant(1);

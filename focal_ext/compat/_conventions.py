@@ -57,8 +57,8 @@ def check_dense(inputs: Tensor, targets: Tensor, library: str) -> None:
 
 
 def is_hard(targets: Tensor, ignored: int | None = None) -> bool:
-    """Whether targets are 0, 1 or ignored. Of others some libraries compute another function; on a device they cannot
-    be looked for."""
+    """Whether targets are 0, 1 or ignored. Some libraries compute another function of other targets. On a device they
+    cannot be looked for."""
     if not targets.is_floating_point() or not arguments.values_are_readable(targets):
         return True
     hard = (targets == 0) | (targets == 1)

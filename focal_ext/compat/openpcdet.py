@@ -22,7 +22,7 @@ def _forward(self: Any, input: Tensor, target: Tensor, weights: Tensor) -> Tenso
 
 
 def _heat_maps(pred: Tensor, gt: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Of probabilities (B, C, H, W), divided by the peaks that the mask (B, H, W) keeps, or by 1."""
+    """The loss of probabilities (B, C, H, W), divided by the peaks that the mask (B, H, W) keeps, or by 1."""
     weight = None if mask is None else mask[:, None].to(pred.dtype)
     peaks = (gt == 1).to(pred.dtype)
     normalizer = (peaks if weight is None else peaks * weight).sum().clamp(min=1)

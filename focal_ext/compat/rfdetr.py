@@ -46,8 +46,8 @@ def _labels(
     log: bool = True,
     matched_targets: Any = None,
 ) -> dict[str, Tensor]:
-    """The IoU-aware loss, rfdetr's default. Of its three others the plain focal one calls sigmoid_focal_loss, which is
-    replaced by itself."""
+    """The IoU-aware loss, rfdetr's default. Its plain focal loss calls sigmoid_focal_loss, which is replaced by
+    itself."""
     if not self.ia_bce_loss:
         return original(self, outputs, targets, indices, num_boxes, log, matched_targets)
     logits, valid = outputs["pred_logits"], self._matched_valid_mask(targets, indices)

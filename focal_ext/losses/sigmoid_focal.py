@@ -71,7 +71,7 @@ def sigmoid_focal_loss(
         weight: multiplies the loss of each logit; broadcasts to inputs. One value per row is a column: ``weight[:,
             None]``.
         ignore_index: class id that is skipped, whatever it would mean otherwise: loss and gradient of such a row are
-            exactly 0. Of dense labels each element that equals it is skipped likewise. None: nothing is skipped.
+            exactly 0. A dense label that equals it is skipped likewise. None: nothing is skipped.
         label_smoothing: s in [0, 1] moves the target of the cross entropy to t (1 - s) + s / 2. The modulating factor
             and alpha keep the hard label (as in apex and effdet). To smooth all three, as keras does, pass dense labels
             that are smoothed already.

@@ -31,7 +31,7 @@ def own() -> Iterator[Any]:
 
 
 def outputs() -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
-    """Of each layer, and the targets: three boxes, and one."""
+    """The outputs of each layer, and the targets: three boxes, and one."""
     rng = torch.Generator().manual_seed(7)
 
     def boxes(*shape: int) -> Tensor:

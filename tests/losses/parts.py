@@ -103,7 +103,7 @@ def chosen(positive: Tensor, of_positive: Closed, of_negative: Closed) -> Closed
 
 
 def limit_of(x: float, power: float, moved: float) -> tuple[float, float]:
-    """Of power times a cross entropy whose target the logit contradicts by `moved`."""
+    """The limits of value and gradient of power times a cross entropy whose target the logit contradicts by `moved`."""
     size = power * moved
     return (size * abs(x) if size else 0.0), (size if x > 0 else -size)
 
