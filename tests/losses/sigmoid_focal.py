@@ -132,6 +132,7 @@ LOSS = Declared(
     curves=[
         *((t, {"gamma": gamma}) for gamma in GAMMAS for t in (0.0, 1.0)),
         *((SCORE, {"gamma": gamma}) for gamma in GAMMAS),
+        *((t, {"gamma": 1.5}) for t in (0.0, 1.0, SCORE)),  # by a square root
         *((t, {"gamma": gamma, "label_smoothing": 0.1}) for gamma in GAMMAS for t in (0.0, 1.0)),
     ],
     drawn={"gamma": "exponent", "alpha": "alpha", "label_smoothing": "fraction", "modulator_gradient": "flag"},
