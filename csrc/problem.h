@@ -71,9 +71,9 @@ struct Problem {
   const void* targets;  // [rows] ids or [rows, classes] dense, contiguous
   Target target;
   bool has_ignore_index;
-  // Tested first; then an id in [0, classes) is positive, -1 or other_background, below, background, anything else
-  // gives NaN. Softmax losses know no background. Of dense targets an element that equals it is ignored, of softmax
-  // losses its whole row; then an integer other than 0 and 1 gives NaN.
+  // Tested before all else. Another id is positive in [0, classes), background at -1 and other_background (below), and
+  // gives NaN elsewhere; softmax losses know no background. A dense target that equals it is ignored, with its whole
+  // row under a softmax loss; another integer than 0 and 1 gives NaN.
   int64_t ignore_index;
 
   const void* scores;  // class ids: acc_t[rows], the target of a positive row's class; null means 1

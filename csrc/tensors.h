@@ -109,8 +109,8 @@ inline Bytes bytes_of(const Tensor& t) {
   return {begin, begin + t.numel() * int64_t(t.element_size())};
 }
 
-// What is written must be read nowhere else; in the same place, element by element, it may be. Of another layout `t` is
-// copied before.
+// No other input may read what is written, unless it reads each element in the place where that is written. A `t` of
+// another layout is copied before, so it is apart.
 inline void check_apart(const Bytes& written, const Tensor& t, const char* name) {
   if (!t.is_contiguous() || t.numel() == 0) return;
   const Bytes read = bytes_of(t);

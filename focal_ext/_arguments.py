@@ -70,8 +70,8 @@ def is_fx_traced() -> bool:
 
 
 def is_nan(loss: Tensor) -> bool:
-    """Of a loss on the CPU, whether any; one that make_fx records is taken for none. Every call asks: an exception
-    costs nothing where there is none."""
+    """Whether a loss on the CPU has a NaN; a loss that make_fx records counts as having none. Every call asks, and a
+    try costs nothing where nothing is raised."""
     try:
         return math.isnan(loss.item()) if not loss.dim() else bool(loss.isnan().any())  # on the CPU
     except RuntimeError:
@@ -207,8 +207,8 @@ def is_dense(inputs: Tensor, targets: Targets) -> bool:
 
 
 def _class_axis_hint(inputs: Tensor, ids: Tensor) -> str:
-    """Of ids that fit logits whose classes are dimension 1, as torch's cross_entropy has them. Where all dimensions are
-    equal nothing can be seen."""
+    """A hint for ids that fit logits with their classes in dimension 1, as torch's cross_entropy has them. Logits
+    whose dimensions are all equal show nothing."""
     fits = inputs.dim() > 2 and ids.shape == inputs.shape[:1] + inputs.shape[2:]
     return "; the classes are taken from the last dimension: pass class_dim=1" if fits else ""
 

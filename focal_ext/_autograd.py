@@ -179,8 +179,8 @@ ONCE_DIFFERENTIABLE = (
 
 
 class _Overwrite(torch.autograd.Function):
-    """Of unreduced losses and fp16 backward writes the gradient over the logits, as it needs grad_output: no memory
-    beside them."""
+    """Unreduced losses and fp16 need grad_output for the gradient, so backward writes it over the logits. It takes no
+    memory beside them."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, call: Call, reduction: str, *logits: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class _Overwrite(torch.autograd.Function):
 
 
 def is_one(factor: Tensor) -> bool:
-    """Of a number on the CPU; make_fx lets none be read of the tensors that it records."""
+    """Whether a number on the CPU is 1. make_fx lets no number be read of the tensors that it records: False."""
     try:
         return factor.item() == 1  # on the CPU
     except RuntimeError:

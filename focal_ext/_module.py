@@ -74,7 +74,7 @@ class PyramidLossModule(LossModule):
 
 
 def _dimensions(options: Mapping[str, Any]) -> int:
-    """Of logits that the options go with, as far as they go together."""
+    """How many dimensions logits need for these options, as far as the options go together."""
     class_dim, batch_dims = (
         value if isinstance(value, int) else 0 for value in (options["class_dim"], options["batch_dims"])
     )

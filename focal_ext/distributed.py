@@ -58,8 +58,8 @@ def shard_ids(targets: Tensor, num_classes: int, first: int, classes: int, ignor
         targets: class ids of any shape and integer dtype. One that is neither positive, background nor ignored stays
             outside every range, so that the loss refuses it.
         num_classes: the number of all classes.
-        first, classes: the classes [first, first + classes) are those of the shard. Of a DTensor that is sharded on the
-            class axis, ``logits.to_local()`` is the shard.
+        first, classes: the classes [first, first + classes) are those of the shard. The shard of a DTensor that is
+            sharded on the class axis is ``logits.to_local()``.
         ignore_index: as in the loss.
 
     Returns:

@@ -40,7 +40,7 @@ struct Splitting {
   FOCAL_EXT_INLINE ValueAndGradient<T> dense(T x, T t) const {
     return either<Math>(x, t, t > Math::constant(0));
   }
-  // Of a positive or of a negative, as `scored` tells.
+  // The term of a positive if `scored`, else of a negative.
   template <class Math, class T>
   FOCAL_EXT_INLINE ValueAndGradient<T> either(T x, T t, bool scored) const {
     const Sigmoid<Math> s(x);

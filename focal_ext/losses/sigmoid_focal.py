@@ -85,8 +85,8 @@ def sigmoid_focal_loss(
         class_dim: the dimension of inputs that holds the classes: 1 for the maps [N, C, *spatial] of a segmenter, with
             ids [N, *spatial]. Contiguous and channels_last memory is read in place. A copy is made of any other memory;
             for a weight of both classes and positions; for dense labels with alpha by class; and on CUDA for unreduced
-            losses, weights of classes, and as :mod:`focal_ext.pyramid` says. Of the softmax focal loss a copy is made
-            of dense labels on CUDA.
+            losses, weights of classes, and as :mod:`focal_ext.pyramid` says. The softmax focal loss copies dense
+            labels on CUDA.
         batch_dims: how many leading dimensions of inputs keep a loss of their own: "sum" and "mean" then return a
             tensor of shape ``inputs.shape[:batch_dims]``. "mean" and "positives" count within each; a tensor normalizer
             is 0-d or of that shape. They end before the classes. A mean for each mask of [N, M, H, W] is

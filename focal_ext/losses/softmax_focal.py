@@ -1,8 +1,9 @@
 # Owns: the softmax focal loss: what it declares, its signature and documentation, its textbook formula.
 # Must not know: kernels, autograd, layouts, other losses.
 #
-# Of the largest logit, R being the sum of exp(x_j - max) over the others, 1 - p is R / (1 + R) and -log p is log1p(R).
-# Of all others p is at most 1/2, and 1 - p and the logarithm of the whole sum lose nothing; nor do their derivatives.
+# Let R be the sum of exp(x_j - max) over all logits but the largest. The largest logit has 1 - p = R / (1 + R) and
+# -log p = log1p(R). All others have p <= 1/2, so that 1 - p, the logarithm of the whole sum and the derivatives lose
+# no digits.
 from __future__ import annotations
 
 import torch
@@ -30,8 +31,8 @@ def _log_rest(others: Tensor) -> Tensor:
 
 
 def _power(u: Tensor, p: Tensor, others: Tensor, is_top: Tensor, gamma: float) -> Tensor:
-    """u ** gamma for u = 1 - p. Of the largest logit log u is log R - log1p(R); a large gamma needs the others' log u,
-    for their u near 1 has rounded it off."""
+    """u ** gamma for u = 1 - p. The largest logit's log u is log R - log1p(R). A large gamma needs the others' log u
+    too, because their u near 1 has lost it to rounding."""
     exponent = at_most(gamma, 1e35, u)  # times a cross entropy of 800 it stays finite in float32
     log_rest = _log_rest(others)
     of_top = torch.where(log_rest.isneginf(), 0.0, log_rest) - torch.log1p(torch.exp(log_rest))
