@@ -4,7 +4,7 @@
 # whatever PYTHON is.
 .DELETE_ON_ERROR:
 .PHONY: demo train walkthrough study test test-kernels test-sanitizers test-headers test-aarch64 aarch64-tools \
-  test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
+  ccache test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
 
 BASE_PYTHON ?= python3
 SOURCES := setup.py pyproject.toml CMakeLists.txt focal_ext/_version.py \
@@ -84,6 +84,10 @@ aarch64-tools:
 	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || { apt-get -q update && \
 	  apt-get -qy install --no-install-recommends g++-aarch64-linux-gnu qemu-user; }
 
+# As root on Debian: what compiles a file once for two targets of .ci/run.
+ccache:
+	apt-get -q update && apt-get -qy install --no-install-recommends ccache
+
 # On a machine with a GPU: the suite on device cuda, then the benchmark. Without one it says so.
 gpu: $(NATIVE) $(TESTS) $(OPTIONAL)
 	$(READY)
@@ -133,7 +137,7 @@ wheel: $(TOOLS) .venv-wheels/.tools
 # The wheel in fresh environments outside the source tree: old and new torch, every Python, without native code; from
 # C++. The source distribution built by pip, uv and pypa/build.
 test-wheels: wheel .venv-wheels/.environments $(NATIVE) $(TESTS)
-	$(PYTHON) -m pytest tests/wheels
+	$(PYTHON) -m pytest -n 2 --dist loadgroup tests/wheels
 
 # The same wheel beside the libraries of focal_ext.compat and their detectors, with another torch: 5.5 GB to download
 # the first time.

@@ -1,10 +1,13 @@
-# Owns: saying what a run cannot show.
+# Owns: saying what a run cannot show; which tests share a process.
 # Must not know: environments' contents.
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from environments import SUPPORTED, pythons
+
+BUILDS = ("test_builds", "test_files")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -13,3 +16,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(
             f"The wheel was not tried with Python {', '.join(missing)}: not on the PATH, nor among pyenv's."
         )
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes: one installs into the environments, the other builds."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("builds" if item.path.stem in BUILDS else "environments"))

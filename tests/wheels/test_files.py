@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from bench.sass import tool
-from environments import HOME, ROOT, built, run
+from environments import HOME, ROOT, UNOPTIMIZED, built, run
 
 LARGEST_LIBRARY = 12e6  # bytes
 # Of the wheel's libraries; everything else would have to be on every user's machine.
@@ -121,10 +121,8 @@ def test_the_same_commit_built_in_another_folder_gives_the_same_bytes(tmp_path: 
             TORCH_CUDA_ARCH_LIST="9.0",
             SOURCE_DATE_EPOCH="1700000000",
             MAX_JOBS="1",
-            CMAKE_BUILD_TYPE="Tested",
-            CXXFLAGS="-O0",
-            LDFLAGS="-s",  # as of a release: nvcc names each temporary file by the process
             NVCC_APPEND_FLAGS="-Xcicc -O2",
+            **UNOPTIMIZED,  # stripped too: nvcc names each temporary file by the process
         )
         return next((folder / "dist").glob("*.whl"))
 

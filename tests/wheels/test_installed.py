@@ -18,6 +18,7 @@ OF_PYTHON = ("test_constants", "test_errors", "test_fallback")
 SUITE = ("test_values", "test_constants", "test_errors", "test_empty", "test_overwrite", "test_fallback")
 # focal_ext.reference by name computes the same with every Python, and where the reference is in use both names are it.
 REPEATED = "focal_ext.reference"
+KERNELS = ROOT / "build/headers/cmake"  # compiled by make test-headers, if that ran
 FACTS = "import json, focal_ext; print(json.dumps([focal_ext.__file__, focal_ext.build_info()]))"
 
 
@@ -148,9 +149,7 @@ def test_compiled_compat_and_fused_losses_are_right_with(environment: Environmen
 def test_a_library_built_with_the_headers_of_one_torch_works_in_another(
     headers: Environment, environment: Environment, tmp_path: Path
 ) -> None:
-    packages = build_package(
-        HOME / "built" / headers.torch, headers.prepare().package.parent / "torch", "-O1", HOME / "built/cmake"
-    )
+    packages = build_package(HOME / "built" / headers.torch, headers.prepare().package.parent / "torch", "-O1", KERNELS)
     place, info = json.loads(
         run(
             environment.prepare().executable,
