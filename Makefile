@@ -4,7 +4,8 @@
 # whatever PYTHON is.
 .DELETE_ON_ERROR:
 .PHONY: demo train walkthrough study test test-kernels test-sanitizers test-headers test-aarch64 aarch64-tools \
-  ccache test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead readme clean
+  ccache test-wheels test-integrations test-large lint coverage gpu bench kernels wheel exhaustive fuzz overhead \
+  readme clean
 
 BASE_PYTHON ?= python3
 SOURCES := setup.py pyproject.toml CMakeLists.txt focal_ext/_version.py \
