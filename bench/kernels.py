@@ -46,7 +46,8 @@ FACTOR_BUDGET = {
 # Through dense targets of 0 and 1, by the type of targets that takes least. What is above the 36, 31, 25 and 21 that
 # were aimed at is spent once for eight logits: the vote whether the warp may go on, the targets' type, addresses.
 DENSE = f"{HOT}, dense 0/1"
-DENSE_BUDGET = {("sm_80", "fp32"): 39, ("sm_90", "fp32"): 39, ("sm_80", "bf16"): 32.5, ("sm_90", "bf16"): 32.5}
+DENSE_LOGITS, MOST_OF_DENSE = 8, 450  # of a pass: logits, as csrc/cuda/dense_stream.cuh has them, and instructions
+DENSE_BUDGET = {("sm_80", "fp32"): 39.5, ("sm_90", "fp32"): 39, ("sm_80", "bf16"): 32.5, ("sm_90", "bf16"): 32.5}
 # Losses whose positives and dense targets are a function, which the careful path calls, as that over levels does: its
 # loops cannot be told from others.
 CALLED = (sass.LOSSES["FocalNegatives"], sass.SMOOTHED)
@@ -128,7 +129,9 @@ def flow_of(loop: Loop) -> str | None:
 
 def is_of(flow: str, targets: str) -> bool:
     """Whether a kernel can have the loop: factors in shared memory are those of its name, what else is read there is
-    what a tile shares."""
+    what a tile shares. Dense targets stream beside no factors, in rows."""
+    if flow == DENSE:
+        return not targets.startswith(sass.PYRAMID) and ", factors" not in targets
     if flow in (PER_ROW, PER_ROWS):
         return targets.endswith(sass.OF_ROWS)
     return flow != PER_CLASS or targets.endswith(sass.OF_CLASSES)
@@ -146,8 +149,6 @@ def streams(targets: str) -> tuple[str, ...]:
     """The loops that a kernel must have to keep its budgets."""
     if targets.endswith(sass.OF_ROWS):
         return HOT, PER_ROW, PER_ROWS
-    if targets == "ids or dense":
-        return HOT, DENSE
     return (PER_CLASS,) if targets.endswith(sass.OF_CLASSES) else (HOT,)
 
 
@@ -168,6 +169,8 @@ def rows(kernels: list[Kernel]) -> list[Row]:
             logits = loop.finds_rows if flow == CAREFUL else vectors * 16 // SIZE[dtype]
             if flow == CAREFUL and len(careful_flows(targets)) > 1:
                 flow += ", ids" if loop.count("LDS") else ", dense"  # a row's label comes from shared memory
+            if flow == DENSE and (gamma == "any" or logits != DENSE_LOGITS or loop.issued > MOST_OF_DENSE):
+                continue  # the loop over tiles; of any power there is no other
             row = Row(
                 kernel.arch, dtype, targets, gamma, flow, kernel.registers, kernel.stack + kernel.local, logits, loop
             )

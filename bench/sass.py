@@ -251,7 +251,7 @@ def loops(lines: list[str]) -> list[Loop]:
             # through dense targets, which votes whether it may go on: with the gradient
             voting = [loop for loop in working if loop.count("VOTE") and loop.vector_stores]
             if voting:
-                found.append(min(voting, key=lambda loop: (-loop.count("MUFU.EX2") // 8, loop.issued)))
+                found.append(min(voting, key=lambda loop: (loop.count("MUFU.EX2") < 8, loop.issued)))
     return found
 
 

@@ -42,7 +42,7 @@ def test_the_careful_path_is_told_from_every_other_loop(compiled: list[sass.Kern
 
 def test_a_loop_is_told_on_every_architecture_or_on_none(compiled: list[sass.Kernel]) -> None:
     found: dict[tuple[str, ...], set[str]] = {}
-    for row in kernels.rows(compiled):
+    for row in (row for row in kernels.rows(compiled) if row.flow != kernels.DENSE):
         found.setdefault((row.dtype, row.targets, row.gamma, row.flow), set()).add(row.arch)
     assert {name: archs for name, archs in found.items() if not archs >= {"sm_80", "sm_90", "sm_100", "sm_120"}} == {}
 
