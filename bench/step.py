@@ -17,7 +17,7 @@ from torch import Tensor
 
 from examples.retinanet.anchors import grid_anchors
 from examples.retinanet.heads import HEADS, over_rows
-from examples.retinanet.losses import box_loss
+from examples.retinanet.criteria import box_loss
 from examples.retinanet.model import RetinaNet, build
 
 from . import baselines
