@@ -138,7 +138,7 @@ wheel: $(TOOLS) .venv-wheels/.tools
 # The wheel in fresh environments outside the source tree: old and new torch, every Python, without native code; from
 # C++. The source distribution built by pip, uv and pypa/build.
 test-wheels: wheel .venv-wheels/.environments $(NATIVE) $(TESTS)
-	$(PYTHON) -m pytest -n 2 --dist loadgroup tests/wheels
+	$(PYTHON) -m pytest tests/wheels
 
 # The same wheel beside the libraries of focal_ext.compat and their detectors, with another torch: 5.5 GB to download
 # the first time.

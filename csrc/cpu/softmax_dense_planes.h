@@ -94,11 +94,12 @@ class DensePlanes : SoftmaxPlanes<acc_t> {
       const acc_t* const x = this->logits_again(c, b.p);
       acc_t* const e = b.p + this->place(c);
       const Class here = Class(c);
+      for (int64_t at = 0; at < width_; at += kStep)
 #pragma omp simd
-      for (int64_t i = 0; i < width_; ++i) {
-        e[i] = exp_below<Math>(x[i], s.top[i]);
-        sums.part[i] += s.top_at[i] == here ? acc_t(0) : e[i];
-      }
+        for (int64_t i = at; i < at + kStep; ++i) {
+          e[i] = exp_below<Math>(x[i], s.top[i]);
+          sums.part[i] += s.top_at[i] == here ? acc_t(0) : e[i];
+        }
       sums.close(c, classes_, width_);
     }
 #pragma omp simd
@@ -158,12 +159,13 @@ class DensePlanes : SoftmaxPlanes<acc_t> {
       const acc_t* const u = b.u + this->place(c);
       acc_t* const gradient = this->gradient_at(c, p);
       const Class here = Class(c);
+      for (int64_t at = 0; at < width_; at += kStep)
 #pragma omp simd
-      for (int64_t i = 0; i < width_; ++i) {
-        const acc_t others =
-            s.slope_at[i] == here ? s.rest_of_slopes[i] : (s.rest_of_slopes[i] + s.largest_slope[i]) - slope[i];
-        gradient[i] = s.factor[i] * (p[i] * others - slope[i] * u[i]);
-      }
+        for (int64_t i = at; i < at + kStep; ++i) {
+          const acc_t others =
+              s.slope_at[i] == here ? s.rest_of_slopes[i] : (s.rest_of_slopes[i] + s.largest_slope[i]) - slope[i];
+          gradient[i] = s.factor[i] * (p[i] * others - slope[i] * u[i]);
+        }
       if (s.has_unread) this->replace(s.unread, s.constant, n_, gradient);
       this->put(c, gradient);
     }

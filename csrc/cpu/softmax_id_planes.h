@@ -38,8 +38,8 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
   double compute(const IdPlanes* before, const IdPlanes* next) const {
     open();
     if (smoothing_ != 0) find_mean_distance();
-    if (known_.has_infinite) add_exponentials<false>(before, next);
-    else add_exponentials<true>(before, next);
+    add_exponentials(before, next);
+    if (known_.has_infinite) correct_where_infinite();
     RowTerms<acc_t>& t = known_.terms;
     compute_terms(t, width_, p_);
 #pragma omp simd
@@ -72,9 +72,7 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
     if (keeps_) {
       for (int64_t i = 0; i < n_; ++i) s.x_y[i] = s.buffer[(s.label[i] < 0 ? 0 : s.label[i]) * width_ + i];
     } else {
-      with_stored(p_.inputs, p_.scalar, [&](const auto* x) {
-        for (int64_t i = 0; i < n_; ++i) s.x_y[i] = acc_t(load(x[this->first_of(s.label[i] < 0 ? 0 : s.label[i]) + i]));
-      });
+      for (int64_t i = 0; i < n_; ++i) s.x_y[i] = this->logit(s.label[i] < 0 ? 0 : s.label[i], i);
     }
     for (int64_t i = 0; p_.alpha && i < n_; ++i)
       t.value_factor[i] = s.label[i] < 0 ? acc_t(1) : this->alpha(s.label[i]);
@@ -140,8 +138,9 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
     const acc_t* const top = t_.top;
     for (int64_t c = 0; c < classes_; ++c) {
       const acc_t* const x = this->logits_again(c, known_.buffer);
+      for (int64_t at = 0; at < width_; at += kStep)
 #pragma omp simd
-      for (int64_t i = 0; i < width_; ++i) sums.part[i] += x[i] == top[i] ? acc_t(0) : (top[i] - x[i]) * share;
+        for (int64_t i = at; i < at + kStep; ++i) sums.part[i] += x[i] == top[i] ? acc_t(0) : (top[i] - x[i]) * share;
       sums.close(c, classes_, width_);
     }
     for (int64_t i = 0; i < width_; ++i)
@@ -149,7 +148,6 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
   }
 
   // Into the buffer, and the sums of all but that of the label.
-  template <bool finite>
   FOCAL_EXT_ONE_COPY void add_exponentials(const IdPlanes* before, const IdPlanes* next) const {
     StripSums<acc_t> sums;
     const acc_t* const top = t_.top;
@@ -165,13 +163,27 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
         prefetch(c + kAheadClasses, at, before, next);
 #pragma omp simd
         for (int64_t i = at; i < at + kStep; ++i) {
-          e[i] = finite ? exp_below_finite<Math>(x[i], top[i]) : exp_below<Math>(x[i], top[i]);
+          e[i] = exp_below_finite<Math>(x[i], top[i]);
           sums.part[i] += label[i] == here ? acc_t(0) : e[i];
         }
       }
       sums.close(c, classes_, width_);
     }
     for (int64_t i = 0; i < width_; ++i) t_.others[i] = acc_t(sums.total[i]);
+  }
+
+  // Exponentials of rows whose largest logit is infinite: 1 where it is, 0 elsewhere; NaN stays.
+  FOCAL_EXT_ONE_COPY void correct_where_infinite() const {
+    for (int64_t i = 0; i < n_; ++i) {
+      const acc_t top = t_.top[i];
+      if (Math::abs(top) < acc_t(__builtin_inf())) continue;
+      t_.others[i] = 0;
+      for (int64_t c = 0; c < classes_; ++c) {
+        const acc_t x = this->logit(c, i), e = x == top ? acc_t(1) : x == x ? acc_t(0) : x;
+        if (keeps_) known_.buffer[this->place(c) + i] = e;
+        if (known_.label[i] != Class(c)) t_.others[i] += e;
+      }
+    }
   }
 
   // What the blocks beside this one will want: a step at a time, as many at once would wait for each other.
@@ -185,15 +197,18 @@ class IdPlanes : SoftmaxPlanes<acc_t> {
     acc_t* const e = known_.buffer + this->place(c);
     if (!keeps_) {
       const acc_t* const x = this->logits(c, e);
+      const acc_t* const top = t_.top;
+      for (int64_t at = 0; at < width_; at += kStep)
 #pragma omp simd
-      for (int64_t i = 0; i < width_; ++i) e[i] = exp_below<Math>(x[i], t_.top[i]);
+        for (int64_t i = at; i < at + kStep; ++i) e[i] = exp_below<Math>(x[i], top[i]);
     }
     acc_t* const gradient = this->gradient_at(c, e);
     const Class here = Class(c);
     const Known& k = known_;
+    for (int64_t at = 0; at < width_; at += kStep)
 #pragma omp simd
-    for (int64_t i = 0; i < width_; ++i)
-      gradient[i] = k.label[i] == here ? k.terms.of_own[i] : k.terms.of_others[i] * e[i] - k.terms.shift[i];
+      for (int64_t i = at; i < at + kStep; ++i)
+        gradient[i] = k.label[i] == here ? k.terms.of_own[i] : k.terms.of_others[i] * e[i] - k.terms.shift[i];
     if (known_.has_unread) this->replace(known_.unread, t_.value_factor, n_, gradient);
     this->put(c, gradient);
   }

@@ -72,6 +72,13 @@ class SoftmaxPlanes : protected SoftmaxRows<acc_t> {
   // holds few.
   const acc_t* logits_again(int64_t c, acc_t* buffer) const { return keeps_ ? buffer + place(c) : logits(c, buffer); }
 
+  // One of memory: for what is rare.
+  FOCAL_EXT_ONE_COPY acc_t logit(int64_t c, int64_t i) const {
+    acc_t found = 0;
+    with_stored(p_.inputs, p_.scalar, [&](const auto* x) { found = acc_t(load(x[first_of(c) + i])); });
+    return found;
+  }
+
   // Asks for lines of the second-level cache. No processor guesses where the next plane lies. Inlined: the compiler
   // takes a call out that does nothing else.
   FOCAL_EXT_INLINE void prefetch(const void* tensor, int64_t first, int64_t n) const {
@@ -94,21 +101,20 @@ class SoftmaxPlanes : protected SoftmaxRows<acc_t> {
     acc_t* const own = buffer + place(c);
     const acc_t* const x = logits(c, own);
     const Class here = Class(c);
+    for (int64_t first = 0; first < width_; first += kStep)
 #pragma omp simd
-    for (int64_t i = 0; i < width_; ++i) {
-      if constexpr (places) at[i] = x[i] > top[i] ? here : at[i];
-      top[i] = x[i] > top[i] ? x[i] : top[i];
-      own[i] = x[i];
-    }
+      for (int64_t i = first; i < first + kStep; ++i) {
+        if constexpr (places) at[i] = x[i] > top[i] ? here : at[i];
+        top[i] = x[i] > top[i] ? x[i] : top[i];
+        own[i] = x[i];
+      }
   }
 
   // 1, or NaN as in SoftmaxRows.
   acc_t defined_at(int64_t i, acc_t top) const {
     if (Math::abs(top) < acc_t(__builtin_inf())) return 1;
     int64_t not_below = 0;
-    with_stored(p_.inputs, p_.scalar, [&](const auto* x) {
-      for (int64_t c = 0; c < classes_; ++c) not_below += !(acc_t(load(x[first_of(c) + i])) < top);
-    });
+    for (int64_t c = 0; c < classes_; ++c) not_below += !(logit(c, i) < top);
     return not_below > 1 ? acc_t(__builtin_nan("")) : acc_t(1);
   }
 
