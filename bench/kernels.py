@@ -137,6 +137,13 @@ def is_of(flow: str, targets: str) -> bool:
     return flow != PER_CLASS or targets.endswith(sass.OF_CLASSES)
 
 
+def is_dense_stream(arch: str, dtype: str, gamma: str, logits: int, loop: Loop) -> bool:
+    """Whether it is the stream of dense targets and no loop over tiles, where the two can be told apart: at gamma 2, on
+    the architectures that have a budget."""
+    told = gamma == "2" and (arch, dtype) in DENSE_BUDGET
+    return told and logits == DENSE_LOGITS and loop.issued <= MOST_OF_DENSE
+
+
 def careful_flows(targets: str) -> tuple[str, ...]:
     """A kernel for both kinds of targets has a careful path for each. Beside other factors it is the same text as
     beside one."""
@@ -169,8 +176,8 @@ def rows(kernels: list[Kernel]) -> list[Row]:
             logits = loop.finds_rows if flow == CAREFUL else vectors * 16 // SIZE[dtype]
             if flow == CAREFUL and len(careful_flows(targets)) > 1:
                 flow += ", ids" if loop.count("LDS") else ", dense"  # a row's label comes from shared memory
-            if flow == DENSE and (gamma == "any" or logits != DENSE_LOGITS or loop.issued > MOST_OF_DENSE):
-                continue  # the loop over tiles; of any power there is no other
+            if flow == DENSE and not is_dense_stream(kernel.arch, dtype, gamma, logits, loop):
+                continue
             row = Row(
                 kernel.arch, dtype, targets, gamma, flow, kernel.registers, kernel.stack + kernel.local, logits, loop
             )
