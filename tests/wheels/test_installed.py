@@ -30,9 +30,6 @@ def passes_the_suite(
     shutil.copytree(
         ROOT / "tests", tests, ignore=shutil.ignore_patterns("__pycache__", "wheels", "kernels", "gpu", "cpp", "cuda_*")
     )
-    (tests / "bench").mkdir()  # which the constants' table compares with
-    for file in ("__init__.py", "peers.py"):
-        shutil.copy(ROOT / "bench" / file, tests / "bench")
     # CPU's torch is the suite's own: its numbers are those of make test
     few = backend == "native" and environment in (
         *OTHER_PYTHONS,
