@@ -39,8 +39,8 @@ struct math_of<Host<precision, Tail::full>, Negatives> {
   using type = Host<precision, Negatives::tail>;
 };
 
-// Whether a loop computes two vectors side by side. One vector's instructions wait for each other, and the processor
-// looks only as far ahead as the next vector's. Arithmetic with a full tail needs all registers for one.
+// Whether a loop computes two vectors side by side. The instructions of one vector wait for each other, and the
+// processor looks ahead no further than to the next vector. A full tail needs the registers of both for one.
 template <class Math>
 constexpr bool kSideBySide = false;
 #ifdef __AVX512F__
@@ -51,8 +51,8 @@ constexpr bool kSideBySide<Host<precision, tail>> = tail != Tail::full;
 // The terms of n elements. Gradients are computed when they are stored, and only then.
 template <bool side_by_side, class acc_t, class Term>
 FOCAL_EXT_INLINE void compute(int64_t n, Term term, acc_t* values, acc_t* gradient) {
-  // GCC makes a step of a loop as wide as a vector of its narrowest numbers. These are nobody's, which
-  // it must not know.
+  // GCC takes as many elements a step as a vector has of the loop's narrowest type: with 16 bits, two vectors of float.
+  // Nobody reads these numbers. The asm hides that, or the compiler would drop them.
   uint16_t numbers[kStep], *narrow = numbers;
   asm("" : "+r"(narrow));
   for (int64_t at = 0; at < n; at += kStep) {

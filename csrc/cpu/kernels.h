@@ -15,9 +15,8 @@ constexpr int64_t kMaxStrip = 512;
 // Logits of a strip of a softmax loss with dense targets whose three numbers are kept: they fit the second-level cache.
 constexpr int64_t kDenseStripLogits = 16384;
 
-// With class ids a strip is computed in blocks of positions. The numbers of three fit the second-level cache, and a
-// plane is read by lines that follow each other. A block keeps at most so many, of float; beyond them it computes
-// exponentials twice.
+// With class ids a strip is computed in blocks of positions. The logits of three blocks fit the second-level cache. A
+// block of kBlockMost floats keeps its exponentials; a larger one computes them twice.
 constexpr int64_t kBlockLogits = 10240, kBlockMost = 65536, kStripBlocks = 8;
 static inline int64_t softmax_block(int64_t classes) {
   constexpr int64_t kEnough = 128;  // positions
@@ -26,7 +25,7 @@ static inline int64_t softmax_block(int64_t classes) {
   return width < 32 ? 32 : width < kMaxStrip ? width : kMaxStrip;
 }
 
-// Neighbouring positions of one anchor's planes, at most kMaxStrip of them but for blocks.
+// Neighbouring positions of one anchor's planes: at most kMaxStrip, or kStripBlocks blocks of a softmax loss.
 struct Strip {
   int64_t anchors, positions;  // of the level
   int64_t anchor, first, count;

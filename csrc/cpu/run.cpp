@@ -259,8 +259,8 @@ struct Unit {
   int64_t chunk;
 };
 
-// In whole steps of 32: narrow enough to share many classes out, and of a softmax loss to keep what it computes of each
-// logit. With class ids it has blocks, more than one where that leaves strips for many threads.
+// In whole steps of 32. A strip is narrow enough that many classes are shared among threads, and that a softmax loss
+// keeps what it computes of each logit. With class ids it has several blocks where at least 64 strips remain.
 int64_t width_of_strips(const Problem& p) {
   const int64_t classes = std::max<int64_t>(p.classes, 1);
   if (!has_row_losses(p)) return std::clamp<int64_t>(4 * kChunk / classes / 32 * 32, 64, kMaxStrip);
